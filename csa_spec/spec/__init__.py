@@ -1,0 +1,35 @@
+"""The specification of DeepSeek-V4's attention layers: float64, explicit loops, nothing else.
+
+Start at :mod:`csa_spec.spec.layer`. One module per step: ``compressor``, ``indexer``, ``selection`` (which
+entries may query t see), ``window``, ``attention``, ``output``; ``rope`` and ``norm`` serve them all.
+"""
+
+from csa_spec.spec.batch import PADDING, attend_batch, split_documents
+from csa_spec.spec.geometry import Geometry, GeometryError, LayerKind, Yarn
+from csa_spec.spec.layer import SPEC, Spec, answer_query, attend_document, document_context
+from csa_spec.spec.trace import BatchTrace, Context, Document, DocumentTrace, QueryTrace
+from csa_spec.spec.weights import CompressorWeights, IndexerWeights, LayerWeights, weight_shapes
+
+__all__ = [
+    "PADDING",
+    "SPEC",
+    "BatchTrace",
+    "CompressorWeights",
+    "Context",
+    "Document",
+    "DocumentTrace",
+    "Geometry",
+    "GeometryError",
+    "IndexerWeights",
+    "LayerKind",
+    "LayerWeights",
+    "QueryTrace",
+    "Spec",
+    "Yarn",
+    "answer_query",
+    "attend_batch",
+    "attend_document",
+    "document_context",
+    "split_documents",
+    "weight_shapes",
+]

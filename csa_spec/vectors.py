@@ -1,0 +1,158 @@
+"""Hold the specification against a folder of recorded figures: ``csa-spec vectors DIR``.
+
+The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer, with weights by
+their official names and, per case, the layer's input and output and the tensors of the attention core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from csa_spec.spec import SPEC, Geometry, GeometryError, LayerKind, LayerWeights, Spec, Yarn, attend_batch
+
+TOLERANCE = 2e-5
+"""Absolute. The figures are float32 runs of the official code; they agree with a float64 evaluation of the same
+formulas to better than this."""
+
+
+class VectorsError(Exception):
+    """The folder is missing, broken or of another version; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorResult:
+    """How far the specification is from one recorded case."""
+
+    file: str
+    case: int
+    errors: dict[str, float]
+    """Largest absolute error by what was compared: ``output``, ``decode`` (where recorded), ``core``"""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every error is within the tolerance (a NaN is not)."""
+        return all(error <= TOLERANCE for error in self.errors.values())
+
+
+def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
+    """Yield the result of every case of every file that the folder's index lists.
+
+    Raises
+    ------
+    VectorsError
+        If the folder cannot be used as it is.
+    """
+    for entry in _read_index(folder):
+        name = _field(entry, "file", str, "index.json")
+        try:
+            tensors = load_file(folder / name)
+        except FileNotFoundError:
+            raise VectorsError(f"{folder} lists {name} but does not hold it") from None
+        except (SafetensorError, OSError) as error:
+            raise VectorsError(f"{folder / name} is not a readable safetensors file: {error}") from None
+        geometry = _geometry(_field(entry, "geometry", dict, name), name)
+        try:
+            weights = LayerWeights.from_named(
+                {
+                    key.removeprefix("weights.").removesuffix(".weight"): tensor.double()
+                    for key, tensor in tensors.items()
+                    if key.startswith("weights.")
+                }
+            )
+            for case in _field(entry, "cases", list, name):
+                yield _check_case(name, _field(case, "case", int, name), tensors, weights, geometry, spec)
+        except KeyError as error:
+            raise VectorsError(f"{folder / name} has no tensor {error}") from None
+
+
+def _check_case(
+    name: str, case: int, tensors: dict[str, Tensor], weights: LayerWeights, geometry: Geometry, spec: Spec
+) -> VectorResult:
+    def recorded(key: str) -> Tensor:
+        return tensors[f"case{case}.{key}"]
+
+    x = recorded("x").double()
+    rows, length, _ = x.shape
+    positions = torch.arange(length).expand(rows, length)
+    trace = attend_batch(x, weights, geometry, positions, torch.zeros(rows, length, dtype=torch.long), spec)
+    errors = {"output": _distance(trace.out, recorded("y"))}
+    if f"case{case}.y_prefill_then_decode" in tensors:
+        errors["decode"] = _distance(trace.out, recorded("y_prefill_then_decode"))
+    q, kv, core = [], [], []
+    for row, document in enumerate(trace.documents):
+        kv.append(torch.cat((document.context.window_keys, document.context.entries)))
+        for t, query in enumerate(document.queries):
+            indices = recorded("core.idx")[row, t]
+            keys = recorded("core.kv")[row, indices[indices >= 0]].double()
+            q.append(query.q)
+            core.append(
+                spec.attend(
+                    recorded("core.q")[row, t].double(), keys, weights.attn_sink, spec.softmax_scale(geometry)
+                )[0]
+            )
+            own = query.window + [length + s for s in query.selection]
+            if set(own) != set(indices[indices >= 0].tolist()):
+                errors["core keys"] = float("inf")
+    errors["core q"] = _distance(torch.stack(q).view_as(recorded("core.q")), recorded("core.q"))
+    errors["core kv"] = _distance(torch.stack(kv), recorded("core.kv"))
+    errors["core"] = _distance(torch.stack(core).view_as(recorded("core.o")), recorded("core.o"))
+    return VectorResult(name, case, errors)
+
+
+def _distance(ours: Tensor, recorded: Tensor) -> float:
+    return (ours - recorded.double()).abs().max().item() if ours.numel() else 0.0
+
+
+def _read_index(folder: Path) -> list[Any]:
+    if not folder.is_dir():
+        raise VectorsError(f"{folder} is not a folder")
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VectorsError(f"{folder} has no index.json; is it a folder of vectors?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VectorsError(f"{folder / 'index.json'} is not valid JSON: {error}") from None
+    if not isinstance(index, list) or not index:
+        raise VectorsError(
+            f"{folder / 'index.json'} is of another version: expected a list of files, "
+            f"found {'an empty list' if index == [] else type(index).__name__}"
+        )
+    return index
+
+
+def _field(mapping: Any, key: str, kind: type, where: str) -> Any:
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    if not isinstance(value, kind):
+        raise VectorsError(f"{where} is broken or of another version: it lacks {key!r} ({kind.__name__})")
+    return value
+
+
+def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
+    fields = dict(recorded)
+    try:
+        kind = LayerKind(fields.pop("kind"))
+        theta = fields.pop("theta")
+        yarn = fields.pop("yarn")
+        if kind is LayerKind.SLIDING:
+            fields["compress_ratio"] = 1
+        return Geometry(
+            kind=kind,
+            top_k=fields.pop("topk"),
+            yarn=None if yarn is None else Yarn(**yarn),
+            **{"rope_theta" if kind is LayerKind.SLIDING else "compress_rope_theta": theta},
+            **fields,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, GeometryError):
+            raise VectorsError(f"{where} has an impossible geometry: {reason}") from None
+        raise VectorsError(f"{where} is broken or of another version: geometry: {reason}") from None
