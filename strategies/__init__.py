@@ -1,0 +1,28 @@
+"""Hypothesis strategies for cases of DeepSeek-V4's attention layers.
+
+>>> from hypothesis import given
+>>> from csa_spec.strategies import cases
+>>> @given(cases("csa"))
+... def test_my_layer(case): ...
+
+Import them as ``csa_spec.strategies``.
+"""
+
+from csa_spec.strategies.cases import cases, top_ks, windows
+from csa_spec.strategies.corners import corner_cases
+from csa_spec.strategies.geometry import compress_ratios, geometries, yarns
+from csa_spec.strategies.rows import batches, lengths, rows, starts
+
+__all__ = [
+    "batches",
+    "cases",
+    "compress_ratios",
+    "corner_cases",
+    "geometries",
+    "lengths",
+    "rows",
+    "starts",
+    "top_ks",
+    "windows",
+    "yarns",
+]

@@ -84,9 +84,7 @@ class Geometry:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise GeometryError(f"{name} {value!r} must be an integer of at least {least}")
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
-            raise GeometryError(
-                f"rope_dim {self.rope_dim} must be even and at most head_dim {self.head_dim}"
-            )
+            raise GeometryError(f"rope_dim {self.rope_dim} must be even and at most head_dim {self.head_dim}")
         if self.kind is LayerKind.CSA and self.rope_dim > self.index_head_dim:
             raise GeometryError(
                 f"rope_dim {self.rope_dim} must be at most index_head_dim {self.index_head_dim}"

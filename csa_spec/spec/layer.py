@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from csa_spec.spec.attention import attend
-from csa_spec.spec.compressor import Half, PooledToken, entry_position, half_columns, pool, pool_logit, pooled_tokens
+from csa_spec.spec.compressor import (
+    Half,
+    PooledToken,
+    entry_position,
+    half_columns,
+    pool,
+    pool_logit,
+    pooled_tokens,
+)
 from csa_spec.spec.geometry import Geometry, LayerKind
 from csa_spec.spec.indexer import index_scale, index_score
 from csa_spec.spec.norm import rms_norm
@@ -86,7 +94,9 @@ def document_context(
     """Compute what all queries share: a window key per token, an entry and an index key per complete block."""
     frequencies = spec.layer_frequencies(geometry)
     window_keys = [
-        spec.rotate(rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies)
+        spec.rotate(
+            rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies
+        )
         for t, x in enumerate(hidden)
     ]
     entries = hidden.new_zeros(0, geometry.head_dim)
@@ -94,12 +104,19 @@ def document_context(
     if weights.compressor is not None:
         entries = _compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
     if weights.indexer is not None:
-        index_keys = _compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
+        index_keys = _compress(
+            hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec
+        )
     return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
 
 
 def _compress(
-    hidden: Tensor, start: int, weights: CompressorWeights, geometry: Geometry, frequencies: Tensor, spec: Spec
+    hidden: Tensor,
+    start: int,
+    weights: CompressorWeights,
+    geometry: Geometry,
+    frequencies: Tensor,
+    spec: Spec,
 ) -> Tensor:
     """Return the entries ``[T, d]`` of one compressor, main or indexer."""
     m, dim, overlap = geometry.compress_ratio, len(weights.norm), geometry.overlap
@@ -149,17 +166,18 @@ def answer_query(
     window = spec.window_tokens(t, geometry.window)
     visible: list[int] = []
     if geometry.kind is not LayerKind.SLIDING:
-        visible = [s for s in spec.visible_entries(t, geometry.compress_ratio) if s < len(context.entries)]
+        visible = spec.visible_entries(t, geometry.compress_ratio)
 
     # SCORE
     scores = x.new_zeros(0)
-    if weights.indexer is not None:
+    if weights.indexer is not None and visible:
         index_q = (weights.indexer.wq_b @ latent).view(geometry.index_heads, -1)
         index_q = spec.rotate(index_q, position, context.frequencies)
         head_weights = weights.indexer.weights_proj @ x
         head_weights = head_weights * index_scale(geometry.index_heads, geometry.index_head_dim)
-        per_entry = [spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible]
-        scores = torch.stack(per_entry) if per_entry else scores
+        scores = torch.stack(
+            [spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible]
+        )
 
     # SELECT: a constant for gradients; HCA attends to every visible entry
     ranking, margin = scores.tolist(), None

@@ -1,0 +1,270 @@
+r"""Error budgets: how far a right implementation in low precision may be from the specification.
+
+Derivation
+----------
+Each quantity that an implementation computes gets a value (float64) and a variance: that of its rounding error,
+to first order, with independent rounding errors (Higham and Mary, "A new approach to probabilistic rounding
+error analysis", 2019). With unit roundoff u of the case's dtype and unit roundoff a = min(u, 2^-24) of
+accumulators:
+
+* a stored result y:            u^2 y^2
+* a sum of products x . w:      u^2 (y^2 + sum (x w)^2) + a^2 (sum |x w|)^2, plus sum var(x) w^2
+* a norm, a rotation, a softmax: the derivative applied to the incoming variance, plus a few roundings
+* an angle position * f:        (2 a angle)^2, since rotary tables are made in float32 even in bfloat16 models
+* the core o = sum p k:         sum p^2 (k - o)^2 var(z) + sum p^2 var(k), plus roundings
+
+The budget of an element is ``MARGIN`` standard deviations. Where the error of a logit z is not small, the first
+order is not enough; the factor exp(MARGIN sd(z)) - 1 replaces MARGIN sd(z) there.
+
+Sums are taken over the magnitudes of the case itself, element by element, so a budget is as tight for a small
+output beside a large one as the arithmetic allows. ``docs/budgets.md`` has the measured worst error/budget for
+right implementations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csa_spec.spec import CompressorWeights, DocumentTrace, Geometry, LayerWeights
+
+MARGIN = 8.0
+"""Standard deviations in a budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Allowed absolute error per element, for one document of S tokens and T entries."""
+
+    out: Tensor
+    """``[S, hidden]``"""
+    entries: Tensor
+    """``[T, head_dim]``"""
+    scores: Tensor
+    """``[S, T]``, of every pair of query and entry, visible or not"""
+    probabilities: Tensor
+    """``[S, heads, S + T]``"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """A tensor and the variance of its rounding error."""
+
+    value: Tensor
+    variance: Tensor
+
+
+class _Arithmetic:
+    """Arithmetic in one precision: every result with the variance of its error."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        info = torch.finfo(dtype)
+        self.unit = info.eps / 2
+        self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
+        self.underflow = info.smallest_normal * info.eps
+
+    def store(self, value: Tensor, variance: Tensor, roundings: float = 1.0) -> _Rounded:
+        """Round a result to the dtype."""
+        own = (roundings * self.unit * value).square() + self.underflow**2
+        return _Rounded(value, variance + own)
+
+    def linear(self, x: _Rounded, weight: Tensor) -> _Rounded:
+        """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``."""
+        exact = _Rounded(weight, torch.zeros_like(weight))
+        return self.products(x, exact)
+
+    def products(self, x: _Rounded, y: _Rounded) -> _Rounded:
+        """Multiply ``x`` ``[..., i, n]`` with ``y`` ``[..., j, n]`` over their last dimension."""
+        x2, y2 = x.value.square(), y.value.square()
+        variance = x.variance @ y2.mT + x2 @ y.variance.mT + self.unit**2 * (x2 @ y2.mT)
+        variance = variance + (self.accumulator * (x.value.abs() @ y.value.abs().mT)).square()
+        return self.store(x.value @ y.value.mT, variance)
+
+    def norm(self, x: _Rounded, weight: Tensor | None, eps: float) -> _Rounded:
+        """Root-mean-square normalisation over the last dimension."""
+        n = x.value.shape[-1]
+        inverse = torch.rsqrt(x.value.square().mean(-1, keepdim=True) + eps)
+        factor = inverse if weight is None else inverse * weight
+        common = (x.value.square() * x.variance).sum(-1, keepdim=True) * inverse**4 / n**2
+        variance = factor.square() * (x.variance + x.value.square() * common)
+        return self.store(x.value * factor, variance, roundings=3)
+
+    def rotate(self, x: _Rounded, positions: Tensor, frequencies: Tensor, sign: int = 1) -> _Rounded:
+        """Rotate the trailing channels; ``positions`` broadcasts over all but the last dimension of ``x``."""
+        width = 2 * len(frequencies)
+        angle = sign * positions[..., None] * frequencies
+        cos, sin = angle.cos(), angle.sin()
+        a, b = x.value[..., -width::2], x.value[..., 1 - width :: 2]
+        va, vb = x.variance[..., -width::2], x.variance[..., 1 - width :: 2]
+        own = ((2 * self.accumulator * angle).square() + (2 * self.unit) ** 2) * (a.square() + b.square())
+        value = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+        first = va * cos.square() + vb * sin.square() + own
+        second = va * sin.square() + vb * cos.square() + own
+        variance = torch.stack((first, second), -1).flatten(-2)
+        rotated = self.store(value, variance)
+        return _Rounded(
+            torch.cat((x.value[..., :-width], rotated.value), -1),
+            torch.cat((x.variance[..., :-width], rotated.variance), -1),
+        )
+
+
+def document_budgets(
+    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype
+) -> Budgets:
+    """Return the budgets of one document.
+
+    Parameters
+    ----------
+    trace
+        What the specification says.
+    weights, geometry
+        The layer, in float64.
+    dtype
+        In which the candidate computes.
+    """
+    do, context = _Arithmetic(dtype), trace.context
+    exact = torch.zeros_like(context.hidden)
+    hidden = _Rounded(context.hidden, exact)
+    positions = context.document.start + torch.arange(len(context.hidden), dtype=torch.float64)
+    frequencies, eps = context.frequencies, geometry.norm_eps
+
+    latent = do.norm(do.linear(hidden, weights.wq_a), weights.q_norm, eps)
+    q = _split_heads(do.linear(latent, weights.wq_b), geometry.heads)
+    q = do.rotate(do.norm(q, None, eps), positions[:, None], frequencies)
+    window = do.rotate(do.norm(do.linear(hidden, weights.wkv), weights.kv_norm, eps), positions, frequencies)
+    entries = _compress(do, hidden, weights.compressor, geometry, context.document.start, frequencies)
+    scores = _scores(do, hidden, latent, weights, geometry, context.document.start, frequencies)
+
+    keys = _Rounded(torch.cat((window.value, entries.value)), torch.cat((window.variance, entries.variance)))
+    probabilities, attended = _dense_probabilities(trace, len(keys.value))
+    core, spread = _attend(do, q, keys, probabilities, attended, weights.attn_sink, geometry.scale)
+    heads_out = do.rotate(core, positions[:, None], frequencies, sign=-1)
+    out = _project(do, heads_out, weights, geometry)
+    return Budgets(
+        out=MARGIN * out.variance.sqrt(),
+        entries=MARGIN * entries.variance.sqrt(),
+        scores=MARGIN * scores.variance.sqrt(),
+        probabilities=spread,
+    )
+
+
+def _split_heads(x: _Rounded, heads: int) -> _Rounded:
+    return _Rounded(x.value.unflatten(-1, (heads, -1)), x.variance.unflatten(-1, (heads, -1)))
+
+
+def _compress(
+    do: _Arithmetic,
+    hidden: _Rounded,
+    weights: CompressorWeights | None,
+    geometry: Geometry,
+    start: int,
+    frequencies: Tensor,
+) -> _Rounded:
+    if weights is None:
+        nothing = hidden.value.new_zeros(0, geometry.head_dim)
+        return _Rounded(nothing, nothing)
+    m, dim = geometry.compress_ratio, len(weights.norm)
+    count = geometry.entry_count(len(hidden.value))
+    blocks = _Rounded(hidden.value[: count * m], hidden.variance[: count * m])
+    content, gate = do.linear(blocks, weights.wkv), do.linear(blocks, weights.wgate)
+
+    def slots(x: Tensor, outside: float) -> Tensor:
+        """Lay a ``[count * m, C]`` tensor out as ``[count, slots, dim]``: previous block's half, then own half."""
+        x = x.unflatten(0, (count, m))
+        if not geometry.overlap:
+            return x
+        previous = torch.cat((x.new_full((1, m, dim), outside), x[:-1, :, :dim]))[:count]
+        return torch.cat((previous, x[..., dim:]), dim=1)
+
+    bias = weights.ape.repeat(count, 1)
+    logit = do.store(gate.value + bias, gate.variance)
+    p = torch.softmax(slots(logit.value, -torch.inf), dim=1)
+    c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
+    pooled = (p * c).sum(1)
+    variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
+    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + (
+        do.accumulator * (p * c.abs()).sum(1)
+    ).square()
+    normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
+    return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
+
+
+def _scores(
+    do: _Arithmetic,
+    hidden: _Rounded,
+    latent: _Rounded,
+    weights: LayerWeights,
+    geometry: Geometry,
+    start: int,
+    frequencies: Tensor,
+) -> _Rounded:
+    if weights.indexer is None:
+        nothing = hidden.value.new_zeros(len(hidden.value), 0)
+        return _Rounded(nothing, nothing)
+    positions = start + torch.arange(len(hidden.value), dtype=torch.float64)
+    keys = _compress(do, hidden, weights.indexer.compressor, geometry, start, frequencies)
+    queries = _split_heads(do.linear(latent, weights.indexer.wq_b), geometry.index_heads)
+    products = do.products(do.rotate(queries, positions[:, None], frequencies), keys)
+    # A product that rounding may push over zero counts; one that is surely negative does not.
+    reachable = products.value > -MARGIN * products.variance.sqrt()
+    positive, variance = products.value.clamp(min=0), products.variance * reachable
+    head_weights = do.linear(hidden, weights.indexer.weights_proj)
+    constant = geometry.index_head_dim**-0.5 * geometry.index_heads**-0.5
+    w, w_variance = head_weights.value[..., None], head_weights.variance[..., None]
+    terms = w * positive
+    total = (w.square() * variance + positive.square() * w_variance + (3 * do.unit * terms).square()).sum(1)
+    total = total + (do.accumulator * terms.abs().sum(1)).square()
+    return do.store(constant * terms.sum(1), constant**2 * total)
+
+
+def _dense_probabilities(trace: DocumentTrace, keys: int) -> tuple[Tensor, Tensor]:
+    """Return probabilities ``[S, heads, S + T]`` and which keys each query attends to ``[S, 1, S + T]``."""
+    length, heads = len(trace.queries), len(trace.queries[0].q)
+    dense = torch.zeros(length, heads, keys, dtype=torch.float64)
+    attended = torch.zeros(length, 1, keys, dtype=torch.bool)
+    for query in trace.queries:
+        columns = query.window + [length + s for s in query.selection]
+        dense[query.t, :, columns] = query.probabilities
+        attended[query.t, :, columns] = True
+    return dense, attended
+
+
+def _attend(
+    do: _Arithmetic, q: _Rounded, keys: _Rounded, p: Tensor, attended: Tensor, sink: Tensor, scale: float
+) -> tuple[_Rounded, Tensor]:
+    """Return the core's output ``[S, heads, d]`` and the budget of the probabilities."""
+    z = do.products(q, keys)
+    z = _Rounded(scale * z.value, scale**2 * z.variance)
+    peak = torch.maximum(z.value.masked_fill(~attended, -torch.inf).amax(-1), sink)[..., None]
+    z_variance = z.variance + do.unit**2 * (z.value.square() + (z.value - peak).square())
+    # First order while the error of a logit is small, exponential where it is not.
+    relative = torch.expm1((MARGIN * z_variance.sqrt()).clamp(max=60.0)) / MARGIN
+    weight = (p * relative).square()
+    k, k2 = keys.value, keys.value.square()
+    o = p @ k
+    variance = weight @ k2 - 2 * o * (weight @ k) + o.square() * weight.sum(-1, keepdim=True)
+    variance = variance.clamp(min=0) + p.square() @ (keys.variance + (3 * do.unit) ** 2 * k2)
+    variance = variance + (do.accumulator * (p @ k.abs())).square()
+    common = weight.sum(-1, keepdim=True)
+    spread = MARGIN * (weight + p.square() * common + (3 * do.unit * p).square()).sqrt() + do.underflow
+    return do.store(o, variance, roundings=2), spread
+
+
+def _project(do: _Arithmetic, heads_out: _Rounded, weights: LayerWeights, geometry: Geometry) -> _Rounded:
+    low_rank = weights.wo_a.unflatten(0, (geometry.o_groups, -1))
+    grouped = [
+        x.flatten(1).unflatten(1, (geometry.o_groups, -1)) for x in (heads_out.value, heads_out.variance)
+    ]
+    parts = [
+        do.linear(_Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)
+    ]
+    middle = _Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
+    return do.linear(middle, weights.wo_b)
+
+
+def working_dtype(dtype: str, internal_dtype: str | None) -> torch.dtype:
+    """Return the dtype whose roundoff a budget uses: the coarser of the case's and the candidate's own."""
+    widest = [getattr(torch, name) for name in (dtype, internal_dtype) if name is not None]
+    return max(widest, key=lambda one: torch.finfo(one).eps)

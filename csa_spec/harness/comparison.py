@@ -1,0 +1,240 @@
+"""Hold an output against the specification: element by element, within budgets, aware of ties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csa_spec.harness.candidate import LayerOutput
+from csa_spec.harness.expected import ALTERNATIVES, Expected, ExpectedDocument
+from csa_spec.harness.failures import query_name
+from csa_spec.spec import Document
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a comparison covered."""
+
+    queries: int = 0
+    ambiguous: int = 0
+    """Queries with more than one valid selection"""
+    unjudged: int = 0
+    """Ambiguous queries with too many valid selections to try"""
+    worst: float = 0.0
+    """Largest error/budget of what was judged right"""
+
+    def add(self, other: Tally) -> None:
+        """Add another comparison to this one."""
+        self.queries += other.queries
+        self.ambiguous += other.ambiguous
+        self.unjudged += other.unjudged
+        self.worst = max(self.worst, other.worst)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The query that is furthest over its budget."""
+
+    document: ExpectedDocument
+    t: int
+    expected: Tensor
+    """``[hidden]``"""
+    got: Tensor
+    """``[hidden]``"""
+    over_budget: float
+    """Largest error/budget of its elements; infinite for NaN"""
+    queries: int
+    """Queries of the batch that are wrong"""
+
+
+def compare(expected: Expected, output: LayerOutput) -> tuple[Tally, Mismatch | None]:
+    """Compare an output with what the specification says.
+
+    An ambiguous query is right if its output is right for any valid selection, or, where the candidate exposes
+    its selection and that is valid, for that one.
+    """
+    tally, worst, wrong = Tally(), None, 0
+    for document in expected.documents:
+        place = document.trace.context.document
+        got = output.out[place.row, place.columns]
+        ratios = error_ratios(got, document.trace.out, document.budgets.out).amax(dim=1)
+        tally.queries += place.length
+        for t in range(place.length):
+            reference, ratio = document.trace.queries[t].out, float(ratios[t])
+            if document.choices[t].ambiguous:
+                tally.ambiguous += 1
+                judged = _judge_ambiguous(
+                    expected, document, t, got[t], _exposed_selection(output, document, t)
+                )
+                if judged is None:
+                    tally.unjudged += 1
+                    continue
+                reference, ratio = judged
+            if ratio <= 1:
+                tally.worst = max(tally.worst, ratio)
+                continue
+            wrong += 1
+            if worst is None or ratio > worst.over_budget:
+                worst = Mismatch(document, t, reference, got[t], ratio, 0)
+    if worst is None:
+        return tally, None
+    return tally, Mismatch(worst.document, worst.t, worst.expected, worst.got, worst.over_budget, wrong)
+
+
+def error_ratios(got: Tensor, expected: Tensor, budget: Tensor) -> Tensor:
+    """Return error/budget, element by element; infinite where only one side is finite."""
+    ratios = (got - expected).abs() / budget
+    return torch.where(ratios.isnan(), torch.inf, ratios)
+
+
+def _judge_ambiguous(
+    expected: Expected, document: ExpectedDocument, t: int, got: Tensor, exposed: list[int] | None
+) -> tuple[Tensor, float] | None:
+    """Return the reference closest to ``got`` and its error/budget; None if there are too many to try."""
+    choice = document.choices[t]
+    if exposed is not None and choice.allows(exposed):
+        selections = [exposed]
+    elif choice.count <= ALTERNATIVES:
+        selections = list(choice.selections())
+    else:
+        return None
+    best: tuple[Tensor, float] | None = None
+    for selection in selections:
+        reference = expected.query_out(document, t, selection)
+        ratio = float(error_ratios(got, reference, document.budgets.out[t]).max())
+        if best is None or ratio < best[1]:
+            best = reference, ratio
+        if ratio <= 1:
+            break
+    return best
+
+
+def _exposed_selection(output: LayerOutput, document: ExpectedDocument, t: int) -> list[int] | None:
+    place = document.trace.context.document
+    if output.selection is None or not alone_in_row(place, output.selection):
+        return None
+    picks = output.selection[place.row, t]
+    return [int(s) for s in picks[picks >= 0]]
+
+
+def alone_in_row(place: Document, exposed: Tensor) -> bool:
+    """Whether indices that a candidate exposes are this document's own: it starts at its row's first column."""
+    return place.begin == 0 and exposed.dim() >= 2 and exposed.shape[0] > place.row
+
+
+def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> tuple[str, ...]:
+    """Compare the stages that a candidate exposes with the specification's, in the order of the data.
+
+    Returns one sentence per stage that differs, the first stage first.
+    """
+    place = document.trace.context.document
+    if place.begin != 0:
+        return ()
+    stages = (_entries, _index_scores, _selection, _probabilities)
+    found = (stage(output, document, place) for stage in stages)
+    return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _entries(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+    ours = document.trace.context.entries
+    theirs = output.entries
+    if theirs is None or theirs.dim() != 3 or theirs.shape[2] != ours.shape[1]:
+        return None
+    theirs = theirs[place.row]
+    if len(theirs) < len(ours):
+        return f"compressor: {len(theirs)} entries where there must be {len(ours)}"
+    ratios = error_ratios(theirs[: len(ours)], ours, document.budgets.entries).flatten(1)
+    wrong = [s for s in range(len(ours)) if float(ratios[s].max()) > 1]
+    if not wrong:
+        return None
+    s = wrong[0]
+    return (
+        f"compressor: entry {s} differs by {float(ratios[s].max()):.3g} budgets "
+        f"(expected {_numbers(ours[s])}, got {_numbers(theirs[s])}); wrong entries: {wrong}"
+    )
+
+
+def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+    theirs = output.index_scores
+    if theirs is None or theirs.dim() != 3:
+        return None
+    for query in document.trace.queries:
+        if not query.visible or theirs.shape[2] < len(query.visible):
+            continue
+        got = theirs[place.row, query.t, query.visible]
+        ratio = float(error_ratios(got, query.scores, document.budgets.scores[query.t, query.visible]).max())
+        if ratio > 1:
+            return (
+                f"index scores: query {query_name(query.t)} differs by {ratio:.3g} budgets "
+                f"(expected {_numbers(query.scores)}, got {_numbers(got)})"
+            )
+    return None
+
+
+def _selection(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+    if output.selection is None or output.selection.dim() != 3:
+        return None
+    for query, choice in zip(document.trace.queries, document.choices, strict=True):
+        picks = output.selection[place.row, query.t]
+        chosen = [int(s) for s in picks[picks >= 0]]
+        if choice.allows(chosen):
+            continue
+        hidden = sorted(set(chosen) - set(query.visible))
+        may = f"it may see {_entry_list(query.visible)}"
+        if hidden:
+            return (
+                f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, "
+                f"which it must not see ({may})"
+            )
+        return (
+            f"selection: query {query_name(query.t)} selects {_entry_list(chosen)} "
+            f"where the scores say {_entry_list(sorted(query.selection))} ({may})"
+        )
+    return None
+
+
+def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+    theirs, budgets = output.probabilities, document.budgets.probabilities
+    length, heads, keys = budgets.shape
+    if theirs is None or theirs.dim() != 4 or theirs.shape[1] != heads or place.length != theirs.shape[2]:
+        return None
+    if theirs.shape[3] != keys:
+        return f"attention: {theirs.shape[3]} keys (tokens and entries) where there are {keys}"
+    for query in document.trace.queries:
+        columns = query.window + [length + s for s in query.selection]
+        ours = torch.zeros(heads, keys, dtype=torch.float64)
+        ours[:, columns] = query.probabilities
+        got = theirs[place.row, :, query.t]
+        stray = got.clone()
+        stray[:, columns] = 0
+        if stray.any():
+            head, key = (stray > 0).nonzero()[0].tolist()
+            return (
+                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
+                f"with probability {float(got[head, key]):.3g}; it must not attend to it at all"
+            )
+        ratios = error_ratios(got, ours, budgets[query.t])
+        if float(ratios.max()) > 1:
+            head, key = divmod(int(ratios.argmax()), keys)
+            return (
+                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
+                f"with probability {float(got[head, key]):.6g} where it must be {float(ours[head, key]):.6g}"
+            )
+    return None
+
+
+def _key_name(key: int, length: int) -> str:
+    return f"token {key}" if key < length else f"entry {key - length}"
+
+
+def _entry_list(entries: list[int]) -> str:
+    if not entries:
+        return "no entry"
+    return ("entry " if len(entries) == 1 else "entries ") + ", ".join(map(str, entries))
+
+
+def _numbers(vector: Tensor) -> str:
+    shown = ", ".join(f"{x:.4g}" for x in vector.tolist()[:6])
+    return f"[{shown}{', ...' if len(vector) > 6 else ''}]"

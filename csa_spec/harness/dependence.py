@@ -1,0 +1,72 @@
+"""Which output depends on which token: what is allowed, what is needed, what a candidate does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csa_spec.spec import SPEC, DocumentTrace, Geometry
+
+LONGEST = 48
+"""Documents with more tokens are not probed: a probe runs the candidate once per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """Boolean matrices ``[queries, tokens]`` of one document."""
+
+    allowed: Tensor
+    """The query may depend on the token: it is in the window or pooled into a visible entry"""
+    needed: Tensor
+    """The specification's output does change with the token"""
+    observed: Tensor
+    """The candidate's output changes with the token"""
+
+    @property
+    def too_much(self) -> list[tuple[int, int]]:
+        """Pairs of query and token that depend on each other and must not."""
+        return _pairs(self.observed & ~self.allowed)
+
+    @property
+    def too_little(self) -> list[tuple[int, int]]:
+        """Pairs that must depend on each other and do not."""
+        return _pairs(self.needed & ~self.observed)
+
+
+def allowed_tokens(trace: DocumentTrace, geometry: Geometry) -> Tensor:
+    """Return ``[queries, tokens]``: the window, and every token that a visible entry pools.
+
+    Entries that are visible but not selected count: their scores decide the selection.
+    """
+    length = len(trace.queries)
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for query in trace.queries:
+        allowed[query.t, query.window] = True
+        for s in query.visible:
+            pooled = SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
+            allowed[query.t, [token.token for token in pooled]] = True
+    return allowed
+
+
+def probe(length: int, run: Callable[[int | None], Tensor], threshold: Tensor) -> Tensor:
+    """Return ``[queries, tokens]``: whose output moves by more than ``threshold`` when a token is replaced.
+
+    Parameters
+    ----------
+    length
+        Tokens in the document.
+    run
+        Returns the document's output ``[S, hidden]`` with one token replaced, or with none.
+    threshold
+        ``[S, hidden]``.
+    """
+    base = run(None)
+    moved = [((run(token) - base).abs() > threshold).any(dim=1) for token in range(length)]
+    return torch.stack(moved, dim=1)
+
+
+def _pairs(matrix: Tensor) -> list[tuple[int, int]]:
+    return [(int(t), int(token)) for t, token in matrix.nonzero().tolist()]

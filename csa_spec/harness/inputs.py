@@ -1,0 +1,206 @@
+"""Tensors made from a case: deterministic, drawn on the CPU in float64, rounded, then moved."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csa_spec.harness.case import Case, Scores, Sinks, Values
+from csa_spec.spec import (
+    Document,
+    Geometry,
+    LayerKind,
+    LayerWeights,
+    answer_query,
+    document_context,
+    split_documents,
+    weight_shapes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a layer is called with."""
+
+    hidden: Tensor
+    """``[B, S, hidden]``"""
+    weights: LayerWeights
+    positions: Tensor
+    """``[B, S]`` int64"""
+    documents: Tensor
+    """``[B, S]`` int64"""
+
+    def double(self) -> Inputs:
+        """Return the same numbers in float64 on the CPU, for the specification."""
+        named = {name: tensor.double().cpu() for name, tensor in self.weights.named().items()}
+        return Inputs(
+            self.hidden.double().cpu(),
+            LayerWeights.from_named(named),
+            self.positions.cpu(),
+            self.documents.cpu(),
+        )
+
+    def copy(self) -> Inputs:
+        """Return an independent copy, for a candidate that must not be trusted with the original."""
+        named = {name: tensor.clone() for name, tensor in self.weights.named().items()}
+        return Inputs(
+            self.hidden.clone(),
+            LayerWeights.from_named(named),
+            self.positions.clone(),
+            self.documents.clone(),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by name."""
+        weights = {f"weights.{name}": tensor for name, tensor in self.weights.named().items()}
+        return {"hidden": self.hidden, "positions": self.positions, "documents": self.documents, **weights}
+
+
+def make_inputs(case: Case) -> Inputs:
+    """Make the tensors of a case. The same case gives the same bits on every machine of one torch version."""
+    geometry = case.geometry
+    positions, documents = (torch.tensor(rows, dtype=torch.long) for rows in case.layout())
+    hidden = _hidden(case)
+    named = {name: _weight(case, name, shape) for name, shape in weight_shapes(geometry).items()}
+    if geometry.kind is LayerKind.CSA:
+        _shape_scores(case, named)
+        if case.scores is Scores.SEPARATED:
+            _separate_scores(case, named, hidden, split_documents(positions, documents))
+    dtype = getattr(torch, case.dtype)
+    weights = {name: tensor.to(dtype).to(case.device) for name, tensor in named.items()}
+    return Inputs(
+        hidden.to(dtype).to(case.device),
+        LayerWeights.from_named(weights),
+        positions.to(case.device),
+        documents.to(case.device),
+    )
+
+
+def fresh_tokens(case: Case, inputs: Inputs, salt: str) -> Tensor:
+    """Return other hidden states ``[B, S, hidden]`` of the case's shape and dtype, for perturbations."""
+    shape = tuple(inputs.hidden.shape)
+    return _normal(case.seed, "fresh hidden " + salt, shape).to(inputs.hidden.dtype).to(inputs.hidden.device)
+
+
+def fresh_weight(case: Case, inputs: Inputs, name: str) -> Inputs:
+    """Return the inputs with one weight drawn anew."""
+    named = inputs.weights.named()
+    old = named[name]
+    new = _gaussian_weight(case.seed, "fresh " + name, name, tuple(old.shape))
+    named[name] = new.to(old.dtype).to(old.device)
+    return Inputs(inputs.hidden, LayerWeights.from_named(named), inputs.positions, inputs.documents)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """One generator per tensor, so that a change of one shape leaves the other tensors as they are."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+
+
+def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=_generator(seed, name), dtype=torch.float64)
+
+
+def _choice(seed: int, name: str, shape: tuple[int, ...], options: tuple[float, ...]) -> Tensor:
+    indices = torch.randint(len(options), shape, generator=_generator(seed, name))
+    return torch.tensor(options, dtype=torch.float64)[indices]
+
+
+def _hidden(case: Case) -> Tensor:
+    shape = (len(case.rows), case.columns, case.geometry.hidden)
+    if case.values is Values.INTEGERS:
+        tokens = _choice(case.seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0))
+    else:
+        tokens = _normal(case.seed, "hidden", shape)
+    if case.scores is Scores.NEAR_TIED and case.geometry.kind is LayerKind.CSA:
+        # Repeat the first block, each repetition a little off: index keys of all blocks nearly coincide.
+        block = torch.arange(shape[1]) % case.geometry.compress_ratio
+        exponent = int(torch.randint(6, 21, (), generator=_generator(case.seed, "nearness")))
+        tokens = tokens[:, block] + 2.0**-exponent * _normal(case.seed, "off", shape)
+    return tokens
+
+
+def _weight(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Draw one weight by its role, which is the last part of its name."""
+    role = name.rpartition(".")[2]
+    if role == "attn_sink":
+        return _sinks(case, shape)
+    if case.values is Values.INTEGERS:
+        if role in _NORMS:
+            return torch.ones(shape, dtype=torch.float64)
+        return _choice(case.seed, name, shape, (-1.0, 0.0, 1.0) if role == "ape" else (-1.0, 1.0, 2.0))
+    weight = _gaussian_weight(case.seed, name, name, shape)
+    if case.values is Values.LARGE_LOGITS and name in ("kv_norm", "compressor.norm"):
+        doublings = torch.rand((), generator=_generator(case.seed, "large"), dtype=torch.float64) * 2 + 2
+        weight = weight * 2**doublings
+    return weight
+
+
+_NORMS = ("norm", "q_norm", "kv_norm")
+
+
+def _gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    role = name.rpartition(".")[2]
+    normal = _normal(seed, key, shape)
+    if role in _NORMS:
+        return 1 + 0.3 * normal
+    if role in ("ape", "attn_sink"):
+        return normal
+    return normal / math.sqrt(shape[-1])
+
+
+def _sinks(case: Case, shape: tuple[int, ...]) -> Tensor:
+    if case.sinks is Sinks.ZERO:
+        return torch.zeros(shape, dtype=torch.float64)
+    if case.sinks is Sinks.EXTREME:
+        return _choice(case.seed, "attn_sink", shape, (-math.inf, -50.0, 0.5, 4.0, 20.0))
+    if case.values is Values.INTEGERS:
+        return _choice(case.seed, "attn_sink", shape, (-1.0, 1.0, 2.0))
+    return _normal(case.seed, "attn_sink", shape)
+
+
+def _shape_scores(case: Case, named: dict[str, Tensor]) -> None:
+    """Change the indexer's weights so that its scores are of the case's kind."""
+    geometry = case.geometry
+    if case.scores is Scores.TIED:
+        named["indexer.weights_proj"].zero_()
+    elif case.scores is Scores.PLATEAU:
+        named["indexer.weights_proj"][1:] = 0
+    elif case.scores is Scores.NEAR_TIED and geometry.index_head_dim > geometry.rope_dim:
+        # Without rotated channels in the query, where an entry stands does not change its score.
+        queries = named["indexer.wq_b"].view(geometry.index_heads, geometry.index_head_dim, -1)
+        queries[:, -geometry.rope_dim :] = 0
+
+
+_SEPARATION_DRAWS = 3
+
+
+def _separate_scores(case: Case, named: dict[str, Tensor], hidden: Tensor, documents: list[Document]) -> None:
+    """Keep the indexer weights, out of a few draws, whose narrowest margin is widest."""
+    names = ("indexer.wq_b", "indexer.weights_proj")
+    best, widest = {name: named[name] for name in names}, -1.0
+    for draw in range(_SEPARATION_DRAWS):
+        drawn = {
+            name: _gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape))
+            for name in names
+        }
+        weights = LayerWeights.from_named(named | drawn)
+        narrowest = min((_margin(hidden, document, weights, case.geometry) for document in documents))
+        if narrowest > widest:
+            best, widest = drawn, narrowest
+    named.update(best)
+
+
+def _margin(hidden: Tensor, document: Document, weights: LayerWeights, geometry: Geometry) -> float:
+    """Return the narrowest margin of a document, relative to the spread of its query's scores."""
+    context = document_context(hidden[document.row, document.columns], document, weights, geometry)
+    narrowest = math.inf
+    for t in range(document.length):
+        query = answer_query(t, context, weights, geometry)
+        if query.margin is not None:
+            spread = (query.scores.amax() - query.scores.amin()).item()
+            narrowest = min(narrowest, query.margin / spread if spread else 0.0)
+    return narrowest
