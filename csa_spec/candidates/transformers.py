@@ -95,9 +95,7 @@ def load() -> Candidate:
     return from_modules(modeling, configuration, {"transformers": version})
 
 
-def from_modules(
-    modeling: ModuleType, configuration: ModuleType, environment: Mapping[str, str]
-) -> Candidate:
+def from_modules(modeling: ModuleType, configuration: ModuleType, environment: Mapping[str, str]) -> Candidate:
     """Make a candidate of a modeling module and its configuration module (a patched copy, for instance)."""
     adapter = _Adapter(modeling, configuration)
     return Candidate(

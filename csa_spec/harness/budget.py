@@ -110,9 +110,7 @@ class _Arithmetic:
         )
 
 
-def document_budgets(
-    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype
-) -> Budgets:
+def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype) -> Budgets:
     """Return the budgets of one document.
 
     Parameters
@@ -184,9 +182,7 @@ def _compress(
     c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
     pooled = (p * c).sum(1)
     variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
-    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + (
-        do.accumulator * (p * c.abs()).sum(1)
-    ).square()
+    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + (do.accumulator * (p * c.abs()).sum(1)).square()
     normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
     return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
 
@@ -254,12 +250,8 @@ def _attend(
 
 def _project(do: _Arithmetic, heads_out: _Rounded, weights: LayerWeights, geometry: Geometry) -> _Rounded:
     low_rank = weights.wo_a.unflatten(0, (geometry.o_groups, -1))
-    grouped = [
-        x.flatten(1).unflatten(1, (geometry.o_groups, -1)) for x in (heads_out.value, heads_out.variance)
-    ]
-    parts = [
-        do.linear(_Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)
-    ]
+    grouped = [x.flatten(1).unflatten(1, (geometry.o_groups, -1)) for x in (heads_out.value, heads_out.variance)]
+    parts = [do.linear(_Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)]
     middle = _Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
     return do.linear(middle, weights.wo_b)
 

@@ -136,9 +136,7 @@ def as_candidate(thing: Any, name: str) -> Candidate:
     if capabilities is None:
         capabilities = Capabilities()
     if not isinstance(capabilities, Capabilities):
-        raise CandidateError(
-            f"{name}.capabilities must be csa_spec.Capabilities, not {type(capabilities).__name__}"
-        )
+        raise CandidateError(f"{name}.capabilities must be csa_spec.Capabilities, not {type(capabilities).__name__}")
     return Candidate(name, {"": layer}, capabilities)
 
 

@@ -91,9 +91,7 @@ class Row:
         """Read what ``str`` wrote."""
         match = re.fullmatch(r"(?:(\d+)<)?(\d+(?:\+\d+)*)(?:@(\d+))?", text)
         if match is None:
-            raise CaseError(
-                f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
-            )
+            raise CaseError(f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)")
         padding, lengths, start = match.groups()
         return cls(tuple(map(int, lengths.split("+"))), int(padding or 0), int(start or 0))
 
@@ -163,10 +161,7 @@ class Case:
             rows.append(Row(lengths, padding, start))
         if Feature.RIGHT_PADDING in features:
             columns = max(row.width for row in rows)
-            rows = [
-                replace(row, lengths=(*row.lengths[:-1], row.lengths[-1] + columns - row.width))
-                for row in rows
-            ]
+            rows = [replace(row, lengths=(*row.lengths[:-1], row.lengths[-1] + columns - row.width)) for row in rows]
         return replace(self, rows=tuple(rows))
 
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:
@@ -193,9 +188,7 @@ class Case:
         words = [str(self.geometry.kind)]
         for name, value in _numbers(self.geometry).items():
             if value != getattr(_SMALLEST, name):
-                words.append(
-                    f"{_SHORT[name]}={value:g}" if isinstance(value, float) else f"{_SHORT[name]}={value}"
-                )
+                words.append(f"{_SHORT[name]}={value:g}" if isinstance(value, float) else f"{_SHORT[name]}={value}")
         if self.geometry.yarn is not None:
             y = self.geometry.yarn
             words.append(f"yarn={y.factor:g}/{y.original_max_position}/{y.beta_fast:g}/{y.beta_slow:g}")

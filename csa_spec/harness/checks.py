@@ -151,9 +151,7 @@ def prefix_is_enough(trial: Trial) -> Tally | None:
         inputs.documents[:, :cut].contiguous(),
     )
     out = trial.run(shorter).out
-    return _agree(
-        trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut
-    )
+    return _agree(trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut)
 
 
 def batch_order_does_not_matter(trial: Trial) -> Tally | None:
@@ -176,9 +174,7 @@ def two_runs_agree(trial: Trial) -> Tally | None:
     """Two runs agree, bit for bit unless the candidate declares otherwise."""
     again = trial.run(trial.inputs).out
     if not trial.candidate.capabilities.deterministic:
-        return _agree(
-            trial, again, NotRepeatable, lambda at: f"{at} differs between two runs by more than rounding"
-        )
+        return _agree(trial, again, NotRepeatable, lambda at: f"{at} differs between two runs by more than rounding")
     for document in trial.expected.documents:
         place = document.trace.context.document
         first, second = trial.output.out[place.row, place.columns], again[place.row, place.columns]
@@ -211,9 +207,7 @@ def every_weight_matters(trial: Trial) -> Tally | None:
     for name in trial.inputs.weights.named():
         changed = fresh_weight(trial.case, trial.inputs, name)
         exact = changed.double()
-        moved = attend_batch(
-            exact.hidden, exact.weights, trial.case.geometry, exact.positions, exact.documents
-        )
+        moved = attend_batch(exact.hidden, exact.weights, trial.case.geometry, exact.positions, exact.documents)
         target = _furthest(trial, moved.out)
         if target is None:
             continue
@@ -240,9 +234,7 @@ def _furthest(trial: Trial, moved: Tensor) -> tuple[ExpectedDocument, int] | Non
     furthest = _CLEARLY
     for document in trial.expected.documents:
         place = document.trace.context.document
-        ratios = error_ratios(moved[place.row, place.columns], document.trace.out, document.budgets.out).amax(
-            1
-        )
+        ratios = error_ratios(moved[place.row, place.columns], document.trace.out, document.budgets.out).amax(1)
         for t, ratio in enumerate(ratios.tolist()):
             if ratio > furthest and not document.choices[t].ambiguous:
                 best, furthest = (document, t), ratio

@@ -65,9 +65,7 @@ def compare(expected: Expected, output: LayerOutput) -> tuple[Tally, Mismatch | 
             reference, ratio = document.trace.queries[t].out, float(ratios[t])
             if document.choices[t].ambiguous:
                 tally.ambiguous += 1
-                judged = _judge_ambiguous(
-                    expected, document, t, got[t], _exposed_selection(output, document, t)
-                )
+                judged = _judge_ambiguous(expected, document, t, got[t], _exposed_selection(output, document, t))
                 if judged is None:
                     tally.unjudged += 1
                     continue
@@ -185,8 +183,7 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
         may = f"it may see {_entry_list(query.visible)}"
         if hidden:
             return (
-                f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, "
-                f"which it must not see ({may})"
+                f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, which it must not see ({may})"
             )
         return (
             f"selection: query {query_name(query.t)} selects {_entry_list(chosen)} "

@@ -28,9 +28,7 @@ class Place:
 
     def __str__(self) -> str:
         """Return e.g. ``row 0, query B (t=1)``."""
-        return f"row {self.row}, query {query_name(self.t)}" + (
-            "" if self.head is None else f", head {self.head}"
-        )
+        return f"row {self.row}, query {query_name(self.t)}" + ("" if self.head is None else f", head {self.head}")
 
 
 def query_name(t: int) -> str:

@@ -145,9 +145,7 @@ def _smaller_sizes(case: Case) -> Iterator[Case]:
 
 def _plain_constants(case: Case) -> Iterator[Case]:
     names = [
-        field.name
-        for field in fields(Geometry)
-        if field.name in ("rope_theta", "compress_rope_theta", "norm_eps")
+        field.name for field in fields(Geometry) if field.name in ("rope_theta", "compress_rope_theta", "norm_eps")
     ]
     smallest = Geometry()
     yield from _with_geometry(case, **{name: getattr(smallest, name) for name in names})

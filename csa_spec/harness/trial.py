@@ -48,9 +48,7 @@ class Trial:
         """
         given = inputs.copy()
         try:
-            output = self.candidate.run(
-                self.case, given.hidden, given.weights, given.positions, given.documents
-            )
+            output = self.candidate.run(self.case, given.hidden, given.weights, given.positions, given.documents)
             if given.hidden.is_cuda:
                 torch.cuda.synchronize()
         except Exception as error:
@@ -75,9 +73,7 @@ class Trial:
         if not isinstance(out, Tensor):
             raise WrongShape(f"expected a tensor, got {type(out).__name__}", self.case)
         if out.shape != hidden.shape:
-            raise WrongShape(
-                f"expected {list(hidden.shape)} [B, S, hidden], got {list(out.shape)}", self.case
-            )
+            raise WrongShape(f"expected {list(hidden.shape)} [B, S, hidden], got {list(out.shape)}", self.case)
         if out.dtype != hidden.dtype:
             raise WrongDtype(f"expected {hidden.dtype}, got {out.dtype}", self.case)
 

@@ -94,9 +94,7 @@ def document_context(
     """Compute what all queries share: a window key per token, an entry and an index key per complete block."""
     frequencies = spec.layer_frequencies(geometry)
     window_keys = [
-        spec.rotate(
-            rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies
-        )
+        spec.rotate(rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies)
         for t, x in enumerate(hidden)
     ]
     entries = hidden.new_zeros(0, geometry.head_dim)
@@ -104,9 +102,7 @@ def document_context(
     if weights.compressor is not None:
         entries = _compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
     if weights.indexer is not None:
-        index_keys = _compress(
-            hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec
-        )
+        index_keys = _compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
     return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
 
 
@@ -175,9 +171,7 @@ def answer_query(
         index_q = spec.rotate(index_q, position, context.frequencies)
         head_weights = weights.indexer.weights_proj @ x
         head_weights = head_weights * index_scale(geometry.index_heads, geometry.index_head_dim)
-        scores = torch.stack(
-            [spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible]
-        )
+        scores = torch.stack([spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible])
 
     # SELECT: a constant for gradients; HCA attends to every visible entry
     ranking, margin = scores.tolist(), None
