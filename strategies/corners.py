@@ -19,23 +19,27 @@ def corner_cases(
 ) -> list[Case]:
     """Return the corners of one layer kind; the candidate's modes take turns."""
     m = _nearest(4, ratios)
+    geometry = Geometry(
+        kind=kind, compress_ratio=m, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4, q_lora_rank=4, o_groups=2,
+        o_lora_rank=3, **({"top_k": 2, "index_heads": 2, "index_head_dim": 6} if kind is LayerKind.CSA else {}),
+    )  # fmt: skip
     base = Case(
-        geometry=Geometry(
-            kind=kind, compress_ratio=m, top_k=2, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4,
-            q_lora_rank=4, index_heads=2, index_head_dim=6, o_groups=2, o_lora_rank=3,
-        ),
+        geometry=geometry,
         rows=(Row((5 * m + 1,)),),
         values=Values.GAUSSIAN,
         sinks=Sinks.DRAWN,
         dtype=dtype,
         device=device,
-    )  # fmt: skip
+    )
     corners = _every_kind(base)
     if kind is not LayerKind.SLIDING:
         corners += _compressed(base, _nearest(1, ratios))
     if kind is LayerKind.CSA:
         corners += _selecting(base)
     return [replace(case, seed=n, mode=modes[n % len(modes)]) for n, case in enumerate(corners)]
+
+
+_YARN = Yarn(factor=4.0, original_max_position=64)
 
 
 def _every_kind(base: Case) -> list[Case]:
@@ -47,6 +51,7 @@ def _every_kind(base: Case) -> list[Case]:
         _with(base, window=1),
         _with(base, window=max(1, m - 1)),
         _with(base, window=6 * m),
+        _with(base, yarn=_YARN),
         replace(base, sinks=Sinks.ZERO),
         replace(base, sinks=Sinks.EXTREME),
         replace(base, values=Values.LARGE_LOGITS),
@@ -63,12 +68,10 @@ def _every_kind(base: Case) -> list[Case]:
 
 def _compressed(base: Case, smallest_ratio: int) -> list[Case]:
     m = base.geometry.compress_ratio
-    yarn = Yarn(factor=4.0, original_max_position=64)
     return [
         replace(_with(base, compress_ratio=smallest_ratio), rows=(Row((6 * smallest_ratio,)),)),
-        _with(base, yarn=yarn),
-        replace(_with(base, yarn=yarn), rows=(Row((12 * m + 1,)),)),
-        _with(base, window=1, compress_ratio=m, yarn=yarn),
+        replace(_with(base, yarn=_YARN), rows=(Row((12 * m + 1,)),)),
+        _with(base, window=1, yarn=_YARN),
     ]
 
 

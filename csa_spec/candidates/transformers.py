@@ -100,8 +100,8 @@ def from_modules(modeling: ModuleType, configuration: ModuleType, environment: M
     adapter = _Adapter(modeling, configuration)
     return Candidate(
         "transformers",
-        # The model's default at inference is to fill a cache; in training it runs without one.
-        {"no cache": partial(adapter.run, use_cache=False), "cache": partial(adapter.run, use_cache=True)},
+        # In training the model runs without a cache; its default at inference is to fill one.
+        {"": partial(adapter.run, use_cache=False), "cache": partial(adapter.run, use_cache=True)},
         # Norms, rotary tables and index scores are float32 inside, whatever the dtype of the model.
         Capabilities(lacks=_LACKS, internal_dtype="float32"),
         dict(environment),

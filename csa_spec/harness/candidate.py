@@ -96,7 +96,8 @@ class Candidate:
 
     name: str
     layers: Mapping[str, LayerStage]
-    """The layer by mode: ways to run that must all give the same answer. Most candidates have one, ``""``."""
+    """The layer by mode: ways to run that must all give the same answer. Most candidates have one, ``""``, and every
+    candidate has that one."""
     capabilities: Capabilities = field(default_factory=Capabilities)
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions worth a line in a report"""

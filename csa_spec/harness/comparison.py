@@ -122,39 +122,51 @@ def alone_in_row(place: Document, exposed: Tensor) -> bool:
     return place.begin == 0 and exposed.dim() >= 2 and exposed.shape[0] > place.row
 
 
-def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one stage that a candidate exposes differs from the specification's."""
+
+    sentence: str
+    t: int
+    """The first query, or entry, that shows it"""
+    sees_too_much: bool = False
+    """Whether a query selects or attends to what it must not see"""
+
+
+def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> list[Finding]:
     """Compare the stages that a candidate exposes with the specification's, in the order of the data.
 
-    Returns one sentence per stage that differs, the first stage first.
+    Returns one finding per stage that differs, the first stage first.
     """
     place = document.trace.context.document
     if place.begin != 0:
-        return ()
+        return []
     stages = (_entries, _index_scores, _selection, _probabilities)
     found = (stage(output, document, place) for stage in stages)
-    return tuple(sentence for sentence in found if sentence is not None)
+    return [finding for finding in found if finding is not None]
 
 
-def _entries(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+def _entries(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     ours = document.trace.context.entries
     theirs = output.entries
     if theirs is None or theirs.dim() != 3 or theirs.shape[2] != ours.shape[1]:
         return None
     theirs = theirs[place.row]
     if len(theirs) < len(ours):
-        return f"compressor: {len(theirs)} entries where there must be {len(ours)}"
+        return Finding(f"compressor: {len(theirs)} entries where there must be {len(ours)}", len(theirs))
     ratios = error_ratios(theirs[: len(ours)], ours, document.budgets.entries).flatten(1)
     wrong = [s for s in range(len(ours)) if float(ratios[s].max()) > 1]
     if not wrong:
         return None
     s = wrong[0]
-    return (
+    sentence = (
         f"compressor: entry {s} differs by {float(ratios[s].max()):.3g} budgets "
         f"(expected {_numbers(ours[s])}, got {_numbers(theirs[s])}); wrong entries: {wrong}"
     )
+    return Finding(sentence, s)
 
 
-def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     theirs = output.index_scores
     if theirs is None or theirs.dim() != 3:
         return None
@@ -164,14 +176,15 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Docume
         got = theirs[place.row, query.t, query.visible]
         ratio = float(error_ratios(got, query.scores, document.budgets.scores[query.t, query.visible]).max())
         if ratio > 1:
-            return (
+            sentence = (
                 f"index scores: query {query_name(query.t)} differs by {ratio:.3g} budgets "
                 f"(expected {_numbers(query.scores)}, got {_numbers(got)})"
             )
+            return Finding(sentence, query.t)
     return None
 
 
-def _selection(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+def _selection(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     if output.selection is None or output.selection.dim() != 3:
         return None
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
@@ -182,24 +195,26 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
         hidden = sorted(set(chosen) - set(query.visible))
         may = f"it may see {_entry_list(query.visible)}"
         if hidden:
-            return (
-                f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, which it must not see ({may})"
-            )
-        return (
+            sentence = f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, which it must not see"
+            return Finding(f"{sentence} ({may})", query.t, sees_too_much=True)
+        sentence = (
             f"selection: query {query_name(query.t)} selects {_entry_list(chosen)} "
             f"where the scores say {_entry_list(sorted(query.selection))} ({may})"
         )
+        return Finding(sentence, query.t)
     return None
 
 
-def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Document) -> str | None:
+def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     theirs, budgets = output.probabilities, document.budgets.probabilities
     length, heads, keys = budgets.shape
     if theirs is None or theirs.dim() != 4 or theirs.shape[1] != heads or place.length != theirs.shape[2]:
         return None
     if theirs.shape[3] != keys:
-        return f"attention: {theirs.shape[3]} keys (tokens and entries) where there are {keys}"
-    for query in document.trace.queries:
+        return Finding(f"attention: {theirs.shape[3]} keys (tokens and entries) where there must be {keys}", 0)
+    for query, choice in zip(document.trace.queries, document.choices, strict=True):
+        if choice.ambiguous:
+            continue
         columns = query.window + [length + s for s in query.selection]
         ours = torch.zeros(heads, keys, dtype=torch.float64)
         ours[:, columns] = query.probabilities
@@ -208,17 +223,22 @@ def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Docum
         stray[:, columns] = 0
         if stray.any():
             head, key = (stray > 0).nonzero()[0].tolist()
-            return (
+            sentence = (
                 f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
                 f"with probability {float(got[head, key]):.3g}; it must not attend to it at all"
             )
+            attended = (got > 0).any(0).nonzero().flatten().tolist()
+            may_see = {*query.window, *(length + s for s in query.visible)}
+            too_many = sum(key >= length for key in attended) > len(query.selection)
+            return Finding(sentence, query.t, sees_too_much=too_many or not may_see.issuperset(attended))
         ratios = error_ratios(got, ours, budgets[query.t])
         if float(ratios.max()) > 1:
             head, key = divmod(int(ratios.argmax()), keys)
-            return (
+            sentence = (
                 f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
                 f"with probability {float(got[head, key]):.6g} where it must be {float(ours[head, key]):.6g}"
             )
+            return Finding(sentence, query.t)
     return None
 
 

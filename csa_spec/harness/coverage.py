@@ -21,10 +21,10 @@ _EVERY = (
     "sink that is not zero",
     "extreme sink",
     "some channels not rotated",
+    "YaRN",
 )
 _COMPRESSED = (
     *_EVERY,
-    "YaRN",
     "shorter than one block",
     "partial tail",
     "entry completed at t",
@@ -81,6 +81,8 @@ def kinds_of(case: Case, expected: Expected) -> set[str]:
         found.add("extreme sink" if case.sinks is Sinks.EXTREME else "sink that is not zero")
     if geometry.rope_dim < geometry.head_dim:
         found.add("some channels not rotated")
+    if geometry.yarn is not None:
+        found.add("YaRN")
     if geometry.kind is not LayerKind.SLIDING:
         found |= _compressed_kinds(case, lengths)
     if geometry.kind is LayerKind.CSA:
@@ -90,8 +92,6 @@ def kinds_of(case: Case, expected: Expected) -> set[str]:
 
 def _compressed_kinds(case: Case, lengths: list[int]) -> set[str]:
     geometry, m, found = case.geometry, case.geometry.compress_ratio, set()
-    if geometry.yarn is not None:
-        found.add("YaRN")
     if any(length < m for length in lengths):
         found.add("shorter than one block")
     if any(length > m and length % m for length in lengths):

@@ -51,7 +51,7 @@ def allowed_tokens(trace: DocumentTrace, geometry: Geometry) -> Tensor:
     return allowed
 
 
-def probe(length: int, run: Callable[[int | None], Tensor], threshold: Tensor) -> Tensor:
+def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tensor) -> Tensor:
     """Return ``[queries, tokens]``: whose output moves by more than ``threshold`` when a token is replaced.
 
     Parameters
@@ -59,12 +59,17 @@ def probe(length: int, run: Callable[[int | None], Tensor], threshold: Tensor) -
     length
         Tokens in the document.
     run
-        Returns the document's output ``[S, hidden]`` with one token replaced, or with none.
+        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token replaced by a
+        fresh one times the sign, or with none replaced. Two signs, because a norm over very few channels lets
+        little more than the sign of a token through.
     threshold
         ``[S, hidden]``.
     """
-    base = run(None)
-    moved = [((run(token) - base).abs() > threshold).any(dim=1) for token in range(length)]
+    base = run(None, 1)
+    moved = [
+        torch.stack([((run(token, sign) - base).abs() > threshold).any(dim=1) for sign in (1, -1)]).any(dim=0)
+        for token in range(length)
+    ]
     return torch.stack(moved, dim=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
@@ -41,6 +41,7 @@ class CheckResult:
     sentence: str
     kind: LayerKind
     stage: str = "layer"
+    dtype: str = "float32"
     cases: int = 0
     """Cases that gave the check something to do"""
     failing: int = 0
@@ -139,8 +140,6 @@ def _try(check: Check, candidate: Candidate, case: Case, result: CheckResult) ->
     if lacking:
         result.not_applicable.update(map(str, lacking))
         case = case.without(lacking)
-    if case.mode not in candidate.layers:
-        case = replace(case, mode=next(iter(candidate.layers)))
     trial = Trial(candidate, case)
     failure, tally = None, None
     try:

@@ -185,7 +185,7 @@ def _separate_scores(case: Case, named: dict[str, Tensor], hidden: Tensor, docum
     for draw in range(_SEPARATION_DRAWS):
         drawn = {name: _gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape)) for name in names}
         weights = LayerWeights.from_named(named | drawn)
-        narrowest = min((_margin(hidden, document, weights, case.geometry) for document in documents))
+        narrowest = min(_margin(hidden, document, weights, case.geometry) for document in documents)
         if narrowest > widest:
             best, widest = drawn, narrowest
     named.update(best)

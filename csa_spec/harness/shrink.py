@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
 from csa_spec.harness.failures import Failure
@@ -19,6 +19,9 @@ TRIALS = 400
 SEEDS = 6
 """Seeds tried on each smaller shape."""
 
+_SMALLEST = Geometry()
+_CONSTANTS = ("rope_theta", "compress_rope_theta", "norm_eps")
+
 Judge = Callable[[Case], Failure | None]
 
 
@@ -26,17 +29,18 @@ def size(case: Case) -> tuple[int, ...]:
     """Order cases as a person would: fewer tokens first, then smaller rules, then smaller tensors."""
     g = case.geometry
     tokens = sum(row.width for row in case.rows)
+    odd_constants = sum(getattr(g, name) != getattr(_SMALLEST, name) for name in _CONSTANTS)
+    regime = ((Values, case.values), (Scores, case.scores), (Sinks, case.sinks))
     return (
         tokens + sum(len(row.lengths) + row.left_padding + min(row.start, 1) - 1 for row in case.rows),
         len(case.rows),
         g.compress_ratio + g.top_k + g.window,
         g.heads + g.head_dim + g.rope_dim + g.hidden + g.index_heads + g.index_head_dim,
         g.q_lora_rank + g.o_groups + g.o_lora_rank,
-        (g.yarn is not None) + list(Values).index(case.values) + list(Scores).index(case.scores)
-        + list(Sinks).index(case.sinks),
+        (g.yarn is not None) + odd_constants + bool(case.mode) + sum(list(kind).index(one) for kind, one in regime),
         sum(row.start for row in case.rows),
         case.seed,
-    )  # fmt: skip
+    )
 
 
 def shrink(failure: Failure, judge: Judge, trials: int = TRIALS) -> Failure:
@@ -68,7 +72,7 @@ def shrink(failure: Failure, judge: Judge, trials: int = TRIALS) -> Failure:
 
     progress = True
     while progress and left > 0:
-        progress = any([_first(improves, pass_(best.case)) for pass_ in _PASSES])
+        progress = sum(_first(improves, pass_(best.case)) for pass_ in _PASSES) > 0
         if not progress:
             progress = _first(improves, _smaller_shapes(best.case))
     return best
@@ -137,18 +141,16 @@ def _smaller_sizes(case: Case) -> Iterator[Case]:
     for name in _SIZES:
         value = getattr(case.geometry, name)
         for smaller in dict.fromkeys((getattr(smallest, name), value // 2, value - 2, value - 1)):
-            if smaller < value:
+            if getattr(smallest, name) <= smaller < value:
                 for seed in (case.seed, 0, 1):
                     yield from _with_geometry(replace(case, seed=seed), **{name: smaller})
     yield from _with_geometry(case, yarn=None)
 
 
 def _plain_constants(case: Case) -> Iterator[Case]:
-    names = [
-        field.name for field in fields(Geometry) if field.name in ("rope_theta", "compress_rope_theta", "norm_eps")
-    ]
-    smallest = Geometry()
-    yield from _with_geometry(case, **{name: getattr(smallest, name) for name in names})
+    for names in (_CONSTANTS, *((name,) for name in _CONSTANTS)):
+        yield from _with_geometry(case, **{name: getattr(_SMALLEST, name) for name in names})
+    yield replace(case, mode="")
 
 
 def _smaller_seed(case: Case) -> Iterator[Case]:

@@ -92,17 +92,17 @@ class Trial:
         # A perturbation must move an output by more than both runs may be off together.
         threshold = 2 * document.budgets.out
 
-        def candidate_out(token: int | None) -> Tensor:
+        def candidate_out(token: int | None, sign: int) -> Tensor:
             hidden = self.inputs.hidden.clone()
             if token is not None:
-                hidden[place.row, place.begin + token] = fresh[place.row, place.begin + token]
+                hidden[place.row, place.begin + token] = sign * fresh[place.row, place.begin + token]
             changed = Inputs(hidden, self.inputs.weights, self.inputs.positions, self.inputs.documents)
             return self.run(changed).out[place.row, place.columns]
 
-        def spec_out(token: int | None) -> Tensor:
+        def spec_out(token: int | None, sign: int) -> Tensor:
             hidden = context.hidden.clone()
             if token is not None:
-                hidden[token] = fresh[place.row, place.begin + token].double().cpu()
+                hidden[token] = sign * fresh[place.row, place.begin + token].double().cpu()
             return attend_document(hidden, place, self.expected.weights, self.case.geometry).out
 
         return Dependence(

@@ -1,0 +1,1 @@
+"""What is made of a run's results: text for people, JSON for programs."""

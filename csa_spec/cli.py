@@ -1,0 +1,172 @@
+"""The command ``csa-spec``.
+
+Exit codes of ``check``: 0 conformant, 1 not conformant, 2 the command or the candidate cannot be used as given (or
+the run is inconclusive), 3 internal error. ``vectors`` exits 0 only if every case agrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    # A candidate given as module:object usually lies in the folder that the command is run in.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        from csa_spec.check import UsageError
+        from csa_spec.harness.candidate import CandidateError
+        from csa_spec.harness.case import CaseError
+        from csa_spec.vectors import VectorsError
+
+        if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
+            print(f"csa-spec: {error}", file=sys.stderr)
+            return USAGE
+        traceback.print_exc()
+        print("csa-spec: internal error, not the candidate's fault; please report it", file=sys.stderr)
+        return INTERNAL
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="csa-spec", description="Hold DeepSeek-V4 attention implementations against an executable specification."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="check an implementation",
+        description="Exit codes: 0 conformant, 1 not conformant, 2 cannot be used as given or inconclusive, "
+        "3 internal error.",
+    )
+    check.add_argument("candidate", metavar="CANDIDATE", help="'transformers', or package.module:object")
+    check.add_argument("--layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
+    check.add_argument("--profile", default="default", metavar="NAME", help="smoke, default or thorough")
+    check.add_argument(
+        "--dtype", default="float32", metavar="NAME[,NAME]", help="float32 (default), float64, bfloat16, float16"
+    )
+    check.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
+    check.add_argument("--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    check.set_defaults(run=_check)
+
+    case = commands.add_parser(
+        "case", help="try one case", description="Try one case, written as a failure report prints it."
+    )
+    case.add_argument("candidate", metavar="CANDIDATE", help="'transformers', or package.module:object")
+    case.add_argument("case", metavar="CASE", help="the case, one line in quotes")
+    case.add_argument("--check", default="specification", metavar="NAME", help="specification, or the name of a law")
+    case.set_defaults(run=_case)
+
+    vectors = commands.add_parser(
+        "vectors",
+        help="hold the specification against recorded figures",
+        description="Exit codes: 0 every case agrees, 1 some do not, 2 the folder cannot be used.",
+    )
+    vectors.add_argument("folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files")
+    vectors.set_defaults(run=_vectors)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from csa_spec.check import UsageError, check
+    from csa_spec.report.json import write_json
+    from csa_spec.report.text import summarise
+
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise UsageError(f"--json: there is no folder {options.json.absolute().parent}")
+    line = ProgressLine()
+    try:
+        report = check(
+            options.candidate,
+            layer=options.layer,
+            profile=options.profile,
+            dtype=options.dtype,
+            device=options.device,
+            seed=options.seed,
+            progress=line.show,
+        )
+    finally:
+        line.clear()
+    print(summarise(report))
+    if options.json is not None:
+        write_json(report, options.json)
+    return report.verdict.value
+
+
+def _case(options: argparse.Namespace) -> int:
+    from csa_spec.check import check_case
+    from csa_spec.harness.failures import Failure
+    from csa_spec.report.text import describe
+
+    try:
+        check_case(options.candidate, options.case, options.check)
+    except Failure as failure:
+        print(describe(failure, options.candidate, options.check))
+        return 1
+    print(f"{options.candidate} passes {options.check} on: {options.case}")
+    return 0
+
+
+def _vectors(options: argparse.Namespace) -> int:
+    from csa_spec.vectors import TOLERANCE, check_vectors
+
+    results = list(check_vectors(options.folder))
+    for name in dict.fromkeys(result.file for result in results):
+        mine = [result for result in results if result.file == name]
+        errors = {key: max(r.errors.get(key, 0.0) for r in mine) for r in mine for key in r.errors}
+        worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
+        wrong = [result.case for result in mine if not result.agrees]
+        state = f"cases {wrong} DISAGREE" if wrong else "agree"
+        print(f"{name:<36} {len(mine):>3} cases {state}; largest error: {worst}")
+    wrong_cases = sum(not result.agrees for result in results)
+    print(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
+    return 1 if wrong_cases else 0
+
+
+class ProgressLine:
+    """One line on the terminal that says how far a long run is; on anything else, a line per layer kind."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = 0.0
+        self._told: set[tuple[str, str]] = set()
+
+    def show(self, result: object) -> None:
+        """Say where the run is."""
+        from csa_spec.harness.engine import CheckResult
+
+        assert isinstance(result, CheckResult)
+        where = f"{result.kind} {result.dtype}"
+        if not self._live:
+            if (str(result.kind), result.dtype) not in self._told:
+                self._told.add((str(result.kind), result.dtype))
+                print(f"checking {where} ...", file=sys.stderr, flush=True)
+            return
+        now = time.monotonic()
+        if now - self._last < 0.1:
+            return
+        self._last = now
+        state = f", {result.failing} failing" if result.failing else ""
+        print(f"\r\x1b[2K{where}  {result.sentence}: {result.cases} cases{state}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Wipe the line."""
+        if self._live:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""The outcome of a run: what was covered, what was found, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from csa_spec.harness.engine import CheckResult
+from csa_spec.spec import LayerKind
+
+
+class Verdict(Enum):
+    """What a run says about a candidate; the value is the exit code of ``csa-spec check``."""
+
+    CONFORMANT = 0
+    NOT_CONFORMANT = 1
+    INCONCLUSIVE = 2
+
+    def __str__(self) -> str:
+        """Return the verdict in words."""
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run covered and found."""
+
+    candidate: str
+    environment: Mapping[str, str]
+    profile: str
+    dtypes: tuple[str, ...]
+    device: str
+    seed: int
+    results: list[CheckResult]
+    missing: Mapping[tuple[str, LayerKind], list[str]]
+    """By dtype and layer kind, the required kinds of case that the run never reached"""
+    declined: Mapping[LayerKind, str]
+    """Layer kinds that the candidate does not offer, with the reason"""
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Not conformant if anything failed; inconclusive if nothing did but a required kind was not reached."""
+        if any(result.failures for result in self.results):
+            return Verdict.NOT_CONFORMANT
+        if any(self.missing.values()) or not any(result.cases for result in self.results):
+            return Verdict.INCONCLUSIVE
+        return Verdict.CONFORMANT

@@ -1,0 +1,28 @@
+"""How much a run tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Cases drawn per layer kind, beside the corner cases."""
+
+    name: str
+    specification: int
+    """For the equality with the specification"""
+    law: int
+    """For each law"""
+    weights: int
+    """For the law that every weight matters; one case replaces every weight in turn"""
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", specification=30, law=6, weights=2),
+        Profile("default", specification=200, law=30, weights=6),
+        Profile("thorough", specification=3000, law=300, weights=60),
+    )
+}

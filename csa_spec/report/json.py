@@ -1,0 +1,104 @@
+"""JSON for programs: versioned, complete, written at once or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from csa_spec.harness.engine import CheckResult
+from csa_spec.harness.failures import Failure
+from csa_spec.harness.results import Report
+
+VERSION = 1
+"""Raised whenever a reader of the old layout would misread the new one."""
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return a report as plain JSON data."""
+    return {
+        "csa_spec_report": VERSION,
+        "candidate": report.candidate,
+        "environment": dict(report.environment),
+        "profile": report.profile,
+        "dtypes": list(report.dtypes),
+        "device": report.device,
+        "seed": report.seed,
+        "seconds": round(report.seconds, 3),
+        "verdict": str(report.verdict),
+        "exit_code": report.verdict.value,
+        "missing": [
+            {"dtype": dtype, "layer": str(kind), "kinds": names} for (dtype, kind), names in report.missing.items()
+        ],
+        "declined": {str(kind): reason for kind, reason in report.declined.items()},
+        "results": [_result(result) for result in report.results],
+    }
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write a report; an interrupted run leaves the old file as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _result(result: CheckResult) -> dict[str, Any]:
+    return {
+        "check": result.check,
+        "property": result.sentence,
+        "stage": result.stage,
+        "layer": str(result.kind),
+        "dtype": result.dtype,
+        "cases": result.cases,
+        "failing_cases": result.failing,
+        "queries": result.tally.queries,
+        "ambiguous_queries": result.tally.ambiguous,
+        "unjudged_queries": result.tally.unjudged,
+        "worst_error_over_budget": _number(result.tally.worst),
+        "seconds": round(result.seconds, 3),
+        "regimes": {
+            name: {
+                "cases": count.cases,
+                "failing_cases": count.failures,
+                "worst_error_over_budget": _number(count.worst),
+            }
+            for name, count in sorted(result.regimes.items())
+        },
+        "reached": dict(sorted(result.reached.items())),
+        "not_applicable": dict(sorted(result.not_applicable.items())),
+        "failures": [_failure(failure) for failure in result.failures],
+    }
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    place = failure.place
+    return {
+        "kind": failure.kind,
+        "title": failure.title,
+        "detail": failure.detail,
+        "row": None if place is None else place.row,
+        "column": None if place is None else place.column,
+        "query": None if place is None else place.t,
+        "head": None if place is None else place.head,
+        "expected": _numbers(failure.expected),
+        "got": _numbers(failure.got),
+        "error_over_budget": _number(failure.over_budget),
+        "findings": list(failure.findings),
+        "case": failure.case.to_json(),
+        "case_line": str(failure.case),
+        "case_id": failure.case.id,
+    }
+
+
+def _numbers(values: list[float] | None) -> list[float | str] | None:
+    return None if values is None else [number for value in values if (number := _number(value)) is not None]
+
+
+def _number(value: float | None) -> float | str | None:
+    """JSON has no infinity and no NaN; they become strings."""
+    return value if value is None or math.isfinite(value) else str(value)
