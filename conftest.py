@@ -1,0 +1,20 @@
+"""For this repository only: what its own test run checks when nobody says otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
+settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
+settings.load_profile("csa-spec")
+
+torch.set_num_threads(1)  # the tensors are tiny, and xdist starts a worker per core
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold transformers to the smoke profile."""
+    if not config.option.csa_candidate:
+        config.option.csa_candidate = ["transformers"]
+        config.option.csa_profile = "smoke"

@@ -1,0 +1,118 @@
+"""The pytest plugin: ``pytest --pyargs csa_spec.conformance --csa-candidate NAME``.
+
+Options choose what is checked; the tests of ``csa_spec.conformance`` are parametrised with it, one test per
+candidate, layer kind, dtype and check, so that they run under pytest-xdist. Nothing heavy is imported unless a
+candidate is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+_SUMMARY = "csa_spec"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("csa-spec", "DeepSeek-V4 attention conformance")
+    group.addoption(
+        "--csa-candidate",
+        action="append",
+        metavar="NAME",
+        help="'transformers' or package.module:object; may be given several times",
+    )
+    group.addoption("--csa-layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
+    group.addoption("--csa-profile", default="default", metavar="NAME", help="smoke, default or thorough")
+    group.addoption("--csa-dtype", default="float32", metavar="NAME[,NAME]", help="dtypes, float32 by default")
+    group.addoption("--csa-device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
+    group.addoption("--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show every option that is in force, so that a typo shows."""
+    candidates = config.getoption("csa_candidate")
+    if not candidates:
+        return None
+    names = ("layer", "profile", "dtype", "device", "seed")
+    options = ", ".join(f"{name} {config.getoption(f'csa_{name}')}" for name in names)
+    return f"csa-spec: candidates {', '.join(candidates)}; {options}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test that asks for ``csa_target`` one target per candidate, layer kind and dtype."""
+    if "csa_target" not in metafunc.fixturenames:
+        return
+    from csa_spec.check import Target, UsageError, resolve_candidate, resolve_kinds, resolve_profile
+    from csa_spec.harness.candidate import CandidateError
+
+    option = metafunc.config.getoption
+    if not option("csa_candidate"):
+        raise pytest.UsageError(
+            "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
+        )
+    targets = []
+    try:
+        profile, kinds = resolve_profile(option("csa_profile")), resolve_kinds(option("csa_layer"))
+        for name in option("csa_candidate"):
+            candidate = resolve_candidate(name)
+            for dtype in option("csa_dtype").split(","):
+                for kind in kinds:
+                    marks = []
+                    if kind not in candidate.capabilities.kinds:
+                        marks.append(pytest.mark.skip(reason=f"{candidate.name} does not offer {kind} layers"))
+                    target = Target(candidate, kind, dtype, option("csa_device"), profile, option("csa_seed"))
+                    targets.append(pytest.param(target, id=f"{name}-{kind}-{dtype}", marks=marks))
+    except (UsageError, CandidateError) as error:
+        raise pytest.UsageError(f"csa-spec: {error}") from None
+    metafunc.parametrize("csa_target", targets)
+
+
+@pytest.fixture
+def csa_hold(csa_target: Any, record_property: Any) -> Any:
+    """Return a function that holds the target to one check, by name, and fails the test if it does not hold."""
+
+    def hold(name: str) -> None:
+        __tracebackhide__ = True
+        from csa_spec.harness.checks import CHECKS, SPECIFICATION
+        from csa_spec.report.text import describe
+
+        (check,) = (one for one in CHECKS if one.name == name)
+        result = csa_target.run(check)
+        covered = [result.cases, result.tally.queries, result.tally.ambiguous, round(result.tally.worst, 2)]
+        where = f"{csa_target.candidate.name} {csa_target.kind} {csa_target.dtype}: {check.sentence}"
+        record_property(_SUMMARY, json.dumps([where, *covered, sorted(result.not_applicable.items())]))
+        if result.failures:
+            texts = [describe(failure, csa_target.candidate.name, name) for failure in result.failures]
+            pytest.fail(f"{check.sentence}, but not here:\n" + "\n\n".join(texts), pytrace=False)
+        missing = csa_target.missing(result) if check is SPECIFICATION else []
+        if missing:
+            pytest.fail(f"inconclusive: no case of these kinds was reached: {', '.join(missing)}", pytrace=False)
+        if not result.cases:
+            pytest.skip("no drawn case gave this check anything to do")
+
+    return hold
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was covered, also when everything passed."""
+    rows = [
+        json.loads(value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for key, value in report.user_properties
+        if key == _SUMMARY
+    ]
+    if not rows:
+        return
+    terminalreporter.section("csa-spec: what was covered")
+    width = max(len(row[0]) for row in rows)
+    for where, cases, queries, ambiguous, worst, not_applicable in sorted(rows):
+        line = f"{where:<{width}}  {cases:>5} cases {queries:>7} queries"
+        line += f"  {ambiguous} ambiguous" if ambiguous else ""
+        line += f"  error/budget up to {worst}" if worst else ""
+        line += f"  not applicable: {', '.join(f'{n} {name}' for name, n in not_applicable)}" if not_applicable else ""
+        terminalreporter.write_line(line)
