@@ -21,8 +21,8 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", specification=30, law=6, weights=2),
-        Profile("default", specification=200, law=30, weights=6),
+        Profile("smoke", specification=25, law=5, weights=2),
+        Profile("default", specification=200, law=25, weights=5),
         Profile("thorough", specification=3000, law=300, weights=60),
     )
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import cache
 
 from hypothesis import event
 from hypothesis import strategies as st
@@ -12,13 +14,20 @@ from csa_spec.spec import LayerKind
 from csa_spec.strategies.geometry import compress_ratios, geometries
 from csa_spec.strategies.rows import batches
 
+_VALUES = st.sampled_from((*Values, Values.GAUSSIAN))
+_SCORES = st.sampled_from((Scores.FREE, Scores.FREE, *Scores))
+_SINKS = st.sampled_from((*Sinks, Sinks.DRAWN))
+_SEEDS = st.integers(0, 2**16 - 1)
 
+
+@cache
 def windows(compress_ratio: int, longest: int) -> st.SearchStrategy[int]:
     """Window sizes on both sides of the ratio and of the longest document."""
     near = (compress_ratio - 1, compress_ratio, compress_ratio + 1, longest - 1, longest, longest + 1)
     return st.integers(1, 4) | st.sampled_from(tuple(max(1, size) for size in near))
 
 
+@cache
 def top_ks(entries: int) -> st.SearchStrategy[int]:
     """How many entries are selected: none, few, all but one, all, more than there are."""
     few = st.integers(1, max(1, entries // 2))
@@ -60,16 +69,19 @@ def cases(
     longest = max(length for row in rows for length in row.lengths)
     window = draw(windows(ratio, longest), label="window")
     top_k = draw(top_ks(longest // ratio), label="top_k") if kind is LayerKind.CSA else 1
-    rules = {"compress_ratio": 1 if kind is LayerKind.SLIDING else ratio, "top_k": top_k, "window": window}
+    geometry = replace(
+        draw(geometries(kind), label="geometry"),
+        compress_ratio=1 if kind is LayerKind.SLIDING else ratio,
+        top_k=top_k,
+        window=window,
+    )
     case = Case(
-        geometry=draw(geometries(kind, **rules), label="geometry"),
+        geometry=geometry,
         rows=rows,
-        values=draw(st.sampled_from((*Values, Values.GAUSSIAN)), label="values"),
-        scores=draw(st.sampled_from((Scores.FREE, Scores.FREE, *Scores)), label="scores")
-        if kind is LayerKind.CSA
-        else Scores.FREE,
-        sinks=draw(st.sampled_from((*Sinks, Sinks.DRAWN)), label="sinks"),
-        seed=draw(st.integers(0, 2**16 - 1), label="seed"),
+        values=draw(_VALUES, label="values"),
+        scores=draw(_SCORES, label="scores") if kind is LayerKind.CSA else Scores.FREE,
+        sinks=draw(_SINKS, label="sinks"),
+        seed=draw(_SEEDS, label="seed"),
         mode=draw(st.sampled_from(tuple(modes)), label="mode"),
         dtype=dtype,
         device=device,

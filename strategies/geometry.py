@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -29,20 +30,17 @@ def yarns() -> st.SearchStrategy[Yarn | None]:
     )
 
 
-def geometries(
-    kind: LayerKind,
-    compress_ratio: int = 1,
-    top_k: int = 1,
-    window: int = 1,
-) -> st.SearchStrategy[Geometry]:
-    """Layers of one kind with given rules; sizes, odd ones too, are drawn so that every draw is legal."""
+@cache
+def geometries(kind: LayerKind) -> st.SearchStrategy[Geometry]:
+    """Layers of one kind; sizes, odd ones too, are drawn so that every draw is legal.
+
+    The rules (``compress_ratio``, ``top_k``, ``window``) stay at their smallest: what they should be depends on the
+    lengths of the rows, so ``cases`` draws them.
+    """
     csa = kind is LayerKind.CSA
     return st.builds(
         _geometry,
         kind=st.just(kind),
-        compress_ratio=st.just(compress_ratio),
-        top_k=st.just(top_k),
-        window=st.just(window),
         hidden=st.integers(2, 16),
         pairs=st.sampled_from((1, 2, 4)),
         plain=st.sampled_from((0, 2, 4, 1, 8)),

@@ -1,12 +1,18 @@
-"""Strategies for the rows of a batch: lengths, padding, packed documents, starts."""
+"""Strategies for the rows of a batch: lengths, padding, packed documents, starts.
+
+They are cached: building a strategy costs more than drawing from it.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 from hypothesis import strategies as st
 
 from csa_spec.harness.case import Row
 
 
+@cache
 def lengths(compress_ratio: int) -> st.SearchStrategy[int]:
     """Lengths on both sides of whole blocks: shorter than one, exactly some, one more, one less, a tail."""
     most_blocks = 4 if compress_ratio <= 8 else 2
@@ -15,11 +21,13 @@ def lengths(compress_ratio: int) -> st.SearchStrategy[int]:
     return st.builds(lambda count, tail: max(1, count * compress_ratio + tail), blocks, tails)
 
 
+@cache
 def starts(compress_ratio: int) -> st.SearchStrategy[int]:
     """Positions of a first token: 0 mostly, on and off the grid of blocks, and far away."""
     return st.sampled_from((0, 0, 0, 0, 0, compress_ratio, 1, 3 * compress_ratio + 1, 1000))
 
 
+@cache
 def rows(compress_ratio: int) -> st.SearchStrategy[Row]:
     """One row: mostly one document from position 0; now and then packed, padded on the left, or shifted."""
     one = st.builds(lambda length: (length,), lengths(compress_ratio))
@@ -29,6 +37,7 @@ def rows(compress_ratio: int) -> st.SearchStrategy[Row]:
     return st.builds(Row, documents, paddings, starts(compress_ratio))
 
 
+@cache
 def batches(compress_ratio: int) -> st.SearchStrategy[tuple[Row, ...]]:
     """Up to three rows. Rows of different lengths are padded on the right."""
     most = 3 if compress_ratio <= 8 else 2
