@@ -21,7 +21,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", specification=25, law=5, weights=2),
+        Profile("smoke", specification=25, law=4, weights=1),
         Profile("default", specification=200, law=25, weights=5),
         Profile("thorough", specification=3000, law=300, weights=60),
     )
