@@ -23,6 +23,6 @@ PROFILES = {
     for profile in (
         Profile("smoke", specification=25, law=4, weights=1),
         Profile("default", specification=200, law=25, weights=5),
-        Profile("thorough", specification=3000, law=300, weights=60),
+        Profile("thorough", specification=6700, law=300, weights=40),
     )
 }

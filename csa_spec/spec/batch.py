@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from csa_spec.spec.geometry import Geometry
-from csa_spec.spec.layer import SPEC, Spec, attend_document
+from csa_spec.spec.layer import attend_document
+from csa_spec.spec.rules import SPEC, Spec
 from csa_spec.spec.trace import BatchTrace, Document
 from csa_spec.spec.weights import LayerWeights
 

@@ -1,60 +1,23 @@
 """One attention layer, one document, one query at a time.
 
-Read :func:`answer_query` first: it is the layer. Every decision that it takes is a small named function held by
-a :class:`Spec`, so that a variant (a known bug, say) is ``replace(SPEC, visible_entries=...)``.
+Read :func:`answer_query` first: it is the layer. Every decision that it takes is a rule of :mod:`csa_spec.spec.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from csa_spec.spec.attention import attend
-from csa_spec.spec.compressor import (
-    Half,
-    PooledToken,
-    entry_position,
-    half_columns,
-    pool,
-    pool_logit,
-    pooled_tokens,
-)
+from csa_spec.spec.context import document_context
 from csa_spec.spec.geometry import Geometry, LayerKind
-from csa_spec.spec.indexer import index_scale, index_score
+from csa_spec.spec.indexer import index_scale
 from csa_spec.spec.norm import rms_norm
-from csa_spec.spec.output import project_output
-from csa_spec.spec.rope import layer_frequencies, rotate
-from csa_spec.spec.selection import select, selection_margin, visible_entries
+from csa_spec.spec.rules import SPEC, Spec
+from csa_spec.spec.selection import selection_margin
 from csa_spec.spec.trace import Context, Document, DocumentTrace, QueryTrace
-from csa_spec.spec.weights import CompressorWeights, LayerWeights
-from csa_spec.spec.window import window_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """The rules of the layer, one function each; ``SPEC`` holds the right ones."""
-
-    layer_frequencies: Callable[[Geometry], Tensor] = layer_frequencies
-    rotate: Callable[[Tensor, int, Tensor], Tensor] = rotate
-    window_tokens: Callable[[int, int], list[int]] = window_tokens
-    pooled_tokens: Callable[[int, int, bool], list[PooledToken]] = pooled_tokens
-    half_columns: Callable[[Half, int, bool], slice] = half_columns
-    pool_logit: Callable[[Tensor, Tensor], Tensor] = pool_logit
-    pool: Callable[[Tensor, Tensor], Tensor] = pool
-    entry_position: Callable[[int, int], int] = entry_position
-    visible_entries: Callable[[int, int], list[int]] = visible_entries
-    index_score: Callable[[Tensor, Tensor, Tensor], Tensor] = index_score
-    select: Callable[[Sequence[int], Sequence[float], int], list[int]] = select
-    softmax_scale: Callable[[Geometry], float] = lambda geometry: geometry.scale
-    attend: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = attend
-    output_position: Callable[[int], int] = lambda position: -position
-    project_output: Callable[[Tensor, Tensor, Tensor, int], Tensor] = project_output
-
-
-SPEC = Spec()
+from csa_spec.spec.weights import LayerWeights
 
 
 def attend_document(
@@ -86,49 +49,6 @@ def attend_document(
         for t in range(len(hidden))
     ]
     return DocumentTrace(context, queries)
-
-
-def document_context(
-    hidden: Tensor, document: Document, weights: LayerWeights, geometry: Geometry, spec: Spec = SPEC
-) -> Context:
-    """Compute what all queries share: a window key per token, an entry and an index key per complete block."""
-    frequencies = spec.layer_frequencies(geometry)
-    window_keys = [
-        spec.rotate(rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies)
-        for t, x in enumerate(hidden)
-    ]
-    entries = hidden.new_zeros(0, geometry.head_dim)
-    index_keys = hidden.new_zeros(0, geometry.index_head_dim)
-    if weights.compressor is not None:
-        entries = _compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
-    if weights.indexer is not None:
-        index_keys = _compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
-    return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
-
-
-def _compress(
-    hidden: Tensor,
-    start: int,
-    weights: CompressorWeights,
-    geometry: Geometry,
-    frequencies: Tensor,
-    spec: Spec,
-) -> Tensor:
-    """Return the entries ``[T, d]`` of one compressor, main or indexer."""
-    m, dim, overlap = geometry.compress_ratio, len(weights.norm), geometry.overlap
-    content = hidden @ weights.wkv.T
-    gate = hidden @ weights.wgate.T
-    entries = [hidden.new_zeros(0, dim)]
-    for s in range(geometry.entry_count(len(hidden))):
-        values, logits = [], []
-        for token, place, half in spec.pooled_tokens(s, m, overlap):
-            columns = spec.half_columns(half, dim, overlap)
-            values.append(content[token, columns])
-            logits.append(spec.pool_logit(gate[token, columns], weights.ape[place, columns]))
-        pooled = spec.pool(torch.stack(values), torch.stack(logits))
-        entry = rms_norm(pooled, weights.norm, geometry.norm_eps)
-        entries.append(spec.rotate(entry, start + spec.entry_position(s, m), frequencies)[None])
-    return torch.cat(entries)
 
 
 def answer_query(

@@ -1,0 +1,55 @@
+"""What all queries of a document share: a window key per token, an entry and an index key per complete block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from csa_spec.spec.geometry import Geometry
+from csa_spec.spec.norm import rms_norm
+from csa_spec.spec.rules import SPEC, Spec
+from csa_spec.spec.trace import Context, Document
+from csa_spec.spec.weights import CompressorWeights, LayerWeights
+
+
+def document_context(
+    hidden: Tensor, document: Document, weights: LayerWeights, geometry: Geometry, spec: Spec = SPEC
+) -> Context:
+    """Compute the keys of a document, ``hidden`` ``[S, hidden]``, from its position on."""
+    frequencies = spec.layer_frequencies(geometry)
+    window_keys = [
+        spec.rotate(rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies)
+        for t, x in enumerate(hidden)
+    ]
+    entries = hidden.new_zeros(0, geometry.head_dim)
+    index_keys = hidden.new_zeros(0, geometry.index_head_dim)
+    if weights.compressor is not None:
+        entries = _compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
+    if weights.indexer is not None:
+        index_keys = _compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
+    return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
+
+
+def _compress(
+    hidden: Tensor,
+    start: int,
+    weights: CompressorWeights,
+    geometry: Geometry,
+    frequencies: Tensor,
+    spec: Spec,
+) -> Tensor:
+    """Return the entries ``[T, d]`` of one compressor, main or indexer."""
+    m, dim, overlap = geometry.compress_ratio, len(weights.norm), geometry.overlap
+    content = hidden @ weights.wkv.T
+    gate = hidden @ weights.wgate.T
+    entries = [hidden.new_zeros(0, dim)]
+    for s in range(geometry.entry_count(len(hidden))):
+        values, logits = [], []
+        for token, place, half in spec.pooled_tokens(s, m, overlap):
+            columns = spec.half_columns(half, dim, overlap)
+            values.append(content[token, columns])
+            logits.append(spec.pool_logit(gate[token, columns], weights.ape[place, columns]))
+        pooled = spec.pool(torch.stack(values), torch.stack(logits))
+        entry = rms_norm(pooled, weights.norm, geometry.norm_eps)
+        entries.append(spec.rotate(entry, start + spec.entry_position(s, m), frequencies)[None])
+    return torch.cat(entries)
