@@ -20,9 +20,11 @@ def corner_cases(
     """Return the corners of one layer kind; the candidate's modes take turns."""
     m = _nearest(4, ratios)
     geometry = Geometry(
-        kind=kind, compress_ratio=m, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4, q_lora_rank=4, o_groups=2,
-        o_lora_rank=3, **({"top_k": 2, "index_heads": 2, "index_head_dim": 6} if kind is LayerKind.CSA else {}),
+        kind=kind, compress_ratio=m, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4, q_lora_rank=4,
+        index_head_dim=6, o_groups=2, o_lora_rank=3,
     )  # fmt: skip
+    if kind is LayerKind.CSA:
+        geometry = replace(geometry, top_k=2, index_heads=2)
     base = Case(
         geometry=geometry,
         rows=(Row((5 * m + 1,)),),

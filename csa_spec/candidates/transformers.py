@@ -144,8 +144,9 @@ class _Adapter:
         indexer = getattr(compressor, "indexer", None)
         if indexer is not None:
             handles.append(indexer.register_forward_hook(partial(_keep, seen, "selection")))
-        if hasattr(indexer, "scorer"):
-            handles.append(indexer.scorer.register_forward_hook(partial(_keep, seen, "index_scores")))
+        scorer = getattr(indexer, "scorer", None)
+        if scorer is not None:
+            handles.append(scorer.register_forward_hook(partial(_keep, seen, "index_scores")))
         try:
             model(inputs_embeds=hidden, use_cache=use_cache, **_rows(positions, documents))
         except _LayerDone:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from csa_spec.spec import CompressorWeights, DocumentTrace, Geometry, LayerWeights
 
-MARGIN = 8.0
+MARGIN = 5.0
 """Standard deviations in a budget."""
 
 
@@ -148,8 +148,15 @@ def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geom
     )
 
 
+def _split(x: Tensor, dim: int, parts: int) -> Tensor:
+    """Split a dimension into ``parts`` equal ones."""
+    shape = list(x.shape)
+    dim %= len(shape)
+    return x.reshape(*shape[:dim], parts, shape[dim] // parts, *shape[dim + 1 :])
+
+
 def _split_heads(x: _Rounded, heads: int) -> _Rounded:
-    return _Rounded(x.value.unflatten(-1, (heads, -1)), x.variance.unflatten(-1, (heads, -1)))
+    return _Rounded(_split(x.value, -1, heads), _split(x.variance, -1, heads))
 
 
 def _compress(
@@ -170,7 +177,7 @@ def _compress(
 
     def slots(x: Tensor, outside: float) -> Tensor:
         """Lay a ``[count * m, C]`` tensor out as ``[count, slots, dim]``: previous block's half, then own half."""
-        x = x.unflatten(0, (count, m))
+        x = x.reshape(count, m, x.shape[-1])
         if not geometry.overlap:
             return x
         previous = torch.cat((x.new_full((1, m, dim), outside), x[:-1, :, :dim]))[:count]
@@ -249,8 +256,8 @@ def _attend(
 
 
 def _project(do: _Arithmetic, heads_out: _Rounded, weights: LayerWeights, geometry: Geometry) -> _Rounded:
-    low_rank = weights.wo_a.unflatten(0, (geometry.o_groups, -1))
-    grouped = [x.flatten(1).unflatten(1, (geometry.o_groups, -1)) for x in (heads_out.value, heads_out.variance)]
+    low_rank = _split(weights.wo_a, 0, geometry.o_groups)
+    grouped = [_split(x.flatten(1), 1, geometry.o_groups) for x in (heads_out.value, heads_out.variance)]
     parts = [do.linear(_Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)]
     middle = _Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
     return do.linear(middle, weights.wo_b)
@@ -258,5 +265,5 @@ def _project(do: _Arithmetic, heads_out: _Rounded, weights: LayerWeights, geomet
 
 def working_dtype(dtype: str, internal_dtype: str | None) -> torch.dtype:
     """Return the dtype whose roundoff a budget uses: the coarser of the case's and the candidate's own."""
-    widest = [getattr(torch, name) for name in (dtype, internal_dtype) if name is not None]
+    widest: list[torch.dtype] = [getattr(torch, name) for name in (dtype, internal_dtype) if name is not None]
     return max(widest, key=lambda one: torch.finfo(one).eps)

@@ -200,8 +200,9 @@ def inputs_are_not_changed(trial: Trial) -> Tally:
     return Tally(queries=sum(sum(row.lengths) for row in trial.case.rows))
 
 
-_CLEARLY = 16.0
-"""A weight must matter where replacing it moves the specification by this many budgets."""
+_CLEARLY = 3.0
+"""A weight must matter where replacing it moves the specification by this many budgets, before and after together:
+then a right candidate moves by more than one."""
 
 
 def every_weight_matters(trial: Trial) -> Tally | None:

@@ -114,7 +114,8 @@ def _simpler_values(case: Case) -> Iterator[Case]:
     for name, kind in (("values", Values), ("scores", Scores), ("sinks", Sinks)):
         options = list(kind)
         for option in options[: options.index(getattr(case, name))]:
-            yield from (replace(case, **{name: option}, seed=seed) for seed in (case.seed, *range(SEEDS)))
+            changed = replace(case, **{name: option})  # type: ignore[arg-type]
+            yield from (replace(changed, seed=seed) for seed in (case.seed, *range(SEEDS)))
 
 
 _RULES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -100,7 +101,7 @@ class Geometry:
     @property
     def scale(self) -> float:
         """Softmax scale; no YaRN correction. Source: official ``Attention.softmax_scale``."""
-        return self.head_dim**-0.5
+        return 1 / math.sqrt(self.head_dim)
 
     def entry_count(self, length: int) -> int:
         """Return how many complete blocks ``length`` tokens have; a partial block gives no entry."""

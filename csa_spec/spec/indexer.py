@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ def index_scale(heads: int, head_dim: int) -> float:
 
     Source: official ``Indexer.forward`` (``softmax_scale * n_heads ** -0.5``).
     """
-    return head_dim**-0.5 * heads**-0.5
+    return 1 / math.sqrt(head_dim * heads)
 
 
 def index_score(queries: Tensor, head_weights: Tensor, key: Tensor) -> Tensor:

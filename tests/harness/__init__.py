@@ -1,0 +1,1 @@
+"""Tests of the harness, and the candidates that they hold against the specification."""
