@@ -16,7 +16,7 @@ from csa_spec.candidates import find_candidate
 from csa_spec.harness.candidate import Candidate, as_candidate
 from csa_spec.harness.case import DEVICES, DTYPES, Case
 from csa_spec.harness.checks import CHECKS, SPECIFICATION, Check
-from csa_spec.harness.coverage import required
+from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES, required
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report
@@ -175,8 +175,14 @@ class Target:
         return result
 
     def missing(self, result: CheckResult) -> list[str]:
-        """Return the required kinds of case that a result of the specification check never reached."""
-        return [name for name in required(self.kind, self.candidate.capabilities) if not result.reached[name]]
+        """Return what a result of the specification check never reached of what it must reach to mean anything."""
+        names = [name for name in required(self.kind, self.candidate.capabilities) if not result.reached[name]]
+        share, most = result.ambiguous_share(WITHOUT_DRAWN_TIES), AMBIGUOUS_SHARE[self.dtype]
+        if share > most:
+            names.append(
+                f"enough queries without ties ({share:.0%} are ambiguous where no tie was drawn, over {most:.0%})"
+            )
+        return names
 
 
 def resolve_candidate(candidate: Any) -> Candidate:

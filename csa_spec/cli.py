@@ -104,9 +104,9 @@ def _check(options: argparse.Namespace) -> int:
         )
     finally:
         line.clear()
-    print(summarise(report))
     if options.json is not None:
         write_json(report, options.json)
+    print(summarise(report))
     return report.verdict.value
 
 

@@ -9,6 +9,7 @@ do not matter here, and a release that is not out yet has a good chance to work.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from types import ModuleType
@@ -157,9 +158,14 @@ class _Adapter:
         return _exposed(seen)
 
     def _build_model(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        config = self._config_class(**_configuration(geometry))
-        with torch.random.fork_rng(devices=[]):
-            model = self._model_class(config)
+        logger = logging.getLogger("transformers")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # some releases warn about rotary settings that they themselves fill in
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = self._model_class(self._config_class(**_configuration(geometry)))
+        finally:
+            logger.setLevel(level)
         return model.to(dtype).to(device).eval()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -73,10 +73,10 @@ _NOTHING: Mapping[tuple[LayerKind, Feature], str] = MappingProxyType({})
 class Capabilities:
     """What a candidate supports. What it does not declare away is tested."""
 
-    kinds: frozenset[LayerKind] = frozenset(LayerKind)
-    dtypes: frozenset[str] = frozenset(DTYPES)
-    devices: frozenset[str] = frozenset(DEVICES)
-    compress_ratios: frozenset[int] | None = None
+    kinds: Set[LayerKind] = frozenset(LayerKind)
+    dtypes: Set[str] = frozenset(DTYPES)
+    devices: Set[str] = frozenset(DEVICES)
+    compress_ratios: Set[int] | None = None
     """None: any"""
     lacks: Mapping[tuple[LayerKind, Feature], str] = field(default_factory=lambda: _NOTHING)
     """Features of rows that a layer kind does not support, with the reason or the URL that says so"""

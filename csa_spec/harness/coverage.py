@@ -48,6 +48,12 @@ REQUIRED: dict[LayerKind, tuple[str, ...]] = {
 }
 
 
+AMBIGUOUS_SHARE = {"float32": 0.1, "float64": 0.1, "float16": 0.3, "bfloat16": 0.5}
+"""Share of the queries without drawn ties that may be ambiguous all the same (ReLU gives exact zeros, coarse scores
+coincide). Ambiguous queries are judged leniently, so a run with more of them has not seen enough."""
+WITHOUT_DRAWN_TIES = (Scores.FREE, Scores.SEPARATED)
+
+
 def required(kind: LayerKind, capabilities: Capabilities) -> list[str]:
     """Return the kinds of case that a run over one layer kind must reach, given what the candidate supports."""
     kinds = list(REQUIRED[kind])

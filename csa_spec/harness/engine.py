@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.case import Case
+from csa_spec.harness.case import Case, Scores, Sinks, Values
 from csa_spec.harness.checks import Check
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.coverage import kinds_of
@@ -24,13 +24,16 @@ ENOUGH = 12
 """Failing cases after which a check looks no further."""
 
 
+Regime = tuple[Values, Scores, Sinks]
+
+
 @dataclass(slots=True)
 class RegimeCount:
     """What a check did in one value regime."""
 
     cases: int = 0
-    failures: int = 0
-    worst: float = 0.0
+    failing: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(slots=True)
@@ -46,7 +49,7 @@ class CheckResult:
     """Cases that gave the check something to do"""
     failing: int = 0
     tally: Tally = field(default_factory=Tally)
-    regimes: dict[str, RegimeCount] = field(default_factory=dict)
+    regimes: dict[Regime, RegimeCount] = field(default_factory=dict)
     reached: Counter[str] = field(default_factory=Counter)
     """Cases by kind"""
     not_applicable: Counter[str] = field(default_factory=Counter)
@@ -54,6 +57,11 @@ class CheckResult:
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
     seconds: float = 0.0
+
+    def ambiguous_share(self, scores: Collection[Scores]) -> float:
+        """Return which share of the queries was ambiguous in the regimes with such scores."""
+        tallies = [count.tally for (_, regime, _), count in self.regimes.items() if regime in scores]
+        return sum(tally.ambiguous for tally in tallies) / max(1, sum(tally.queries for tally in tallies))
 
 
 def run_check(
@@ -149,15 +157,15 @@ def _try(check: Check, candidate: Candidate, case: Case, result: CheckResult) ->
     except Failure as caught:
         failure = caught
     result.cases += 1
-    regime = result.regimes.setdefault(f"{case.values}/{case.scores}/{case.sinks}", RegimeCount())
+    regime = result.regimes.setdefault((case.values, case.scores, case.sinks), RegimeCount())
     regime.cases += 1
     if failure is not None:
         result.failing += 1
-        regime.failures += 1
+        regime.failing += 1
         return failure
     assert tally is not None
     result.tally.add(tally)
-    regime.worst = max(regime.worst, tally.worst)
+    regime.tally.add(tally)
     if not check.law:
         result.reached.update(kinds_of(case, trial.expected))
     return None

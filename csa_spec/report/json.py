@@ -62,12 +62,14 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "worst_error_over_budget": _number(result.tally.worst),
         "seconds": round(result.seconds, 3),
         "regimes": {
-            name: {
+            "/".join(regime): {
                 "cases": count.cases,
-                "failing_cases": count.failures,
-                "worst_error_over_budget": _number(count.worst),
+                "failing_cases": count.failing,
+                "queries": count.tally.queries,
+                "ambiguous_queries": count.tally.ambiguous,
+                "worst_error_over_budget": _number(count.tally.worst),
             }
-            for name, count in sorted(result.regimes.items())
+            for regime, count in sorted(result.regimes.items())
         },
         "reached": dict(sorted(result.reached.items())),
         "not_applicable": dict(sorted(result.not_applicable.items())),

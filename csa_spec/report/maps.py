@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from csa_spec.harness.dependence import Dependence
 from csa_spec.harness.failures import letter
-from csa_spec.spec import DocumentTrace
+from csa_spec.spec import DocumentTrace, QueryTrace
 
 LARGEST = 24
 """Longer documents are not drawn."""
@@ -20,7 +20,7 @@ def sight_map(trace: DocumentTrace) -> list[str]:
     for query in trace.queries:
         window = ["#" if j in query.window else "." for j in range(tokens)]
         seen = ["#" if s in query.selection else "o" if s in query.visible else "." for s in range(entries)]
-        lines.append(_row(_label(query.t), window, seen) + _picks(query.t, query.selection, query.visible))
+        lines.append(_row(_label(query.t), window, seen) + _picks(query))
     return lines
 
 
@@ -47,8 +47,8 @@ def _row(label: str, tokens: list[str], entries: list[str]) -> str:
     return f"  {label:<7}{cells}" + ("  |" + "".join(f"{cell:>4}" for cell in entries) if entries else "")
 
 
-def _picks(t: int, selection: list[int], visible: list[int]) -> str:
-    """Name what a query picked as the issue of 5.8.0 does: A0 is the first pick of query A."""
-    if not letter(t) or not selection or selection == visible:
+def _picks(query: QueryTrace) -> str:
+    """Name what a query selected as the issue about 5.8.0 does: A0 is the first pick of query A."""
+    if not letter(query.t) or not query.scores.numel():
         return ""
-    return "   " + ", ".join(f"{letter(t)}{n}=e{s}" for n, s in enumerate(selection))
+    return "   " + " ".join(f"{letter(query.t)}{n}=e{s}" for n, s in enumerate(query.selection))
