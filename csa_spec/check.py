@@ -189,7 +189,8 @@ def resolve_candidate(candidate: Any) -> Candidate:
     """Return the candidate that a name, a function or an object stands for."""
     if isinstance(candidate, str):
         return find_candidate(candidate)
-    return as_candidate(candidate, getattr(candidate, "__name__", type(candidate).__name__))
+    named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
+    return as_candidate(candidate, f"{named.__module__}:{named.__qualname__}")
 
 
 def resolve_kinds(layer: str) -> list[LayerKind]:

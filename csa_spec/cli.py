@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         code: int = options.run(options)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
     except KeyboardInterrupt:
         print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
         return INTERRUPTED

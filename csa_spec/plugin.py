@@ -8,6 +8,7 @@ candidate is asked for.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +54,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(
             "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
         )
+    # The folder that pytest is run in, where a candidate given as module:object usually lies.
+    here = str(metafunc.config.invocation_params.dir)
+    if here not in sys.path:
+        sys.path.insert(0, here)
     targets = []
     try:
         profile, kinds = resolve_profile(option("csa_profile")), resolve_kinds(option("csa_layer"))

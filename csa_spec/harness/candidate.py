@@ -158,7 +158,7 @@ def import_candidate(path: str) -> Candidate:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise CandidateError(f"there is no module {error.name!r} on the Python path") from None
         raise CandidateError(f"importing {module_name} failed: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CandidateError(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(thing, part):
