@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from csa_spec.harness.candidate import LayerOutput
 from csa_spec.harness.expected import ALTERNATIVES, Expected, ExpectedDocument
 from csa_spec.harness.failures import query_name
-from csa_spec.spec import Document
+from csa_spec.spec import Document, answer_query
 
 
 @dataclass(slots=True)
@@ -56,29 +56,30 @@ def compare(expected: Expected, output: LayerOutput) -> tuple[Tally, Mismatch | 
     its selection and that is valid, for that one.
     """
     tally, worst, wrong = Tally(), None, 0
-    for document in expected.documents:
-        place = document.trace.context.document
+    for specified in expected.documents:
+        place = specified.trace.context.document
         got = output.out[place.row, place.columns]
+        exposed = _valid_exposed(output, specified)
+        document = expected.reselect(specified, exposed) if exposed else specified
         ratios = error_ratios(got, document.trace.out, document.budgets.out).amax(dim=1)
         tally.queries += place.length
+        tally.ambiguous += len(document.ambiguous)
         for t in range(place.length):
-            reference, ratio = document.trace.queries[t].out, float(ratios[t])
-            if document.choices[t].ambiguous:
-                tally.ambiguous += 1
-                judged = _judge_ambiguous(expected, document, t, got[t], _exposed_selection(output, document, t))
-                if judged is None:
+            judged, ratio = document, float(ratios[t])
+            if ratio > 1 and document.choices[t].ambiguous and t not in exposed:
+                if document.choices[t].count > ALTERNATIVES:
                     tally.unjudged += 1
                     continue
-                reference, ratio = judged
+                judged, ratio = _nearest(expected, document, t, got[t])
             if ratio <= 1:
                 tally.worst = max(tally.worst, ratio)
                 continue
             wrong += 1
             if worst is None or ratio > worst.over_budget:
-                worst = Mismatch(document, t, reference, got[t], ratio, 0)
+                worst = Mismatch(judged, t, judged.trace.queries[t].out, got[t], ratio, 0)
     if worst is None:
         return tally, None
-    return tally, Mismatch(worst.document, worst.t, worst.expected, worst.got, worst.over_budget, wrong)
+    return tally, replace(worst, queries=wrong)
 
 
 def error_ratios(got: Tensor, expected: Tensor, budget: Tensor) -> Tensor:
@@ -87,34 +88,35 @@ def error_ratios(got: Tensor, expected: Tensor, budget: Tensor) -> Tensor:
     return torch.where(ratios.isnan(), torch.inf, ratios)
 
 
-def _judge_ambiguous(
-    expected: Expected, document: ExpectedDocument, t: int, got: Tensor, exposed: list[int] | None
-) -> tuple[Tensor, float] | None:
-    """Return the reference closest to ``got`` and its error/budget; None if there are too many to try."""
-    choice = document.choices[t]
-    if exposed is not None and choice.allows(exposed):
-        selections = [exposed]
-    elif choice.count <= ALTERNATIVES:
-        selections = list(choice.selections())
-    else:
-        return None
-    best: tuple[Tensor, float] | None = None
-    for selection in selections:
-        reference = expected.query_out(document, t, selection)
-        ratio = float(error_ratios(got, reference, document.budgets.out[t]).max())
-        if best is None or ratio < best[1]:
-            best = reference, ratio
-        if ratio <= 1:
-            break
-    return best
+_NEAREST = 8
+"""Of the valid selections of a query, those whose outputs are nearest to the candidate's get budgets of their own."""
 
 
-def _exposed_selection(output: LayerOutput, document: ExpectedDocument, t: int) -> list[int] | None:
+def _nearest(expected: Expected, document: ExpectedDocument, t: int, got: Tensor) -> tuple[ExpectedDocument, float]:
+    """Return the answer with the selection that explains ``got`` best, and its error/budget."""
+    answers = [
+        (answer_query(t, document.trace.context, expected.weights, expected.geometry, selection=selection), selection)
+        for selection in document.choices[t].selections()
+    ]
+    answers.sort(key=lambda answer: float((answer[0].out - got).abs().max().nan_to_num(torch.inf)))
+    judged = [expected.reselect(document, {t: selection}) for _, selection in answers[:_NEAREST]]
+    ratios = [float(error_ratios(got, one.trace.queries[t].out, one.budgets.out[t]).max()) for one in judged]
+    best = min(range(len(judged)), key=ratios.__getitem__)
+    return judged[best], ratios[best]
+
+
+def _valid_exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int, list[int]]:
+    """Return, by query, the selections that the candidate exposes where it had a choice, as far as they are valid."""
     place = document.trace.context.document
     if output.selection is None or not alone_in_row(place, output.selection):
-        return None
-    picks = output.selection[place.row, t]
-    return [int(s) for s in picks[picks >= 0]]
+        return {}
+    found = {}
+    for t in document.ambiguous:
+        picks = output.selection[place.row, t]
+        selection = [int(s) for s in picks[picks >= 0]]
+        if document.choices[t].allows(selection):
+            found[t] = selection
+    return found
 
 
 def alone_in_row(place: Document, exposed: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -119,9 +119,14 @@ class Expected:
     dtype: torch.dtype
     """In which the candidate computes"""
 
-    def query_out(self, document: ExpectedDocument, t: int, selection: list[int]) -> Tensor:
-        """Return the output ``[hidden]`` that query ``t`` would have with another selection."""
-        return answer_query(t, document.trace.context, self.weights, self.geometry, selection=selection).out
+    def reselect(self, document: ExpectedDocument, selections: Mapping[int, list[int]]) -> ExpectedDocument:
+        """Return what a document's answer is if some queries select otherwise, with the budgets of that answer."""
+        queries = list(document.trace.queries)
+        for t, selection in selections.items():
+            queries[t] = answer_query(t, document.trace.context, self.weights, self.geometry, selection=selection)
+        trace = DocumentTrace(document.trace.context, queries)
+        budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
+        return ExpectedDocument(trace, budgets, document.choices)
 
 
 def expect(case: Case, inputs: Inputs, internal_dtype: str | None = None) -> Expected:
