@@ -30,7 +30,7 @@ from torch import Tensor
 
 from csa_spec.spec import CompressorWeights, DocumentTrace, Geometry, LayerWeights
 
-MARGIN = 6.0
+MARGIN = 5.0
 """Standard deviations in a budget."""
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
+from urllib.parse import quote, unquote
 
 from csa_spec.spec import PADDING, Geometry, GeometryError, Yarn
 
@@ -156,7 +157,9 @@ class Case:
         rows = []
         for row in self.rows:
             lengths = (sum(row.lengths),) if Feature.PACKING in features else row.lengths
-            padding = 0 if Feature.LEFT_PADDING in features else row.left_padding
+            padding = row.left_padding
+            if Feature.LEFT_PADDING in features:  # real tokens in its place: the row must not get shorter than others
+                lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
             start = 0 if Feature.SHIFTED_START in features else row.start
             rows.append(Row(lengths, padding, start))
         if Feature.RIGHT_PADDING in features:
@@ -188,14 +191,15 @@ class Case:
         words = [str(self.geometry.kind)]
         for name, value in _numbers(self.geometry).items():
             if value != getattr(_SMALLEST, name):
-                words.append(f"{_SHORT[name]}={value:g}" if isinstance(value, float) else f"{_SHORT[name]}={value}")
+                words.append(f"{_SHORT[name]}={_digits(value)}")
         if self.geometry.yarn is not None:
             y = self.geometry.yarn
-            words.append(f"yarn={y.factor:g}/{y.original_max_position}/{y.beta_fast:g}/{y.beta_slow:g}")
+            numbers = (y.factor, y.original_max_position, y.beta_fast, y.beta_slow)
+            words.append("yarn=" + "/".join(map(_digits, numbers)))
         words.append("rows=" + ",".join(map(str, self.rows)))
         for name in _PLAIN:
             if getattr(self, name) != getattr(_DEFAULT, name):
-                words.append(f"{name}={str(getattr(self, name)).replace(' ', '_')}")
+                words.append(f"{name}={quote(str(getattr(self, name)))}")
         return " ".join(words)
 
     @classmethod
@@ -222,10 +226,12 @@ class Case:
                 elif name == "rows":
                     plain["rows"] = tuple(map(Row.parse, value.split(",")))
                 elif name in _PLAIN:
-                    plain[name] = int(value) if name == "seed" else value.replace("_", " ")
+                    plain[name] = int(value) if name == "seed" else unquote(value)
                 else:
                     raise CaseError(f"{word!r} is not part of a case")
-            except (GeometryError, CaseError):
+            except GeometryError as error:
+                raise CaseError(str(error)) from None
+            except CaseError:
                 raise
             except ValueError:
                 raise CaseError(f"{word!r} has no value that can be read") from None
@@ -267,6 +273,12 @@ _LONG = {short: name for name, short in _SHORT.items()}
 _PLAIN = ("values", "scores", "sinks", "seed", "mode", "dtype", "device")
 _SMALLEST = Geometry()
 _DEFAULT = Case()
+
+
+def _digits(value: float) -> str:
+    """Write a number in the shortest way that gives it back."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _numbers(geometry: Geometry) -> dict[str, Any]:

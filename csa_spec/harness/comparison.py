@@ -83,9 +83,10 @@ def compare(expected: Expected, output: LayerOutput) -> tuple[Tally, Mismatch | 
 
 
 def error_ratios(got: Tensor, expected: Tensor, budget: Tensor) -> Tensor:
-    """Return error/budget, element by element; infinite where only one side is finite."""
+    """Return error/budget, element by element: 0 where both sides are equal, infinite where only one is finite."""
     ratios = (got - expected).abs() / budget
-    return torch.where(ratios.isnan(), torch.inf, ratios)
+    ratios = torch.where(ratios.isnan(), torch.inf, ratios)
+    return torch.where(got == expected, 0.0, ratios)
 
 
 _NEAREST = 8
@@ -108,7 +109,7 @@ def _nearest(expected: Expected, document: ExpectedDocument, t: int, got: Tensor
 def _valid_exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int, list[int]]:
     """Return, by query, the selections that the candidate exposes where it had a choice, as far as they are valid."""
     place = document.trace.context.document
-    if output.selection is None or not alone_in_row(place, output.selection):
+    if output.selection is None or place.begin != 0:
         return {}
     found = {}
     for t in document.ambiguous:
@@ -117,11 +118,6 @@ def _valid_exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int,
         if document.choices[t].allows(selection):
             found[t] = selection
     return found
-
-
-def alone_in_row(place: Document, exposed: Tensor) -> bool:
-    """Whether indices that a candidate exposes are this document's own: it starts at its row's first column."""
-    return place.begin == 0 and exposed.dim() >= 2 and exposed.shape[0] > place.row
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +137,7 @@ def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDo
     Returns one finding per stage that differs, the first stage first.
     """
     place = document.trace.context.document
-    if place.begin != 0:
+    if place.begin != 0:  # exposed indices count from the row's first column
         return []
     stages = (_entries, _index_scores, _selection, _probabilities)
     found = (stage(output, document, place) for stage in stages)
@@ -151,7 +147,7 @@ def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDo
 def _entries(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     ours = document.trace.context.entries
     theirs = output.entries
-    if theirs is None or theirs.dim() != 3 or theirs.shape[2] != ours.shape[1]:
+    if theirs is None:
         return None
     theirs = theirs[place.row]
     if len(theirs) < len(ours):
@@ -170,7 +166,7 @@ def _entries(output: LayerOutput, document: ExpectedDocument, place: Document) -
 
 def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     theirs = output.index_scores
-    if theirs is None or theirs.dim() != 3:
+    if theirs is None:
         return None
     for query in document.trace.queries:
         if not query.visible or theirs.shape[2] < len(query.visible):
@@ -187,7 +183,7 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Docume
 
 
 def _selection(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
-    if output.selection is None or output.selection.dim() != 3:
+    if output.selection is None:
         return None
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
         picks = output.selection[place.row, query.t]
@@ -210,7 +206,7 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
 def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
     theirs, budgets = output.probabilities, document.budgets.probabilities
     length, heads, keys = budgets.shape
-    if theirs is None or theirs.dim() != 4 or theirs.shape[1] != heads or place.length != theirs.shape[2]:
+    if theirs is None or place.length != theirs.shape[2]:
         return None
     if theirs.shape[3] != keys:
         return Finding(f"attention: {theirs.shape[3]} keys (tokens and entries) where there must be {keys}", 0)

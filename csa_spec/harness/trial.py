@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,17 +57,18 @@ class Trial:
         self._check_form(output.out, inputs.hidden)
         if watch_inputs:
             self._check_unchanged(given, inputs)
+        return self._settled(output)
+
+    def _settled(self, output: LayerOutput) -> LayerOutput:
+        """Return an output on the CPU, in float64 and int64, without exposed stages whose shape does not fit."""
+        rows, columns, _ = output.out.shape
+        heads, head_dim = self.case.geometry.heads, self.case.geometry.head_dim
         return LayerOutput(
-            *(
-                _settled(tensor)
-                for tensor in (
-                    output.out,
-                    output.entries,
-                    output.index_scores,
-                    output.selection,
-                    output.probabilities,
-                )
-            )  # type: ignore[arg-type]
+            _on_cpu(output.out, (rows, columns, None)),
+            _on_cpu(output.entries, (rows, None, head_dim)),
+            _on_cpu(output.index_scores, (rows, columns, None)),
+            _on_cpu(output.selection, (rows, columns, None)),
+            _on_cpu(output.probabilities, (rows, heads, columns, None)),
         )
 
     def _check_form(self, out: object, hidden: Tensor) -> None:
@@ -113,8 +115,11 @@ class Trial:
         )
 
 
-def _settled(tensor: Tensor | None) -> Tensor | None:
-    if not isinstance(tensor, Tensor):
+def _on_cpu(tensor: Any, shape: tuple[int | None, ...]) -> Any:
+    """Return a tensor on the CPU in a wide dtype; None if it is none, or not of the shape (None: any length)."""
+    if not isinstance(tensor, Tensor) or tensor.dim() != len(shape):
+        return None
+    if any(want is not None and want != have for want, have in zip(shape, tensor.shape, strict=True)):
         return None
     tensor = tensor.detach().cpu()
     return tensor.double() if tensor.is_floating_point() else tensor.long()
@@ -125,5 +130,5 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
         a.shape == b.shape
         and a.dtype == b.dtype
         and bool(torch.equal(a.isnan(), b.isnan()))
-        and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+        and bool(torch.equal(*(x.nan_to_num(posinf=torch.inf, neginf=-torch.inf) for x in (a, b))))
     )

@@ -9,11 +9,14 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import LayerOutput, LayerStage
+from csa_spec.harness.candidate import Candidate, LayerOutput, LayerStage, import_candidate
+from csa_spec.harness.checks import CHECKS
+from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.failures import (
     BatchOrderMatters,
     CandidateRaised,
@@ -32,18 +35,11 @@ from csa_spec.harness.failures import (
     WrongShape,
 )
 from csa_spec.harness.inputs import Inputs
-from csa_spec.spec import (
-    SPEC,
-    Geometry,
-    LayerKind,
-    LayerWeights,
-    Spec,
-    attend_document,
-    split_documents,
-)
+from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights, Spec, attend_document, split_documents
 from csa_spec.spec.attention import attend
 from csa_spec.spec.rope import rope_frequencies
 from csa_spec.spec.selection import select
+from csa_spec.strategies import cases
 from harness.candidates import as_specified, with_stages
 
 _right = as_specified()
@@ -84,17 +80,26 @@ def returns_float64(
 def nan_without_entries(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
-    """Take a softmax over the entries of a query that sees none. https://github.com/vllm-project/vllm/issues/48364"""
+    """Take a softmax over the entries of a query that sees none.
+
+    https://github.com/vllm-project/vllm/issues/48364
+    """
     out = _tensor(_right(hidden, weights, geometry, positions, documents))
     if geometry.compress_ratio > 1:
         out[:, 0] = math.nan
     return out
 
 
-# SIGHT: queries see what they must not, or miss what they must see.
+def infinite_at_first(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Overflow at the same place every time, which is wrong but breaks no law."""
+    out = _tensor(_right(hidden, weights, geometry, positions, documents))
+    out[:, 0] = math.inf
+    return out
 
-sees_its_own_block = as_specified(replace(SPEC, visible_entries=lambda t, m: list(range((t + 1 + m - 1) // m))))
-"""Every query reads the entry that it is part of; only the last block, which has none, hides that."""
+
+# SIGHT: queries see what they must not, or miss what they must see.
 
 
 def per_document(make_spec: Callable[[int, Geometry], Spec]) -> LayerStage:
@@ -141,15 +146,13 @@ sees_one_token_more = as_specified(replace(SPEC, window_tokens=lambda t, w: list
 
 selects_everything = as_specified(replace(SPEC, select=lambda visible, scores, top_k: list(visible)))
 """No top-k at all. https://github.com/hw-native-sys/pypto-lib/pull/593"""
-selects_everything_and_shows_it = with_stages(
-    replace(SPEC, select=lambda visible, scores, top_k: list(visible)),
-)
+selects_everything_and_shows_it = with_stages(replace(SPEC, select=lambda visible, scores, top_k: list(visible)))
 """The same, with its stages exposed: now it can be seen that it attends to too much."""
 selects_the_lowest = as_specified(
     replace(SPEC, select=lambda visible, scores, top_k: select(visible, [-score for score in scores], top_k))
 )
 """The top-k of the wrong end."""
-scales_by_the_index_head = as_specified(replace(SPEC, softmax_scale=lambda g: 1 / g.head_dim))
+scales_by_the_dimension = as_specified(replace(SPEC, softmax_scale=lambda g: 1 / g.head_dim))
 """A scale of ``1 / d`` in place of ``1 / sqrt(d)``."""
 drops_the_sink = as_specified(
     replace(SPEC, attend=lambda q, keys, sink, scale: attend(q, keys, torch.full_like(sink, -math.inf), scale))
@@ -180,7 +183,10 @@ normalises_by_length = per_document(
 def counts_rows(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
-    """Use a row's index, as a request-local index rebased twice does. https://github.com/vllm-project/vllm/pull/41834"""
+    """Use a row's index, as a request-local index that is rebased twice does.
+
+    https://github.com/vllm-project/vllm/pull/41834
+    """
     out = _tensor(_right(hidden, weights, geometry, positions, documents))
     return out * torch.arange(1, len(out) + 1, dtype=out.dtype)[:, None, None]
 
@@ -238,6 +244,8 @@ def ignoring(weight: str, make: Callable[[Tensor], Tensor]) -> LayerStage:
 
 ignores_kv_norm = ignoring("kv_norm", torch.ones_like)
 """A norm without its weight: right for a fresh checkpoint, where it is one."""
+ignores_the_bias = ignoring("compressor.ape", torch.zeros_like)
+"""No position bias where tokens are pooled."""
 ignores_the_index_bias = ignoring("indexer.compressor.ape", torch.zeros_like)
 """Only the indexer's compressor lacks its position bias; it shows where a top-k truncates, and nowhere else."""
 
@@ -252,7 +260,7 @@ class Bug:
     """What the suite must say about a wrong candidate."""
 
     check: str
-    """The check that finds it"""
+    """The check that must find it"""
     failure: type[Failure]
     says: str
     """Part of the detail"""
@@ -268,14 +276,12 @@ BUGS = {
     "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
     "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it"),
     "sees_every_entry": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA),
-    "sees_one_token_more": Bug(SPECIFICATION, SeesTooMuch, "is neither in its window nor in an entry", LayerKind.HCA),
-    "selects_everything_and_shows_it": Bug(SPECIFICATION, SeesTooMuch, "it must not attend to it at all"),
-    "hides_the_newest_entry": Bug(SPECIFICATION, SeesTooLittle, "is part of an entry that it may see"),
+    "sees_one_token_more": Bug(SPECIFICATION, SeesTooMuch, "is neither in its window nor", LayerKind.SLIDING),
     "sees_no_entry": Bug(SPECIFICATION, SeesTooLittle, "is part of an entry that it may see", LayerKind.HCA),
     "misses_the_oldest_token": Bug(SPECIFICATION, SeesTooLittle, "is in its window", LayerKind.SLIDING),
     "selects_everything": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
     "selects_the_lowest": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
-    "scales_by_the_index_head": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
+    "scales_by_the_dimension": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
     "drops_the_sink": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
     "uses_one_theta": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.HCA),
 }
@@ -288,10 +294,24 @@ LAWS = {
     "changes_by_a_hair": Bug("repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING),
     "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
     "scales_the_sink_in_place": Bug("inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING),
-    "replaces_minus_infinity_in_place": Bug(
-        "inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING
-    ),
     "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
-    "ignores_the_index_bias": Bug("weights", WeightIgnored, "replacing indexer.compressor.ape does not move"),
 }
 """Candidates that break a law, by name."""
+
+
+def named(name: str) -> Candidate:
+    """Return a wrong candidate by the name that a report prints."""
+    return import_candidate(f"harness.wrong:{name}")
+
+
+@cache
+def caught(name: str, check: str) -> CheckResult:
+    """Hold a wrong candidate to one check on a few small draws; once for all tests."""
+    return held(named(name), check, (BUGS | LAWS)[name].kind, 12)
+
+
+def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
+    """Hold a candidate to one check on a few small draws."""
+    (found,) = (one for one in CHECKS if one.name == check)
+    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(lambda case: case.columns <= 10)
+    return run_check(found, candidate, kind, [], small, examples)

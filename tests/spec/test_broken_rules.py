@@ -1,7 +1,7 @@
 """Breaking any single rule of the specification is noticed.
 
 Every rule is replaced by wrong ones that somebody has shipped or could ship. The table says who notices: the
-official vectors, the second oracle on drawn cases, or both. A rule that nobody misses is held in place by nothing.
+official vectors, the second oracle on chosen and drawn cases, or both. What nobody misses is no rule.
 """
 # ruff: noqa: D103
 
@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from oracles import TOLERANCE, VECTORS, Array, second_batch
+from oracles import TOLERANCE, VECTORS, Array, second_batch, small_case
 from torch import Tensor
 
-from csa_spec.harness.case import Case
+from csa_spec.harness.case import Case, Scores
 from csa_spec.harness.inputs import Inputs, make_inputs
-from csa_spec.spec import SPEC, Geometry, LayerKind, Spec, attend_batch
+from csa_spec.spec import SPEC, Geometry, LayerKind, Spec, Yarn, attend_batch
 from csa_spec.spec.attention import attend
 from csa_spec.spec.compressor import Half, PooledToken, half_columns, pool, pooled_tokens
 from csa_spec.spec.indexer import index_score
@@ -259,7 +259,7 @@ def vectors_say(spec: Spec) -> Verdict:
 
 def second_oracle_says(spec: Spec) -> Verdict:
     verdict = Verdict.AGREES
-    for case, inputs, expected in _drawn():
+    for case, inputs, expected in _chosen_and_drawn():
         try:
             out = attend_batch(
                 inputs.hidden, inputs.weights, case.geometry, inputs.positions, inputs.documents, spec
@@ -274,9 +274,13 @@ def second_oracle_says(spec: Spec) -> Verdict:
 
 
 @cache
-def _drawn() -> list[tuple[Case, Inputs, Array]]:
-    drawn = []
+def _chosen_and_drawn() -> list[tuple[Case, Inputs, Array]]:
+    # What Hypothesis draws depends on its release and on the modules that are loaded. A few cases chosen by hand see
+    # to it that the verdicts do not.
+    found = [small_case("csa", "18", scores=scores) for scores in Scores]
     for kind in LayerKind:
+        found.append(small_case(kind, "18", "1<7+6@4", yarn=Yarn(4.0, 16)))
+        found.append(small_case(kind, "9", norm_eps=1e-2))
 
         @seed(0)
         @settings(
@@ -288,8 +292,8 @@ def _drawn() -> list[tuple[Case, Inputs, Array]]:
         )
         @given(cases(kind, ratios=(1, 2, 3, 4)))
         def draw(case: Case) -> None:
-            inputs = make_inputs(case).double()
-            drawn.append((case, inputs, second_batch(inputs, case.geometry)))
+            found.append(case)
 
         draw()
-    return drawn
+    inputs = [make_inputs(case).double() for case in found]
+    return [(case, each, second_batch(each, case.geometry)) for case, each in zip(found, inputs, strict=True)]

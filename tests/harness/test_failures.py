@@ -1,0 +1,202 @@
+"""Every kind of mistake gets its own kind of failure, at the right place, with a line that shows it again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import csa_spec
+from csa_spec.harness.case import Case
+from csa_spec.harness.checks import CHECKS
+from csa_spec.harness.failures import (
+    CandidateRaised,
+    Failure,
+    InputsChanged,
+    NotFinite,
+    SeesTooLittle,
+    SeesTooMuch,
+    WeightIgnored,
+    WrongNumbers,
+)
+from csa_spec.harness.inputs import make_inputs
+from csa_spec.report.text import describe
+from csa_spec.spec import LayerKind, split_documents
+from harness.candidates import VECTORISED, WITH_STAGES
+from harness.wrong import BUGS, LAWS, Bug, caught, held, named
+
+TABLE = [*BUGS.items(), *LAWS.items()]
+EACH = pytest.mark.parametrize(("name", "bug"), TABLE, ids=[f"{name}-{bug.check}" for name, bug in TABLE])
+
+
+def found_failure(name: str, bug: Bug) -> Failure:
+    """Return the failure of the kind that the table names."""
+    failures = caught(name, bug.check).failures
+    of_kind = [failure for failure in failures if type(failure) is bug.failure]
+    assert of_kind, f"found only {[failure.kind for failure in failures]}"
+    return of_kind[0]
+
+
+@EACH
+def test_a_wrong_candidate_gets_the_failure_that_names_its_mistake(name: str, bug: Bug) -> None:
+    """Its class, and a detail that says what is wrong."""
+    failure = found_failure(name, bug)
+    assert bug.says in failure.detail
+    assert str(failure) == f"{failure.title}: {failure.detail}"
+    assert failure.case.geometry.kind is bug.kind
+
+
+@EACH
+def test_a_failure_says_where_it_is(name: str, bug: Bug) -> None:
+    """A query of the batch, and what it should have said beside what it says; nothing where no output is wrong."""
+    failure = found_failure(name, bug)
+    place, case = failure.place, failure.case
+    if place is None:
+        assert bug.failure.__name__ in ("CandidateRaised", "WrongShape", "WrongDtype", "InputsChanged")
+        return
+    inputs = make_inputs(case)
+    begins = [d.begin for d in split_documents(inputs.positions, inputs.documents) if d.row == place.row]
+    assert place.column - place.t in begins
+    assert place.column < case.columns
+    assert failure.expected is not None
+    assert failure.got is not None
+    assert len(failure.expected) == len(failure.got) == case.geometry.hidden
+    assert all(map(math.isfinite, failure.expected))
+    if failure.over_budget is not None:
+        assert failure.over_budget > 1
+        assert failure.got != failure.expected
+
+
+@EACH
+def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> None:
+    """Copied as it is into a Python prompt."""
+    failure = found_failure(name, bug)
+    line = describe(failure, named(name).name, bug.check).splitlines()[-1].strip()
+    assert line.startswith(f'check_case("harness.wrong:{name}", "{bug.kind} ')
+    with pytest.raises(bug.failure) as again:
+        exec(line, {"check_case": csa_spec.check_case})
+    assert again.value.detail == failure.detail
+    assert again.value.case == failure.case
+    assert failure.title[1:] in "".join(again.value.__notes__)
+
+
+@pytest.mark.parametrize("kind", LayerKind)
+def test_a_right_candidate_passes_what_wrong_ones_fail(kind: LayerKind) -> None:
+    """The same checks on the same draws."""
+    for check in CHECKS:
+        result = held(WITH_STAGES, check.name, kind, 3 if check.name == "weights" else 8)
+        assert result.failures == []
+        assert result.cases > 0
+
+
+def test_an_independent_layer_passes_the_whole_suite() -> None:
+    """Corner cases included; what it declines is counted, not failed."""
+    report = csa_spec.check(VECTORISED, profile="smoke")
+    assert str(report.verdict) == "conformant"
+    assert all(
+        result.not_applicable["packed documents"] for result in report.results if result.check == "specification"
+    )
+
+
+def check_text(name: str, text: str, check: str = "specification") -> Failure:
+    """Return how a wrong candidate fails on one case."""
+    with pytest.raises(Failure) as raised:
+        csa_spec.check_case(named(name), text, check)
+    assert isinstance(raised.value, Failure)
+    return raised.value
+
+
+def test_a_leak_is_located_at_the_first_query_that_sees_too_much() -> None:
+    """Query A of the block {A, B} sees B: the issue that this suite grew from, in two tokens."""
+    failure = check_text("leaks_the_future", "csa m=2 rows=4")
+    assert isinstance(failure, SeesTooMuch)
+    assert str(failure.place) == "row 0, query A (t=0)"
+    assert "query A (t=0) changes when token 1 changes; token 1 comes after it" in failure.detail
+    assert failure.dependence is not None
+    assert failure.dependence.too_much == [(0, 1)]
+
+
+def test_places_in_packed_rows_count_from_the_document_and_from_the_row() -> None:
+    """The second document's first query is its query A, whatever column it stands in."""
+    line = "sliding W=3 E=4 D=4 q_lora=2 o_lora=2 rows=1,1<2+4 values=gaussian seed=1"
+    failure = check_text("misses_the_oldest_token", line)
+    assert failure.place is not None
+    assert (failure.place.row, failure.place.column, failure.place.t) == (1, 5, 2)
+
+
+@pytest.mark.parametrize("name", ["sees_no_entry", "misses_the_oldest_token"])
+def test_a_query_that_misses_something_is_told_what(name: str) -> None:
+    """The token, and the role in which it should have been seen."""
+    failure = check_text(name, "hca m=3 W=2 E=4 D=4 q_lora=2 o_lora=2 rows=7 values=gaussian")
+    assert isinstance(failure, SeesTooLittle)
+    role = "is part of an entry that it may see (entry 0)" if name == "sees_no_entry" else "is in its window"
+    assert role in failure.detail
+    assert "does not change when token" in failure.detail
+
+
+def test_attending_to_everything_visible_is_wrong_numbers_unless_the_candidate_shows_more() -> None:
+    """From outside nothing forbidden is seen: scores of all visible entries decide. Exposed stages tell."""
+    line = "csa m=2 k=1 W=2 rows=6 seed=1"
+    assert isinstance(check_text("selects_everything", line), WrongNumbers)
+    failure = check_text("selects_everything_and_shows_it", line)
+    assert isinstance(failure, SeesTooMuch)
+    assert "must not attend to it at all" in failure.detail
+    assert "selects entries 0, 1 where the scores say entry 1" in failure.findings[0]
+
+
+def test_exceptions_of_different_types_are_different_failures() -> None:
+    """So that one does not hide the other."""
+    failure = check_text("raises_on_a_tail", "csa m=2 rows=3")
+    assert isinstance(failure, CandidateRaised)
+    assert failure.kind == "CandidateRaised[ValueError]"
+    assert CandidateRaised(TypeError("x"), failure.case).kind == "CandidateRaised[TypeError]"
+    assert isinstance(failure.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "regime"),
+    [
+        ("ignores_the_bias", "compressor.ape", "seed=1"),
+        ("ignores_the_index_bias", "indexer.compressor.ape", "scores=separated seed=2"),
+    ],
+)
+def test_an_ignored_weight_is_named(name: str, weight: str, regime: str) -> None:
+    """Of the indexer, too, whose weights have no effect but on the selection."""
+    line = f"csa m=2 k=1 E=4 D=4 q_lora=3 HI=3 DI=4 o_lora=2 rows=8 values=gaussian {regime}"
+    failure = check_text(name, line, "weights")
+    assert isinstance(failure, WeightIgnored)
+    assert f"replacing {weight} does not move the output" in failure.detail
+
+
+def test_minus_infinity_that_becomes_a_number_is_a_changed_input() -> None:
+    """A sink of -inf is legal, and the caller still wants it after the call."""
+    case = Case.parse("sliding H=4 rows=2 sinks=extreme seed=1")
+    assert make_inputs(case).weights.attn_sink.isinf().any()
+    failure = check_text("replaces_minus_infinity_in_place", str(case), "inputs")
+    assert isinstance(failure, InputsChanged)
+    assert failure.detail == "after the call these differ: weights.attn_sink"
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
+    """A candidate that breaks one law, and nothing that the law implies, passes the others."""
+    implied = {
+        "leaks_the_future": {"future", "prefix"},
+        "counts_rows": {"rows", "batch-order"},
+    }
+    mine = LAWS[name]
+    line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[mine.kind]
+    case = Case.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
+    for check in CHECKS:
+        if not check.law or check.name in implied.get(name, {mine.check}):
+            continue
+        csa_spec.check_case(named(name), case, check.name)
+
+
+def test_infinite_outputs_break_no_law_that_they_obey() -> None:
+    """Infinity at the same place every time is not finite, and that is all it is."""
+    case = "sliding W=2 rows=3,3"
+    assert isinstance(check_text("infinite_at_first", case), NotFinite)
+    for check in CHECKS:
+        if check.law:
+            csa_spec.check_case(named("infinite_at_first"), case, check.name)
