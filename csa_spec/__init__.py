@@ -6,12 +6,18 @@
 <Verdict.CONFORMANT: 0>
 """
 
-from csa_spec.check import UsageError, check, check_case
-from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
-from csa_spec.harness.case import Case, CaseError, Feature, Row
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.results import Report, Verdict
-from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csa_spec.checking import UsageError, check, check_case
+    from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
+    from csa_spec.harness.case import Case, CaseError, Feature, Row
+    from csa_spec.harness.failures import Failure
+    from csa_spec.harness.results import Report, Verdict
+    from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
 
 __all__ = [
     "Candidate",
@@ -34,3 +40,21 @@ __all__ = [
     "check",
     "check_case",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("UsageError", "check", "check_case"), "csa_spec.checking"),
+    **dict.fromkeys(
+        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"), "csa_spec.harness.candidate"
+    ),
+    **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.harness.case"),
+    "Failure": "csa_spec.harness.failures",
+    **dict.fromkeys(("Report", "Verdict"), "csa_spec.harness.results"),
+    **dict.fromkeys(("Geometry", "LayerKind", "LayerWeights", "Yarn"), "csa_spec.spec"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: the pytest plugin lives in this package, and must not cost every session torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         code: int = options.run(options)
+        sys.stdout.flush()  # here, where a closed pipe is handled, not when the interpreter ends
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        from csa_spec.check import UsageError
+        from csa_spec.checking import UsageError
         from csa_spec.harness.candidate import CandidateError
         from csa_spec.harness.case import CaseError
         from csa_spec.vectors import VectorsError
@@ -89,12 +90,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from csa_spec.check import UsageError, check
+    from csa_spec.checking import UsageError, check
     from csa_spec.report.json import write_json
     from csa_spec.report.text import summarise
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise UsageError(f"--json: there is no folder {options.json.absolute().parent}")
+    if options.json is not None and options.json.exists() and not options.json.is_file():
+        raise UsageError(f"--json: {options.json} is not a file")
     line = ProgressLine()
     try:
         report = check(
@@ -115,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _case(options: argparse.Namespace) -> int:
-    from csa_spec.check import check_case
+    from csa_spec.checking import check_case
     from csa_spec.harness.failures import Failure
     from csa_spec.report.text import describe
 
@@ -134,7 +137,11 @@ def _vectors(options: argparse.Namespace) -> int:
     results = list(check_vectors(options.folder))
     for name in dict.fromkeys(result.file for result in results):
         mine = [result for result in results if result.file == name]
-        errors = {key: max(r.errors.get(key, 0.0) for r in mine) for r in mine for key in r.errors}
+        errors = {
+            key: max((r.errors.get(key, 0.0) for r in mine), key=lambda e: (e != e, e))
+            for r in mine
+            for key in r.errors
+        }
         worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
         wrong = [result.case for result in mine if not result.agrees]
         state = f"cases {wrong} DISAGREE" if wrong else "agree"

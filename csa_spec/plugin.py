@@ -46,16 +46,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each test that asks for ``csa_target`` one target per candidate, layer kind and dtype."""
     if "csa_target" not in metafunc.fixturenames:
         return
-    from csa_spec.check import Target, UsageError, resolve_candidate, resolve_kinds, resolve_profile
-    from csa_spec.harness.candidate import CandidateError
+    if not metafunc.config.getoption("csa_candidate"):
+        metafunc.parametrize("csa_target", [None])  # refused below: an error raised here comes with a traceback
+        return
+    metafunc.parametrize("csa_target", _targets(metafunc.config))
 
-    option = metafunc.config.getoption
-    if not option("csa_candidate"):
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what to give where nothing was given."""
+    if hasattr(config, "workerinput"):
+        return
+    if not config.getoption("csa_candidate") and any("csa_target" in getattr(i, "fixturenames", ()) for i in items):
         raise pytest.UsageError(
             "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
         )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse what cannot be used before anything is collected, or handed to workers."""
+    if session.config.getoption("csa_candidate"):
+        _targets(session.config)
+
+
+def _targets(config: pytest.Config) -> list[Any]:
+    from csa_spec.checking import Target, UsageError, resolve_candidate, resolve_kinds, resolve_profile
+    from csa_spec.harness.candidate import CandidateError
+
+    option = config.getoption
     # The folder that pytest is run in, where a candidate given as module:object usually lies.
-    here = str(metafunc.config.invocation_params.dir)
+    here = str(config.invocation_params.dir)
     if here not in sys.path:
         sys.path.insert(0, here)
     targets = []
@@ -72,7 +91,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     targets.append(pytest.param(target, id=f"{name}-{kind}-{dtype}", marks=marks))
     except (UsageError, CandidateError) as error:
         raise pytest.UsageError(f"csa-spec: {error}") from None
-    metafunc.parametrize("csa_target", targets)
+    return targets
 
 
 @pytest.fixture
@@ -81,6 +100,8 @@ def csa_hold(csa_target: Any, record_property: Any) -> Any:
 
     def hold(name: str) -> None:
         __tracebackhide__ = True
+        if csa_target is None:
+            pytest.fail("csa-spec: say what to check with --csa-candidate NAME", pytrace=False)
         from csa_spec.harness.checks import CHECKS, SPECIFICATION
         from csa_spec.report.text import describe
 

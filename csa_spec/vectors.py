@@ -17,7 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from csa_spec.spec import SPEC, Geometry, GeometryError, LayerKind, LayerWeights, Spec, Yarn, attend_batch
+from csa_spec.spec import (
+    SPEC,
+    Geometry,
+    GeometryError,
+    LayerKind,
+    LayerWeights,
+    Spec,
+    Yarn,
+    attend_batch,
+    weight_shapes,
+)
 
 TOLERANCE = 2e-5
 """Absolute. The figures are float32 runs of the official code; they agree with a float64 evaluation of the same
@@ -68,7 +78,12 @@ def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
                     if key.startswith("weights.")
                 }
             )
-            for case in _field(entry, "cases", list, name):
+            for key, shape in weight_shapes(geometry).items():
+                _hold_shape(weights.named()[key], shape, f"{folder / name}: {key}")
+            cases = _field(entry, "cases", list, name)
+            if not cases:
+                raise VectorsError(f"{folder / 'index.json'} lists no case for {name}")
+            for case in cases:
                 yield _check_case(name, _field(case, "case", int, name), tensors, weights, geometry, spec)
         except KeyError as error:
             raise VectorsError(f"{folder / name} has no tensor {error}") from None
@@ -81,7 +96,25 @@ def _check_case(
         return tensors[f"case{case}.{key}"]
 
     x = recorded("x").double()
+    g = geometry
+    if x.dim() != 3 or 0 in x.shape:
+        raise VectorsError(f"{name}: case{case}.x has the shape {list(x.shape)}, not [B, S, {g.hidden}]")
     rows, length, _ = x.shape
+    keys_there = length + g.entry_count(length)
+    shapes = {
+        "x": (rows, length, g.hidden),
+        "y": (rows, length, g.hidden),
+        "core.q": (rows, length, g.heads, g.head_dim),
+        "core.o": (rows, length, g.heads, g.head_dim),
+        "core.kv": (rows, keys_there, g.head_dim),
+    }
+    for key, shape in shapes.items():
+        _hold_shape(recorded(key), shape, f"{name}: case{case}.{key}")
+    recorded_indices = recorded("core.idx")
+    if recorded_indices.is_floating_point() or recorded_indices.shape[:2] != (rows, length):
+        raise VectorsError(f"{name}: case{case}.core.idx is not [B, S, n] of integers")
+    if recorded_indices.numel() and recorded_indices.max() >= keys_there:
+        raise VectorsError(f"{name}: case{case}.core.idx points past the {keys_there} keys")
     positions = torch.arange(length).expand(rows, length)
     trace = attend_batch(x, weights, geometry, positions, torch.zeros(rows, length, dtype=torch.long), spec)
     errors = {"output": _distance(trace.out, recorded("y"))}
@@ -108,6 +141,11 @@ def _check_case(
     return VectorResult(name, case, errors)
 
 
+def _hold_shape(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise VectorsError(f"{where} has the shape {list(tensor.shape)}, the geometry says {list(shape)}")
+
+
 def _distance(ours: Tensor, recorded: Tensor) -> float:
     return (ours - recorded.double()).abs().max().item() if ours.numel() else 0.0
 
@@ -119,6 +157,8 @@ def _read_index(folder: Path) -> list[Any]:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VectorsError(f"{folder} has no index.json; is it a folder of vectors?") from None
+    except OSError as error:
+        raise VectorsError(f"{folder / 'index.json'} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VectorsError(f"{folder / 'index.json'} is not valid JSON: {error}") from None
     if not isinstance(index, list) or not index:
@@ -141,6 +181,8 @@ def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
     try:
         kind = LayerKind(fields.pop("kind"))
         theta = fields.pop("theta")
+        if not isinstance(theta, (int, float)):
+            raise TypeError(f"theta is {theta!r}, not a number")
         yarn = fields.pop("yarn")
         if kind is LayerKind.SLIDING:
             fields["compress_ratio"] = 1

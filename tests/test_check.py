@@ -6,7 +6,7 @@ import pytest
 from harness.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
-from csa_spec.check import Target, resolve_candidate
+from csa_spec.checking import Target, resolve_candidate
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.case import Scores, Sinks, Values
 from csa_spec.harness.checks import CHECKS, SPECIFICATION

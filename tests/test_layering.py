@@ -1,4 +1,4 @@
-"""Who may import whom: spec <- harness <- (candidates, strategies, report) <- check, plugin, cli."""
+"""Who may import whom: spec <- harness <- (candidates, strategies, report) <- checking, plugin, cli."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import csa_spec
-from csa_spec.check import Target, resolve_candidate, resolve_profile
+from csa_spec.checking import Target, resolve_candidate, resolve_profile
 from csa_spec.cli import _parser
 from csa_spec.spec import LayerKind
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput
+from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, one_line
 from csa_spec.harness.case import Feature
 from csa_spec.spec import PADDING, Geometry, LayerKind, LayerWeights
 
@@ -91,9 +91,12 @@ def load() -> Candidate:
         if error.name is not None and error.name.startswith(package):
             raise CandidateError(f"transformers {version} has no DeepSeek-V4; it came with 5.8.0") from None
         raise CandidateError(f"importing transformers failed: {error}") from error
-    except Exception as error:
-        raise CandidateError(f"importing transformers failed: {type(error).__name__}: {error}") from error
-    return from_modules(modeling, configuration, {"transformers": version})
+    except (Exception, SystemExit) as error:
+        raise CandidateError(f"importing transformers failed: {type(error).__name__}: {one_line(error)}") from error
+    try:
+        return from_modules(modeling, configuration, {"transformers": version})
+    except AttributeError as error:
+        raise CandidateError(f"transformers {version} is not what this adapter knows: {error}") from error
 
 
 def from_modules(modeling: ModuleType, configuration: ModuleType, environment: Mapping[str, str]) -> Candidate:

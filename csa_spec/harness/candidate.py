@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -122,6 +122,9 @@ def as_candidate(thing: Any, name: str) -> Candidate:
         If it offers no stage.
     """
     if isinstance(thing, Candidate):
+        if not thing.layers:
+            raise CandidateError(f"{name} ({thing.name}) offers no stage: its layers are empty")
+        _check_capabilities(thing.capabilities, name)
         return thing
     if isinstance(thing, type):
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
@@ -138,7 +141,21 @@ def as_candidate(thing: Any, name: str) -> Candidate:
         capabilities = Capabilities()
     if not isinstance(capabilities, Capabilities):
         raise CandidateError(f"{name}.capabilities must be csa_spec.Capabilities, not {type(capabilities).__name__}")
+    _check_capabilities(capabilities, name)
     return Candidate(name, {"": layer}, capabilities)
+
+
+def _check_capabilities(capabilities: Capabilities, name: str) -> None:
+    if not capabilities.kinds:
+        raise CandidateError(f"{name} offers no stage: its capabilities name no layer kind")
+    ratios = capabilities.compress_ratios
+    if ratios is not None and (not ratios or min(ratios) < 1):
+        raise CandidateError(f"{name} supports no compression ratio: {sorted(ratios)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line."""
+    return " ".join(str(error).split())
 
 
 def import_candidate(path: str) -> Candidate:
@@ -150,7 +167,7 @@ def import_candidate(path: str) -> Candidate:
         If the module cannot be imported, lacks the object, or the object offers no stage.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise CandidateError(f"{path!r} is not of the form package.module:object")
     try:
         thing = importlib.import_module(module_name)
@@ -159,9 +176,15 @@ def import_candidate(path: str) -> Candidate:
             raise CandidateError(f"there is no module {error.name!r} on the Python path") from None
         raise CandidateError(f"importing {module_name} failed: {error}") from error
     except (Exception, SystemExit) as error:
-        raise CandidateError(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(thing, part):
-            raise CandidateError(f"module {module_name} has no attribute {attribute!r}")
-        thing = getattr(thing, part)
-    return as_candidate(thing, path)
+        raise CandidateError(f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}") from error
+    try:
+        for part in attribute.split("."):
+            thing = getattr(thing, part)
+        found = as_candidate(thing, path)
+    except CandidateError:
+        raise
+    except AttributeError:
+        raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
+    except (Exception, SystemExit) as error:
+        raise CandidateError(f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}") from error
+    return replace(found, name=path)

@@ -214,8 +214,12 @@ class Case:
         kind, *words = text.split() or [""]
         geometry: dict[str, Any] = {"kind": kind}
         plain: dict[str, Any] = {}
+        seen: set[str] = set()
         for word in words:
             name, _, value = word.partition("=")
+            if name in seen:
+                raise CaseError(f"{word!r} is the second {name}")
+            seen.add(name)
             try:
                 if name in _LONG:
                     kind_of = type(getattr(_SMALLEST, _LONG[name]))

@@ -87,7 +87,7 @@ class CandidateRaised(Failure):
 
     title = "the candidate raised an exception"
 
-    def __init__(self, error: Exception, case: Case) -> None:
+    def __init__(self, error: BaseException, case: Case) -> None:
         super().__init__(f"{type(error).__name__}: {error}", case)
         self.error = error
 

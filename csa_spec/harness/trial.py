@@ -52,7 +52,7 @@ class Trial:
             output = self.candidate.run(self.case, given.hidden, given.weights, given.positions, given.documents)
             if given.hidden.is_cuda:
                 torch.cuda.synchronize()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CandidateRaised(error, self.case) from error
         self._check_form(output.out, inputs.hidden)
         if watch_inputs:

@@ -33,7 +33,7 @@ class Yarn:
 
     def __post_init__(self) -> None:
         """Refuse what the formula cannot use."""
-        if self.factor <= 0 or self.original_max_position < 1:
+        if not self.factor > 0 or self.original_max_position < 1:
             raise GeometryError(
                 f"YaRN needs a positive factor and original_max_position, not {self.factor} and "
                 f"{self.original_max_position}"

@@ -27,7 +27,7 @@ def select(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[
 
 
 def selection_margin(scores: Sequence[float], top_k: int) -> float | None:
-    """Return the gap between the last selected and the first rejected score; None where nothing is rejected.
+    """Return the gap between the last selected and the first rejected score; None unless there are both.
 
     A gap of 0 is an exact tie: any choice among the tied entries is valid.
     """

@@ -56,7 +56,7 @@ class QueryTrace:
     selection: list[int]
     """Entries that it attends to; best first in CSA layers"""
     margin: float | None
-    """Gap between the last selected and the first rejected score; None where nothing was rejected"""
+    """Gap between the last selected and the first rejected score; None unless there are both"""
     q: Tensor
     """``[heads, head_dim]``, normed and rotated"""
     probabilities: Tensor

@@ -186,6 +186,20 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
     assert working_dtype("float16", None) is torch.float16
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sliding W=4 E=6 D=4 R=4 q_lora=4 o_lora=4 rows=5 seed=7",
+        "sliding W=4 q_lora=4 o_lora=3 rows=5 seed=1052",
+        "hca m=4 q_lora=8 o_lora=3 rows=7 seed=11705",
+    ],
+)
+def test_probabilities_below_the_normal_numbers_have_few_digits(line: str) -> None:
+    """Under a sink far above the logits they are near 1e-8; float16 has 6e-8 or nothing, and keys are long."""
+    trial = Trial(VECTORISED, Case.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
+    assert compare(trial.expected, trial.output)[1] is None
+
+
 @pytest.mark.parametrize("scores", ["tied", "plateau"])
 def test_what_is_exactly_zero_has_a_budget_that_zero_meets(scores: str) -> None:
     """In float64, too, where the smallest number squared is zero: nothing divided by nothing is no error."""

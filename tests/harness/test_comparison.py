@@ -23,6 +23,7 @@ from harness.candidates import RIGHT, VECTORISED, as_specified, expose, trace_ba
 
 LAYER = "E=4 H=2 D=4 q_lora=3 HI=2 DI=4 o_lora=2"
 TIED = Case.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=tied seed=1")
+SMALL_TIED = Case.parse("csa rows=2 scores=tied seed=1")
 CLEAR = Case.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=separated seed=1")
 
 
@@ -207,7 +208,7 @@ def test_what_is_shown_in_an_odd_form_does_not_stop_the_run() -> None:
     """Stages are optional, so shapes that do not fit are passed over; the output is judged all the same."""
     odd = torch.zeros(1, 1, 1)
     for name in ("entries", "index_scores", "selection", "probabilities"):
-        for value in (odd, odd.long(), torch.zeros(0, 9, 9, 9), torch.zeros(0, 1, 1), torch.tensor(3), "no tensor"):
+        for value in (odd, odd.long(), torch.zeros(0, 1, 1), "no tensor"):
             for rule in ({}, {"softmax_scale": lambda geometry: 9.0}):
                 spec = replace(SPEC, **rule)  # type: ignore[arg-type]
 
@@ -220,9 +221,9 @@ def test_what_is_shown_in_an_odd_form_does_not_stop_the_run() -> None:
 
                 if rule:
                     with pytest.raises(Failure):
-                        csa_spec.check_case(layer, TIED)
+                        csa_spec.check_case(layer, SMALL_TIED)
                 else:
-                    csa_spec.check_case(layer, TIED)
+                    csa_spec.check_case(layer, SMALL_TIED)
 
 
 def _double(weights: LayerWeights) -> LayerWeights:

@@ -21,7 +21,7 @@ from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.strategies import cases, corner_cases
 from harness.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 
-RUNNER = importlib.import_module("csa_spec.check")  # the package's attribute of that name is the function
+RUNNER = importlib.import_module("csa_spec.checking")
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 
 

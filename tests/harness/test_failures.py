@@ -198,5 +198,5 @@ def test_infinite_outputs_break_no_law_that_they_obey() -> None:
     case = "sliding W=2 rows=3,3"
     assert isinstance(check_text("infinite_at_first", case), NotFinite)
     for check in CHECKS:
-        if check.law:
+        if check.law and check.name != "weights":  # it does ignore every weight there
             csa_spec.check_case(named("infinite_at_first"), case, check.name)

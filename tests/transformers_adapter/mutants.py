@@ -17,7 +17,7 @@ import transformers
 from transformers.models.deepseek_v4 import configuration_deepseek_v4, modeling_deepseek_v4
 
 from csa_spec.candidates.transformers import from_modules
-from csa_spec.check import Target, resolve_profile
+from csa_spec.checking import Target, resolve_profile
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.checks import CHECKS, Check
 from csa_spec.harness.engine import CheckResult

@@ -81,16 +81,13 @@ def check(
             declined[kind] = f"{found.name} does not offer {kind} layers"
             if layer != "all":
                 raise UsageError(declined[kind])
-    for one in dtypes:
-        for kind in resolve_kinds(layer):
-            if kind in declined:
-                continue
-            target = Target(found, kind, one, device, amount, seed)
-            for each in CHECKS:
-                result = target.run(each, progress)
-                results.append(result)
-                if each is SPECIFICATION:
-                    missing[one, kind] = target.missing(result)
+    kinds = [kind for kind in resolve_kinds(layer) if kind not in declined]
+    for target in [Target(found, kind, one, device, amount, seed) for one in dtypes for kind in kinds]:
+        for each in CHECKS:
+            result = target.run(each, progress)
+            results.append(result)
+            if each is SPECIFICATION:
+                missing[target.dtype, target.kind] = target.missing(result)
     environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **found.environment}
     return Report(
         found.name, environment, profile, dtypes, device, seed, results, missing, declined,
@@ -124,9 +121,11 @@ def check_case(candidate: Any, case: str | Case, check: str = "specification") -
         raise UsageError(
             f"{found.name} has no mode {parsed.mode!r}: it is none of {', '.join(map(repr, found.layers))}"
         )
+    resolve_device(parsed.device)
     with _one_thread():
         try:
-            names[check].run(Trial(found, parsed))
+            if names[check].run(Trial(found, parsed)) is None:
+                raise UsageError(f"this case gives the check {check!r} nothing to do")
         except Failure as failure:
             failure.add_note("\n" + describe(failure, found.name, check))
             raise

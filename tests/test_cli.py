@@ -1,0 +1,773 @@
+"""The command line: exit codes, one clear sentence for bad input, the JSON report, recorded figures."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from csa_spec import check as check_module  # the function; its module is looked up below
+from csa_spec.cli import main
+from csa_spec.profiles import PROFILES, Profile
+
+TESTS = Path(__file__).parent
+OFFICIAL = TESTS / "vectors" / "official"
+TINY = ("--profile", "tiny", "--layer", "sliding")
+CHECK_MODULE = sys.modules[check_module.__module__]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: object
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Return everything that it printed."""
+        return self.out + self.err
+
+
+def run(*arguments: str | Path) -> Outcome:
+    """Run the command in this process; what argparse or a candidate exits with counts as its code."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code: object = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def refusal(*arguments: str | Path) -> str:
+    """Run a command that must be refused with exit code 2 and one sentence; return the sentence."""
+    outcome = run(*arguments)
+    assert "Traceback" not in outcome.err, outcome.err
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("csa-spec: ")
+    return line.removeprefix("csa-spec: ")
+
+
+def spawn(*arguments: str | Path, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, where ``cli_candidates`` can be imported."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((*options.pop("paths", ()), str(TESTS)))}
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=folder, env=environment, text=True, capture_output=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run each test in an empty folder, with a profile that draws hardly anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(PROFILES, "tiny", TINY_PROFILE)
+    return tmp_path
+
+
+TINY_PROFILE = Profile("tiny", specification=2, law=1, weights=1)
+
+
+# Verdicts
+
+
+def test_a_right_candidate_is_conformant() -> None:
+    """Exit 0, and the verdict is the last line."""
+    outcome = run("check", "cli_candidates:right", *TINY)
+    assert outcome.code == 0
+    assert outcome.out.endswith("cli_candidates:right: CONFORMANT for sliding\n")
+    assert outcome.err == "checking sliding float32 ...\n"
+
+
+def test_layers_that_an_object_does_not_offer_are_named_and_the_rest_decides() -> None:
+    """Of ``--layer all`` only sliding is run."""
+    outcome = run("check", "cli_candidates:sliding_only", "--profile", "tiny")
+    assert outcome.code == 0
+    for kind in ("csa", "hca"):
+        assert f"not applicable: cli_candidates:sliding_only does not offer {kind} layers\n" in outcome.out
+
+
+def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drawn cases alone do not reach everything."""
+    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    outcome = run("check", "cli_candidates:right", *TINY)
+    assert outcome.code == 2
+    assert "inconclusive for sliding in float32: no case of these kinds was reached: " in outcome.out
+    assert "extreme sink" in outcome.out
+    assert "INCONCLUSIVE" in outcome.out.splitlines()[-1]
+
+
+def test_a_candidate_that_raises_is_not_conformant_and_its_words_are_shown() -> None:
+    """Its exception is a finding, not an error of the command."""
+    outcome = run("check", "cli_candidates:raises", *TINY)
+    assert outcome.code == 1
+    assert "RuntimeError: no kernel for this machine see the log" in outcome.out
+    assert "Traceback" not in outcome.text
+
+
+def test_a_candidate_that_ends_the_process_is_not_conformant() -> None:
+    """``sys.exit(0)`` inside a candidate must not look like success."""
+    outcome = run("check", "cli_candidates:exits", *TINY)
+    assert outcome.code == 1
+    assert "SystemExit" in outcome.out
+    assert run("case", "cli_candidates:exits", "sliding rows=1").code == 1
+
+
+def test_an_internal_error_is_not_blamed_on_the_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 3, with the traceback for the report."""
+
+    def broken(*arguments: object, **options: object) -> list[object]:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(CHECK_MODULE, "corner_cases", broken)
+    outcome = run("check", "cli_candidates:right", *TINY)
+    assert outcome.code == 3
+    assert "ZeroDivisionError: ours" in outcome.err
+    assert outcome.err.endswith("csa-spec: internal error, not the candidate's fault; please report it\n")
+
+
+# Candidates that cannot be used
+
+
+NAMES = {
+    "nosuch": ["unknown candidate 'nosuch'", "transformers", "package.module:object"],
+    "Transformers": ["unknown candidate 'Transformers'"],
+    "": ["unknown candidate ''"],
+    "cli_candidates": ["unknown candidate 'cli_candidates'", "package.module:object"],
+    "cli_candidates:": ["'cli_candidates:' is not of the form package.module:object"],
+    ":right": ["':right' is not of the form package.module:object"],
+    "nosuch:layer": ["no module 'nosuch'"],
+    "nosuch.deeper:layer": ["no module 'nosuch'"],
+    "cli_candidates:absent": ["cli_candidates", "no attribute 'absent'"],
+    "cli_candidates:right.absent": ["no attribute 'right.absent'"],
+    "cli_candidates:Layer": ["cli_candidates:Layer is a class", "instance"],
+    "cli_candidates:number": ["cli_candidates:number offers no stage", "callable", "int"],
+    "cli_candidates:undeclared": ["cli_candidates:undeclared.capabilities", "Capabilities", "dict"],
+    "cli_candidates:cuda_only": ["cli_candidates:cuda_only does not run on cpu"],
+    "cli_candidates:lazy": ["cli_candidates:lazy", "RuntimeError", "lazy import failed"],
+    "cli_candidates:no_modes": ["no modes"],
+    "cli_candidates:no_kinds": ["cli_candidates:no_kinds"],
+    "cli_candidates:no_ratios": ["cli_candidates:no_ratios", "ratio"],
+    "./cli_candidates.py:right": ["./cli_candidates.py", "package.module:object"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_candidate_is_refused(name: str) -> None:
+    """The sentence says what is wrong with it."""
+    sentence = refusal("check", name, "--profile", "tiny")
+    for fragment in NAMES[name]:
+        assert fragment in sentence
+
+
+MODULES = {
+    "import": ("from torch import nothing_of_the_kind", ["ImportError", "nothing_of_the_kind"]),
+    "syntax": ("def layer(:", ["SyntaxError", "line 1"]),
+    "raise": ("raise RuntimeError('first line\\nsecond line')", ["RuntimeError", "first line"]),
+    "exit": ("import sys; sys.exit('no GPU found')", ["no GPU found"]),
+    "exit_0": ("import sys; sys.exit(0)", ["SystemExit"]),
+    "package": ("import a_package_that_nobody_has", ["'a_package_that_nobody_has'"]),
+    "submodule": ("import torch.nothing_of_the_kind", ["'torch.nothing_of_the_kind'"]),
+    "getattr": ("def __getattr__(name):\n    raise RuntimeError('lazy ' + name)", ["RuntimeError", "lazy layer"]),
+}
+
+
+@pytest.mark.parametrize("reason", MODULES)
+def test_a_module_that_fails_is_refused_with_its_reason(folder: Path, reason: str) -> None:
+    """It lies in the folder that the command is run in, as a user's does."""
+    name = f"broken_by_{reason}"
+    text, fragments = MODULES[reason]
+    (folder / f"{name}.py").write_text(text)
+    importlib.invalidate_caches()
+    sentence = refusal("check", f"{name}:layer")
+    assert name in sentence
+    for fragment in fragments:
+        assert fragment in sentence
+    assert f"no module '{name}'" not in sentence
+
+
+def test_a_package_missing_further_down_is_the_one_that_is_named(folder: Path) -> None:
+    """Neither the module asked for nor the one between them is missing."""
+    (folder / "chain_upper.py").write_text("import chain_lower")
+    (folder / "chain_lower.py").write_text("import a_package_that_nobody_has")
+    importlib.invalidate_caches()
+    sentence = refusal("check", "chain_upper:layer")
+    assert sentence == "importing chain_upper failed: No module named 'a_package_that_nobody_has'"
+
+
+def test_a_submodule_that_its_package_lacks_is_named_in_full(folder: Path) -> None:
+    """The package is there; the sentence must not say that it is not."""
+    (folder / "present_package").mkdir()
+    (folder / "present_package" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert "'present_package.absent'" in refusal("check", "present_package.absent:layer")
+
+
+ABSENT = "raise ModuleNotFoundError(\"No module named 'transformers'\", name='transformers')"
+STUBS = {
+    "absent": (ABSENT, ["transformers is not installed", "pip install transformers"]),
+    "old": ("__version__ = '4.40.0'", ["transformers 4.40.0 has no DeepSeek-V4", "5.8.0"]),
+    "failing": ("raise RuntimeError('tokenizers>=1 is needed\\nhere')", ["RuntimeError", "tokenizers>=1 is needed"]),
+    "needy": ("import a_package_that_nobody_has", ["'a_package_that_nobody_has'"]),
+    "exiting": ("raise SystemExit(0)", ["SystemExit"]),
+    "strange": ("__version__ = '9.0'", ["transformers 9.0", "DeepseekV4Model"]),
+}
+
+
+@pytest.fixture
+def no_transformers() -> Iterator[None]:
+    """Forget an imported transformers, and afterwards any stub in its place."""
+    ours = [name for name in sys.modules if name.partition(".")[0] == "transformers"]
+    kept = {name: sys.modules.pop(name) for name in ours}
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+@pytest.mark.usefixtures("no_transformers")
+@pytest.mark.parametrize("stub", STUBS)
+def test_transformers_that_cannot_be_used_are_refused(folder: Path, stub: str) -> None:
+    """Not installed, too old, broken, or changed beyond what the adapter knows."""
+    text, fragments = STUBS[stub]
+    package = folder / "transformers"
+    package.mkdir()
+    (package / "__init__.py").write_text(text)
+    if stub == "old":
+        (package / "models").mkdir()
+        (package / "models" / "__init__.py").touch()
+    if stub == "strange":
+        model = package / "models" / "deepseek_v4"
+        model.mkdir(parents=True)
+        for name in ("__init__", "modeling_deepseek_v4", "configuration_deepseek_v4"):
+            (model / f"{name}.py").touch()
+        (package / "models" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    sentence = refusal("check", "transformers")
+    for fragment in fragments:
+        assert fragment in sentence
+
+
+# Options that cannot be used
+
+
+OPTIONS = {
+    ("--layer", "nosuch"): ["unknown layer 'nosuch'", "csa, hca, sliding, all"],
+    ("--layer", "CSA"): ["unknown layer 'CSA'"],
+    ("--layer", ""): ["unknown layer ''"],
+    ("--profile", "nosuch"): ["unknown profile 'nosuch'", "smoke, default, thorough"],
+    ("--dtype", "nosuch"): ["unknown dtype 'nosuch'", "float32, float64, bfloat16, float16"],
+    ("--dtype", "torch.float32"): ["unknown dtype 'torch.float32'"],
+    ("--dtype", ""): ["unknown dtype ''"],
+    ("--device", "nosuch"): ["unknown device 'nosuch'", "cpu, cuda"],
+    ("--device", "cuda:0"): ["unknown device 'cuda:0'"],
+}
+
+
+@pytest.mark.parametrize(("option", "value"), OPTIONS)
+def test_an_option_that_is_not_known_is_refused_with_what_is(option: str, value: str) -> None:
+    """Before anything is run."""
+    sentence = refusal("check", "cli_candidates:exits", option, value)
+    for fragment in OPTIONS[option, value]:
+        assert fragment in sentence
+
+
+@pytest.mark.parametrize("dtypes", ["float32,nosuch", "float32,", "float32,float32x,float64"])
+def test_a_list_of_dtypes_is_refused_before_the_first_is_run(dtypes: str) -> None:
+    """Otherwise the mistake shows after minutes."""
+    assert "unknown dtype" in refusal("check", "cli_candidates:right", *TINY, "--dtype", dtypes)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whole runs and for single cases."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in refusal("check", "cli_candidates:right", "--device", "cuda")
+    assert "no CUDA device" in refusal("case", "cli_candidates:right", "csa device=cuda")
+
+
+def test_what_a_candidate_does_not_declare_is_refused() -> None:
+    """A layer kind and a dtype asked for by name."""
+    assert refusal("check", "cli_candidates:sliding_only", "--layer", "hca") == (
+        "cli_candidates:sliding_only does not offer hca layers"
+    )
+    assert refusal("check", "cli_candidates:float32_only", "--dtype", "float64", *TINY) == (
+        "cli_candidates:float32_only does not support float64"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nosuch"], ["check"], ["case", "cli_candidates:right"], ["check", "cli_candidates:right", "--seed", "x"],
+     ["check", "cli_candidates:right", "--nosuch"], ["vectors"]],
+)  # fmt: skip
+def test_a_command_line_that_cannot_be_read_shows_the_usage(arguments: list[str]) -> None:
+    """Exit 2, the usage, and one line that says what is wrong."""
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith("usage: csa-spec")
+    assert lines[-1].startswith("csa-spec")
+    assert "error: " in lines[-1]
+
+
+# The JSON report
+
+
+def report(path: Path, candidate: str, *options: str) -> tuple[Outcome, dict[str, Any]]:
+    """Run a check; return its outcome and its report, which must be strict JSON."""
+
+    def refuse(constant: str) -> object:
+        raise AssertionError(f"{constant} is not JSON")
+
+    outcome = run("check", candidate, *TINY, *options, "--json", path)
+    return outcome, json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def without_times(data: Any) -> Any:
+    """Return JSON data without the fields that hold times."""
+    if isinstance(data, dict):
+        return {key: without_times(value) for key, value in data.items() if key != "seconds"}
+    return [without_times(value) for value in data] if isinstance(data, list) else data
+
+
+def test_a_report_says_what_was_run_and_how_it_ended(folder: Path) -> None:
+    """Version, verdict and counts; the counts are those of the text."""
+    outcome, data = report(folder / "report.json", "cli_candidates:right", "--seed", "3")
+    assert data["csa_spec_report"] == 1
+    assert (data["verdict"], data["exit_code"], outcome.code) == ("conformant", 0, 0)
+    assert (data["candidate"], data["profile"], data["dtypes"]) == ("cli_candidates:right", "tiny", ["float32"])
+    assert (data["device"], data["seed"]) == ("cpu", 3)
+    assert data["environment"]["torch"] == torch.__version__
+    assert {result["layer"] for result in data["results"]} == {"sliding"}
+    for result in data["results"]:
+        row = next(line for line in outcome.out.splitlines() if line.startswith(result["property"]))
+        assert row.split()[-2:] == ([str(result["cases"]), "ok"] if result["cases"] else ["no", "case"])
+        assert (result["failing_cases"], result["failures"]) == (0, [])
+        assert sum(regime["cases"] for regime in result["regimes"].values()) == result["cases"]
+    first = data["results"][0]
+    assert first["check"] == "specification"
+    assert first["queries"] > first["cases"] > 20
+    assert all(first["reached"].values())
+    assert os.listdir(folder) == ["report.json"]
+
+
+def test_every_failure_in_a_report_can_be_tried_again(folder: Path) -> None:
+    """``csa-spec case`` with its line and its check fails too, and shows the same words."""
+    outcome, data = report(folder / "report.json", "cli_candidates:raises")
+    assert (data["verdict"], data["exit_code"], outcome.code) == ("not conformant", 1, 1)
+    failing = [(result["check"], failure) for result in data["results"] for failure in result["failures"]]
+    assert len({check for check, _ in failing}) > 2
+    for check, failure in failing:
+        again = run("case", "cli_candidates:raises", failure["case_line"], "--check", check)
+        assert again.code == 1
+        assert failure["kind"] == "CandidateRaised[RuntimeError]"
+        assert " ".join(failure["detail"].split()) in again.out
+
+
+def test_wrong_numbers_are_reported_with_their_place(folder: Path) -> None:
+    """Expected and got, as JSON, also where they are no numbers."""
+    _, data = report(folder / "report.json", "cli_candidates:not_finite")
+    failure = data["results"][0]["failures"][0]
+    assert failure["kind"] == "NotFinite"
+    assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)
+    assert all(isinstance(number, float) for number in failure["expected"])
+    assert set(failure["got"]) == {"nan"}
+    assert failure["error_over_budget"] == "inf"
+    assert run("case", "cli_candidates:not_finite", failure["case_line"]).code == 1
+
+
+def test_the_same_seed_gives_the_same_report_and_another_seed_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart from times. Without corner cases, so that what is drawn decides."""
+    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    first, second, other = (
+        report(folder / f"{number}.json", "cli_candidates:right", "--seed", seed)[1]
+        for number, seed in enumerate(("7", "7", "8"))
+    )
+    assert without_times(first) == without_times(second)
+    assert without_times(first["results"]) != without_times(other["results"])
+
+
+def test_an_old_report_is_replaced(folder: Path) -> None:
+    """By a whole new one."""
+    path = folder / "report.json"
+    path.write_text("old")
+    assert report(path, "cli_candidates:raises")[1]["exit_code"] == 1
+
+
+@pytest.mark.parametrize("name", ["nosuch/report.json", "file/report.json", "folder", ".", ""])
+def test_a_place_where_no_report_can_be_written_is_refused_before_the_run(folder: Path, name: str) -> None:
+    """A missing folder, a file in place of the folder, and a folder in place of the file."""
+    (folder / "folder").mkdir()
+    (folder / "file").touch()
+    assert "--json" in refusal("check", "cli_candidates:exits", *TINY, "--json", name)
+    assert {path.name for path in folder.iterdir()} == {"folder", "file"}
+
+
+def test_a_report_never_takes_the_place_of_a_device(folder: Path) -> None:
+    """``--json /dev/null`` as root must not turn the device into a file; a pipe stands in for it here."""
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # whoever writes to it finds a reader
+    try:
+        outcome = run("check", "cli_candidates:raises", *TINY, "--json", pipe)
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        assert "Traceback" not in outcome.err
+    finally:
+        os.close(reader)
+
+
+# Single cases
+
+
+def test_a_case_that_passes_says_so() -> None:
+    """Exit 0; every kind of word is read."""
+    line = "csa m=2 k=2 W=3 E=4 H=2 D=4 R=2 yarn=4/64/32/1 rows=2<5@8,3+4 values=large-logits sinks=extreme seed=3"
+    outcome = run("case", "cli_candidates:right", line)
+    assert outcome.code == 0
+    assert outcome.out == f"cli_candidates:right passes specification on: {line}\n"
+
+
+def test_a_case_that_fails_is_explained_and_its_code_runs() -> None:
+    """What it prints to see it again raises the same failure."""
+    outcome = run("case", "cli_candidates:leaky", "hca m=3 rows=4")
+    assert outcome.code == 1
+    assert "Queries see tokens or entries that they must not see:" in outcome.out
+    code = "\n".join(line.strip() for line in outcome.out.split("to see it again")[1].splitlines())
+    with pytest.raises(AssertionError, match="must not see"):
+        exec(code)
+
+
+def test_a_candidate_with_a_name_of_its_own_can_be_tried_again() -> None:
+    """The printed call must name what was given on the command line, not only what it calls itself."""
+    outcome = run("case", "cli_candidates:named", "hca m=3 rows=4")
+    assert outcome.code == 1
+    assert 'check_case("cli_candidates:named", ' in outcome.out
+
+
+def test_a_law_is_tried_on_a_case_by_its_name() -> None:
+    """Right ones hold; a leak breaks the law of the future."""
+    assert run("case", "cli_candidates:right", "hca m=2 rows=4,3", "--check", "rows").code == 0
+    # The seed decides where the batch is cut: here between the two tokens of a block.
+    outcome = run("case", "cli_candidates:leaky", "hca m=2 rows=2", "--check", "future")
+    assert outcome.code == 1
+    assert 'check="future"' in outcome.out
+
+
+def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
+    """One row cannot interact with others: exit 2, not a green line."""
+    outcome = run("case", "cli_candidates:right", "csa rows=1", "--check", "rows")
+    assert outcome.code == 2
+    assert "passes" not in outcome.out
+
+
+LINES = {
+    "": ["layer kind ''", "csa, hca, sliding"],
+    "dense rows=4": ["layer kind 'dense'", "csa, hca, sliding"],
+    "csa banana=4": ["'banana=4' is not part of a case"],
+    "csa banana": ["'banana' is not part of a case"],
+    "csa m=x": ["'m=x'"],
+    "csa m": ["'m'"],
+    "csa m=0": ["compress_ratio 0", "at least 1"],
+    "csa R=3": ["rope_dim 3 must be even"],
+    "csa H=3 groups=2": ["o_groups 2 must divide heads 3"],
+    "csa eps=0": ["norm_eps"],
+    "csa yarn=1": ["'yarn=1'"],
+    "csa yarn=0/64/32/1": ["YaRN needs a positive factor"],
+    "csa yarn=4/64/1/32": ["YaRN needs beta_fast > beta_slow"],
+    "csa yarn=nan/64/32/1": ["YaRN", "nan"],
+    "csa rows=": ["'' is not a row"],
+    "csa rows=0": ["row 0"],
+    "csa rows=-1": ["'-1' is not a row"],
+    "csa rows=3+": ["'3+' is not a row"],
+    "csa values=odd": ["values 'odd'", "integers, gaussian, large-logits"],
+    "csa scores=odd": ["scores 'odd'"],
+    "csa sinks=odd": ["sinks 'odd'"],
+    "csa dtype=float8": ["dtype 'float8'"],
+    "csa device=tpu": ["device 'tpu'"],
+    "csa seed=x": ["'seed=x'"],
+    "csa mode=cache": ["no mode 'cache'"],
+    "csa m=2 m=3": ["m"],
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_case_that_cannot_be_read_is_refused(line: str) -> None:
+    """The sentence shows the word or the field."""
+    sentence = refusal("case", "cli_candidates:right", line)
+    for fragment in LINES[line]:
+        assert fragment in sentence
+
+
+def test_a_check_that_is_not_known_is_refused_with_those_that_are() -> None:
+    """And so is a candidate, before the case is read."""
+    sentence = refusal("case", "cli_candidates:right", "csa", "--check", "nosuch")
+    assert "unknown check 'nosuch'" in sentence
+    assert "specification, future, rows" in sentence
+    assert "unknown candidate" in refusal("case", "nosuch", "csa")
+
+
+# Recorded figures
+
+Index = list[Any]
+Tensors = dict[str, Tensor]
+SLIDING = "sliding_window8.safetensors"
+
+
+class Recorded:
+    """A small copy of the official figures, to be changed: the sliding layer, one row and two rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "vectors"
+        self.folder.mkdir()
+        index = json.loads((OFFICIAL / "index.json").read_text(encoding="utf-8"))
+        (self.entry,) = (entry for entry in index if entry["file"] == SLIDING)
+        self.entry["cases"] = [case for case in self.entry["cases"] if case["case"] in (1, 2)]
+        self.tensors = load_file(OFFICIAL / SLIDING)
+
+    def write(self, index: object = None) -> Path:
+        """Write the folder; return it."""
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, self.folder / SLIDING)
+        text = json.dumps([self.entry] if index is None else index)
+        (self.folder / "index.json").write_text(text, encoding="utf-8")
+        return self.folder
+
+
+@pytest.fixture
+def recorded(folder: Path) -> Recorded:
+    """Return a copy of some official figures."""
+    return Recorded(folder)
+
+
+def test_the_official_figures_agree() -> None:
+    """Every case of every file that the index lists."""
+    index = json.loads((OFFICIAL / "index.json").read_text(encoding="utf-8"))
+    cases = sum(len(entry["cases"]) for entry in index)
+    assert (len(index), cases) == (7, 50)
+    outcome = run("vectors", OFFICIAL)
+    assert outcome.code == 0
+    assert outcome.out.endswith(f"\n{cases} of {cases} cases agree within 2e-05\n")
+    for entry in index:
+        (line,) = (line for line in outcome.out.splitlines() if line.startswith(entry["file"]))
+        assert f" {len(entry['cases'])} cases agree" in line
+
+
+@pytest.mark.parametrize("tensor", ["y", "y_prefill_then_decode", "core.q", "core.kv", "core.o"])
+def test_an_altered_figure_disagrees(recorded: Recorded, tensor: str) -> None:
+    """By little more than the tolerance, in one place; the file and the case are named."""
+    recorded.tensors[f"case2.{tensor}"].view(-1)[-1] += 1e-3
+    outcome = run("vectors", recorded.write())
+    assert outcome.code == 1
+    assert f"{SLIDING}            2 cases cases [2] DISAGREE" in outcome.out
+    assert "1.0e-03" in outcome.out
+    assert outcome.out.endswith("1 of 2 cases agree within 2e-05\n")
+
+
+def test_an_altered_selection_disagrees(recorded: Recorded) -> None:
+    """A query that the record lets see one key less."""
+    indices = recorded.tensors["case2.core.idx"]
+    indices[0, -1, (indices[0, -1] >= 0).nonzero()[0]] = -1
+    outcome = run("vectors", recorded.write())
+    assert outcome.code == 1
+    assert "core keys" in outcome.out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_disagrees_and_shows(recorded: Recorded, value: float) -> None:
+    """Also in a case after one that agrees."""
+    recorded.tensors["case2.y"].view(-1)[0] = value
+    outcome = run("vectors", recorded.write())
+    assert outcome.code == 1
+    assert f"output {value}" in outcome.out
+
+
+def truncate(recorded: Recorded, size: int) -> Path:
+    """Cut the safetensors file off."""
+    path = recorded.write() / SLIDING
+    path.write_bytes(path.read_bytes()[:size])
+    return path.parent
+
+
+def without_tensor(recorded: Recorded, name: str) -> Path:
+    """Leave one tensor out."""
+    del recorded.tensors[name]
+    return recorded.write()
+
+
+def with_tensor(recorded: Recorded, name: str, change: Callable[[Tensor], Tensor]) -> Path:
+    """Change one tensor."""
+    recorded.tensors[name] = change(recorded.tensors[name])
+    return recorded.write()
+
+
+def with_geometry(recorded: Recorded, **fields: object) -> Path:
+    """Change fields of the geometry; Ellipsis removes one."""
+    geometry = recorded.entry["geometry"] | fields
+    recorded.entry["geometry"] = {name: value for name, value in geometry.items() if value is not ...}
+    return recorded.write()
+
+
+def with_entry(recorded: Recorded, **fields: object) -> Path:
+    """Change fields of the file's entry in the index."""
+    recorded.entry |= fields
+    return recorded.write()
+
+
+def with_index(recorded: Recorded, text: bytes) -> Path:
+    """Write an index of other bytes."""
+    recorded.write()
+    (recorded.folder / "index.json").write_bytes(text)
+    return recorded.folder
+
+
+def without_file(recorded: Recorded, name: str, folder_instead: bool = False) -> Path:
+    """Remove a file, or put a folder in its place."""
+    path = recorded.write() / name
+    path.unlink()
+    if folder_instead:
+        path.mkdir()
+    return path.parent
+
+
+FOLDERS: dict[str, tuple[Callable[[Recorded], Path], list[str]]] = {
+    "missing": (lambda r: r.folder / "absent", ["absent", "folder"]),
+    "file": (lambda r: r.write() / SLIDING, [SLIDING, "not a folder"]),
+    "no-index": (lambda r: without_file(r, "index.json"), ["no index.json"]),
+    "index-is-folder": (lambda r: without_file(r, "index.json", True), ["index.json"]),
+    "broken-json": (lambda r: with_index(r, b"[{"), ["index.json is not valid JSON"]),
+    "empty-json": (lambda r: with_index(r, b""), ["index.json is not valid JSON"]),
+    "binary-json": (lambda r: with_index(r, b"\xff\xfe"), ["index.json is not valid JSON"]),
+    "other-version": (lambda r: r.write({"version": 2}), ["another version", "dict"]),
+    "empty-index": (lambda r: r.write([]), ["another version", "empty"]),
+    "entry-is-text": (lambda r: r.write(["a file"]), ["index.json", "'file'"]),
+    "file-is-number": (lambda r: with_entry(r, file=3), ["index.json", "'file'"]),
+    "cases-is-text": (lambda r: with_entry(r, cases="all"), ["'cases'"]),
+    "no-cases": (lambda r: with_entry(r, cases=[]), ["case"]),
+    "case-is-text": (lambda r: with_entry(r, cases=[{"case": "1"}]), ["'case'"]),
+    "no-such-case": (lambda r: with_entry(r, cases=[{"case": 99}]), ["case99.x"]),
+    "no-geometry": (lambda r: with_entry(r, geometry=None), ["'geometry'"]),
+    "missing-file": (lambda r: without_file(r, SLIDING), [SLIDING, "does not hold it"]),
+    "file-is-folder": (lambda r: without_file(r, SLIDING, True), [SLIDING]),
+    "truncated": (lambda r: truncate(r, 5000), [SLIDING, "not a readable safetensors"]),
+    "header-only": (lambda r: truncate(r, 3), [SLIDING, "not a readable safetensors"]),
+    "empty-file": (lambda r: truncate(r, 0), [SLIDING, "not a readable safetensors"]),
+    "no-weight": (lambda r: without_tensor(r, "weights.wq_a.weight"), [SLIDING, "wq_a"]),
+    "no-input": (lambda r: without_tensor(r, "case2.x"), [SLIDING, "case2.x"]),
+    "no-indices": (lambda r: without_tensor(r, "case2.core.idx"), [SLIDING, "case2.core.idx"]),
+    "weight-shape": (lambda r: with_tensor(r, "weights.wq_a.weight", lambda t: t[:, :5]), ["wq_a"]),
+    "sink-shape": (lambda r: with_tensor(r, "weights.attn_sink", lambda t: t[:1]), ["attn_sink"]),
+    "input-flat": (lambda r: with_tensor(r, "case2.x", lambda t: t[0]), ["case2.x"]),
+    "input-empty": (lambda r: with_tensor(r, "case2.x", lambda t: t[:, :0]), ["case2.x"]),
+    "input-narrow": (lambda r: with_tensor(r, "case2.x", lambda t: t[..., :3]), ["case2.x"]),
+    "output-short": (lambda r: with_tensor(r, "case2.y", lambda t: t[:, :3]), ["case2.y"]),
+    "output-one-row": (lambda r: with_tensor(r, "case2.y", lambda t: t[:1]), ["case2.y"]),
+    "core-shape": (lambda r: with_tensor(r, "case2.core.o", lambda t: t[:, :, :1]), ["case2.core.o"]),
+    "far-indices": (lambda r: with_tensor(r, "case2.core.idx", lambda t: t + 99), ["case2.core.idx"]),
+    "float-indices": (lambda r: with_tensor(r, "case2.core.idx", Tensor.float), ["case2.core.idx"]),
+    "no-heads": (lambda r: with_geometry(r, heads=0), ["impossible geometry", "heads 0"]),
+    "odd-rope": (lambda r: with_geometry(r, rope_dim=5), ["impossible geometry", "rope_dim 5"]),
+    "theta-0": (lambda r: with_geometry(r, theta=0), ["impossible geometry", "theta"]),
+    "theta-null": (lambda r: with_geometry(r, theta=None), ["theta"]),
+    "no-theta": (lambda r: with_geometry(r, theta=...), ["'theta'"]),
+    "kind": (lambda r: with_geometry(r, kind="dense"), ["'dense'"]),
+    "kind-of-other-weights": (lambda r: with_geometry(r, kind="hca", compress_ratio=4), [SLIDING]),
+    "unknown-field": (lambda r: with_geometry(r, banana=1), ["banana"]),
+    "geometry-of-other-weights": (lambda r: with_geometry(r, hidden=7), [SLIDING]),
+    "yarn-field": (lambda r: with_geometry(r, yarn={"factor": 1, "x": 2}), [SLIDING]),
+    "yarn-is-text": (lambda r: with_geometry(r, yarn="none"), [SLIDING]),
+}
+
+
+@pytest.mark.parametrize("state", FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused(recorded: Recorded, state: str) -> None:
+    """Missing, broken, of another version, or inconsistent; never a verdict, never a traceback."""
+    make, fragments = FOLDERS[state]
+    sentence = refusal("vectors", make(recorded))
+    for fragment in fragments:
+        assert fragment in sentence
+
+
+# Processes of their own
+
+
+def test_the_installed_command_finds_candidates_in_its_folder(folder: Path) -> None:
+    """The entry point; the module lies beside, not on the Python path. Hypothesis alone may leave its own."""
+    command = shutil.which("csa-spec", path=str(Path(sys.executable).parent))
+    assert command is not None
+    (folder / "my_layer.py").write_text("from cli_candidates import raises as layer\n")
+    done = spawn(command, "check", "my_layer:layer", "--layer", "sliding", "--profile", "smoke", folder=folder)
+    assert (done.returncode, done.stderr) == (1, "checking sliding float32 ...\n")
+    assert "my_layer:layer: NOT CONFORMANT for sliding\n" in done.stdout
+    assert {path.name for path in folder.iterdir()} - {"__pycache__", ".hypothesis"} == {"my_layer.py"}
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_python_m_runs_the_command_and_survives_a_reader_that_leaves(recorded: Recorded, buffered: bool) -> None:
+    """``python -m csa_spec ... | true``: no complaint about the pipe, be it at a print or at the last flush."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if not buffered:
+        environment["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, "-m", "csa_spec", "vectors", str(recorded.write())]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_transformers_that_are_not_installed_are_named(folder: Path) -> None:
+    """In a fresh process, with a stub first on the Python path."""
+    (folder / "stub").mkdir()
+    (folder / "stub" / "transformers.py").write_text(ABSENT)
+    done = spawn(sys.executable, "-m", "csa_spec", "check", "transformers", folder=folder, paths=[str(folder / "stub")])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "csa-spec: transformers is not installed; `pip install transformers`\n"
+
+
+def test_an_interrupted_run_decides_nothing_and_leaves_files_as_they_were(folder: Path) -> None:
+    """Ctrl-C in the middle of a check: one sentence, exit 130, the old report is still there, and nothing new."""
+    (folder / "report.json").write_text("old")
+    # A shell's background job may hand down an ignored SIGINT, and Python would keep it so.
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('csa_spec', run_name='__main__', alter_sys=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "check", "cli_candidates:right", "--layer", "csa", "--json", "report.json"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(TESTS)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "checking csa float32 ...\n"
+        process.send_signal(2)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert err.split("\n") == ["", "csa-spec: interrupted; nothing was decided", ""]
+    assert (process.returncode, out) == (130, "")
+    assert (folder / "report.json").read_text() == "old"
+    assert {path.name for path in folder.iterdir()} == {"report.json"}

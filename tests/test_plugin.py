@@ -1,0 +1,315 @@
+"""The pytest plugin, as a user of an installed csa-spec meets it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from csa_spec import check as check_function
+from csa_spec.profiles import PROFILES, Profile
+
+pytest_plugins = ["pytester"]
+
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+CHECK_MODULE = sys.modules[check_function.__module__]
+SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
+TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
+CHECKS = 8
+
+
+TINY_PROFILE = Profile("tiny", specification=2, law=1, weights=1)
+ADD_TINY_PROFILE = f"""
+from csa_spec.profiles import PROFILES, Profile
+PROFILES["tiny"] = {TINY_PROFILE!r}
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add a profile that draws hardly anything, for sessions in this process."""
+    monkeypatch.setitem(PROFILES, "tiny", TINY_PROFILE)
+
+
+def suite(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """Run the conformance tests in this process, from an empty folder."""
+    return pytester.runpytest_inprocess(*SUITE, *arguments)
+
+
+def text_of(result: pytest.RunResult) -> str:
+    """Return everything that a session printed."""
+    return f"{result.stdout}\n{result.stderr}"
+
+
+def refusal(result: pytest.RunResult) -> str:
+    """Return the one sentence of a session that must end with a usage error."""
+    text = text_of(result)
+    assert "_hookexec" not in text, text
+    assert "Traceback" not in text, text
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (sentence,) = (line for line in text.splitlines() if "csa-spec: " in line and "csa-spec: candidates" not in line)
+    return sentence.partition("csa-spec: ")[2]
+
+
+# What runs
+
+
+def test_a_right_candidate_passes_and_the_summary_shows_what_was_covered(pytester: pytest.Pytester) -> None:
+    """One test per check; the header shows every option."""
+    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "--csa-seed", "5")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "csa-spec: candidates cli_candidates:right; layer sliding, profile tiny, dtype float32, device cpu, seed 5",
+            f"collected {CHECKS} items",
+            "*csa-spec: what was covered*",
+            "cli_candidates:right sliding float32: inputs are not mutated * 1 cases *",
+            "cli_candidates:right sliding float32: the output equals the specification's * 2? cases * queries*",
+        ]
+    )
+
+
+def test_several_candidates_layers_and_dtypes_each_get_their_own_tests(pytester: pytest.Pytester) -> None:
+    """The names of the tests say which is which."""
+    result = suite(
+        pytester, "--csa-candidate", "cli_candidates:right", "--csa-candidate", "cli_candidates:leaky",
+        "--csa-dtype", "float32,bfloat16", "--collect-only", "-q",
+    )  # fmt: skip
+    assert result.ret == 0
+    names = {line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line}
+    assert names == {
+        f"cli_candidates:{name}-{kind}-{dtype}"
+        for name in ("right", "leaky") for kind in ("csa", "hca", "sliding") for dtype in ("float32", "bfloat16")
+    }  # fmt: skip
+    result.stdout.fnmatch_lines([f"{CHECKS * len(names)} tests collected*"])
+
+
+def test_a_candidate_may_lie_in_the_folder_that_pytest_is_run_in(pytester: pytest.Pytester) -> None:
+    """Without an installation and without a conftest.py."""
+    pytester.makepyfile(my_layer="from cli_candidates import right as layer")
+    result = suite(pytester, "--csa-candidate", "my_layer:layer", *TINY, "-k", "inputs")
+    result.assert_outcomes(passed=1, deselected=CHECKS - 1)
+
+
+def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: pytest.Pytester) -> None:
+    """Everything that is needed to see it again, and nothing of how the suite works."""
+    result = suite(pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "specification", "--tb=long")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result.stdout.fnmatch_lines(
+        [
+            "the output equals the specification's, but not here:",
+            "  The output is not finite:",
+            "  smallest case found   sliding *",
+            '    check_case("cli_candidates:not_finite", "sliding *")',
+        ]
+    )
+    text = text_of(result)
+    for inside in ("Traceback", "plugin.py", "def hold", "E   ", ">  "):
+        assert inside not in text
+
+
+def test_a_law_that_is_broken_names_its_check_in_the_line_to_try_again(pytester: pytest.Pytester) -> None:
+    """Without it the line would try something else."""
+    result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", "mutated")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result.stdout.fnmatch_lines(['*check_case("cli_candidates:raises", "sliding *", check="inputs")'])
+
+
+def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest.Pytester) -> None:
+    """With the case, and without a traceback through the suite."""
+    result = suite(pytester, "--csa-candidate", "cli_candidates:exits", *TINY, "-k", "specification")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result.stdout.fnmatch_lines(['*check_case("cli_candidates:exits", "sliding *")'])
+    assert "plugin.py" not in text_of(result)
+
+
+def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+    """So that they show."""
+    result = suite(
+        pytester, "--csa-candidate", "cli_candidates:sliding_only", "--csa-profile", "tiny", "-k", "inputs", "-rs"
+    )
+    result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1))
+    for kind in ("csa", "hca"):
+        result.stdout.fnmatch_lines([f"SKIPPED*cli_candidates:sliding_only does not offer {kind} layers"])
+
+
+def test_a_run_that_misses_a_required_kind_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drawn cases alone do not reach everything."""
+    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "specification")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result.stdout.fnmatch_lines(["inconclusive: no case of these kinds was reached: *extreme sink*"])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (["--csa-candidate", "nosuch"], "unknown candidate 'nosuch': give transformers, or"),
+        (["--csa-candidate", "nosuch:layer"], "no module 'nosuch'"),
+        (["--csa-candidate", "cli_candidates:Layer"], "cli_candidates:Layer is a class"),
+        (["--csa-candidate", "cli_candidates:cuda_only"], "cli_candidates:cuda_only does not run on cpu"),
+        (["--csa-profile", "nosuch"], "unknown profile 'nosuch': it is none of smoke, default, thorough"),
+        (["--csa-layer", "nosuch"], "unknown layer 'nosuch'"),
+        (["--csa-dtype", "float32,nosuch"], "unknown dtype 'nosuch'"),
+        (["--csa-device", "nosuch"], "unknown device 'nosuch': it is none of cpu, cuda"),
+        (["--csa-device", "cuda"], "no CUDA device"),
+        (["--csa-profile", "nosuch", "-n", "2"], "unknown profile 'nosuch'"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_a_usage_error_with_one_sentence(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str], fragment: str
+) -> None:
+    """Exit code 4, as for pytest's own options; under xdist before any worker is started."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    candidate = [] if "--csa-candidate" in options else ["--csa-candidate", "cli_candidates:right"]
+    assert fragment in refusal(suite(pytester, *candidate, *options))
+
+
+def test_without_a_candidate_the_suite_says_what_to_give(pytester: pytest.Pytester) -> None:
+    """``--noconftest``: in this checkout the repository's own conftest.py would fill it in."""
+    result = suite(pytester, "--noconftest")
+    assert "say what to check with --csa-candidate NAME" in refusal(result)
+
+
+def test_a_seed_that_is_no_number_is_refused_by_pytest_itself(pytester: pytest.Pytester) -> None:
+    """As any option of a wrong type."""
+    result = suite(pytester, "--csa-candidate", "cli_candidates:right", "--csa-seed", "x")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--csa-seed: invalid int value: 'x'" in text_of(result)
+
+
+# Sessions in processes of their own
+
+IMPORTED = """
+import sys, pytest
+code = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider"])
+print("code", int(code), "plugin", "csa_spec.plugin" in sys.modules)
+print("heavy", [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+
+
+def test_an_installed_plugin_costs_other_projects_nothing(pytester: pytest.Pytester) -> None:
+    """A session that does not use it does not import torch for it, and prints nothing of it."""
+    pytester.makepyfile("def test_nothing():\n    pass\n")
+    result = pytester.runpython_c(IMPORTED)
+    result.stdout.fnmatch_lines(["code 0 plugin True", "heavy []"])
+    assert "csa-spec" not in text_of(result)
+
+
+def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester) -> None:
+    """Two workers; the controller prints the header and what was covered."""
+    pytester.makeconftest(ADD_TINY_PROFILE)
+    command = [sys.executable, "-m", "pytest", *SUITE, "--csa-candidate", "cli_candidates:right", *TINY, "-n", "2"]
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    done = subprocess.run(
+        command, cwd=pytester.path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "csa-spec: candidates cli_candidates:right; layer sliding, profile tiny" in done.stdout
+    covered = done.stdout.split("csa-spec: what was covered")[1].splitlines()
+    assert len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")]) == CHECKS
+    outcomes = pytest.RunResult.parse_summary_nouns(covered)
+    assert set(outcomes) <= {"passed", "skipped"}  # a single drawn case may give a law nothing to do
+    assert sum(outcomes.values()) == CHECKS
+
+
+SHIPPED = ("csa_spec", "strategies", "tests/conformance", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel from a copy of the tree, so that no build/ appears in the repository."""
+    setuptools = importlib.metadata.version("setuptools")
+    if int(setuptools.partition(".")[0]) < 77:
+        pytest.skip(f"building needs setuptools 77 or newer in the environment, not {setuptools}")
+    copy = tmp_path_factory.mktemp("tree")
+    for name in SHIPPED:
+        source, target = REPOSITORY / name, copy / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    out = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(copy))
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def pip(*arguments: str) -> None:
+    """Run pip, without asking any registry."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", arguments[0], "--no-index"]
+    done = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) -> None:
+    """One import name; the mapped rooms; the marker for type checkers; no conftest, no vectors."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    rooms = {name.partition("/")[0] for name in names}
+    assert {room for room in rooms if not room.endswith(".dist-info")} == {"csa_spec"}
+    for name in ("py.typed", "conformance/test_layer.py", "strategies/cases.py", "spec/layer.py", "plugin.py"):
+        assert f"csa_spec/{name}" in names
+    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "csa_spec").rglob("*.py")}
+    assert modules <= set(names)
+    assert [name for name in names if "conftest" in name or name.endswith((".safetensors", ".pyc"))] == []
+
+
+CONFTEST = """
+import csa_spec, csa_spec.conformance, csa_spec.plugin, csa_spec.strategies
+from csa_spec.spec import LayerWeights, attend_batch
+
+
+def layer(hidden, weights, geometry, positions, documents):
+    exact = LayerWeights.from_named({name: tensor.double() for name, tensor in weights.named().items()})
+    return attend_batch(hidden.double(), exact, geometry, positions, documents).out.to(hidden.dtype)
+
+
+def pytest_report_header(config):
+    modules = (csa_spec, csa_spec.plugin, csa_spec.conformance, csa_spec.strategies)
+    return ["imported " + module.__file__ for module in modules]
+"""
+
+
+def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(wheel: Path, pytester: pytest.Pytester) -> None:
+    """From a folder that knows nothing of this repository; without a candidate it says what to give."""
+    site = pytester.path / "site"
+    pip("install", "--no-deps", "--target", str(site), str(wheel))
+    folder = pytester.mkdir("project")
+    (folder / "conftest.py").write_text(CONFTEST + ADD_TINY_PROFILE)
+
+    def session(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *SUITE, *options],
+            cwd=folder, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    done = session("--csa-candidate", "conftest:layer", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = site / "csa_spec"
+    imported = {line.removeprefix("imported ") for line in done.stdout.splitlines() if line.startswith("imported ")}
+    places = ("__init__.py", "plugin.py", "conformance/__init__.py", "strategies/__init__.py")
+    assert imported == {str(package / place) for place in places}
+    outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())
+    assert set(outcomes) <= {"passed", "skipped"}
+    assert sum(outcomes.values()) == CHECKS
+    assert "csa-spec: what was covered" in done.stdout
+
+    done = session()
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "say what to check with --csa-candidate NAME" in done.stdout + done.stderr
+    assert "_hookexec" not in done.stdout + done.stderr
