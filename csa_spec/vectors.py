@@ -183,6 +183,7 @@ def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
         theta = fields.pop("theta")
         if not isinstance(theta, (int, float)):
             raise TypeError(f"theta is {theta!r}, not a number")
+        fields["rope_theta" if kind is LayerKind.SLIDING else "compress_rope_theta"] = theta
         yarn = fields.pop("yarn")
         if kind is LayerKind.SLIDING:
             fields["compress_ratio"] = 1
@@ -190,7 +191,6 @@ def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
             kind=kind,
             top_k=fields.pop("topk"),
             yarn=None if yarn is None else Yarn(**yarn),
-            **{"rope_theta" if kind is LayerKind.SLIDING else "compress_rope_theta": theta},
             **fields,
         )
     except (KeyError, TypeError, ValueError) as error:
