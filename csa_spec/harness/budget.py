@@ -250,6 +250,8 @@ def _attend(
     variance = weight @ k2 - 2 * o * (weight @ k) + o.square() * weight.sum(-1, keepdim=True)
     variance = variance.clamp(min=0) + p.square() @ (keys.variance + (3 * do.unit) ** 2 * k2)
     variance = variance + (do.accumulator * (p @ k.abs())).square()
+    # A small probability may underflow (in float16 below 6e-8), and its key may be long.
+    variance = variance + (do.underflow / 2) ** 2 * (attended.double() @ k2)
     common = weight.sum(-1, keepdim=True)
     spread = MARGIN * (weight + p.square() * common + (3 * do.unit * p).square()).sqrt() + do.underflow
     return do.store(o, variance, roundings=2), spread

@@ -223,6 +223,7 @@ def every_weight_matters(trial: Trial) -> Tally | None:
             continue
         if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
             raise WeightIgnored(
+                name,
                 f"replacing {name} does not move the output of query {query_name(t)}; the specification's moves",
                 trial.case,
                 place=place,
@@ -290,8 +291,12 @@ def _agree(
 
 
 def _cut(case: Case) -> int | None:
-    """Return a column to cut the batch at, so that something lies on either side; it moves with the seed."""
-    return 1 + case.seed % (case.columns - 1) if case.columns > 1 else None
+    """Return a column to cut the batch at; it moves with the seed.
+
+    Something lies on either side, and every row has a token before it: a row of padding alone is no legal case.
+    """
+    least = 1 + max(row.left_padding for row in case.rows)
+    return least + case.seed % (case.columns - least) if case.columns > least else None
 
 
 def _take(inputs: Inputs, rows: list[int]) -> Inputs:

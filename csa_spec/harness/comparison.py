@@ -204,36 +204,40 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
 
 
 def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
-    theirs, budgets = output.probabilities, document.budgets.probabilities
-    length, heads, keys = budgets.shape
-    if theirs is None or place.length != theirs.shape[2]:
+    if output.probabilities is None:
         return None
-    if theirs.shape[3] != keys:
-        return Finding(f"attention: {theirs.shape[3]} keys (tokens and entries) where there must be {keys}", 0)
+    theirs, own_budgets = output.probabilities[place.row], document.budgets.probabilities
+    entries = len(document.trace.context.entries)
+    heads, columns, keys = theirs.shape  # the row's tokens, padding after this document included, then entries
+    if keys < columns + entries:
+        return Finding(f"attention: {keys} keys where there must be {columns} tokens and {entries} entries", 0)
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
         if choice.ambiguous:
             continue
-        columns = query.window + [length + s for s in query.selection]
+        attended = query.window + [columns + s for s in query.selection]
         ours = torch.zeros(heads, keys, dtype=torch.float64)
-        ours[:, columns] = query.probabilities
-        got = theirs[place.row, :, query.t]
+        ours[:, attended] = query.probabilities
+        budgets = torch.zeros_like(ours)
+        budgets[:, : place.length] = own_budgets[query.t, :, : place.length]
+        budgets[:, columns : columns + entries] = own_budgets[query.t, :, place.length :]
+        got = theirs[:, query.t]
         stray = got.clone()
-        stray[:, columns] = 0
+        stray[:, attended] = 0
         if stray.any():
-            head, key = (stray > 0).nonzero()[0].tolist()
+            head, key = (stray != 0).nonzero()[0].tolist()
             sentence = (
-                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
+                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, columns)} "
                 f"with probability {float(got[head, key]):.3g}; it must not attend to it at all"
             )
-            attended = (got > 0).any(0).nonzero().flatten().tolist()
-            may_see = {*query.window, *(length + s for s in query.visible)}
-            too_many = sum(key >= length for key in attended) > len(query.selection)
-            return Finding(sentence, query.t, sees_too_much=too_many or not may_see.issuperset(attended))
-        ratios = error_ratios(got, ours, budgets[query.t])
+            seen = set((got != 0).any(0).nonzero().flatten().tolist())
+            may_see = {*query.window, *(columns + s for s in query.visible)}
+            too_many = sum(key >= columns for key in seen) > len(query.selection)
+            return Finding(sentence, query.t, sees_too_much=too_many or not may_see.issuperset(seen))
+        ratios = error_ratios(got, ours, budgets)
         if float(ratios.max()) > 1:
             head, key = divmod(int(ratios.argmax()), keys)
             sentence = (
-                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, length)} "
+                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, columns)} "
                 f"with probability {float(got[head, key]):.6g} where it must be {float(ours[head, key]):.6g}"
             )
             return Finding(sentence, query.t)

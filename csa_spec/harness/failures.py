@@ -7,7 +7,7 @@ failure never hide each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from csa_spec.harness.case import Case
 from csa_spec.harness.dependence import Dependence
@@ -173,3 +173,12 @@ class WeightIgnored(Failure):
     """Law: every weight matters where it should."""
 
     title = "a weight has no effect where it must have one"
+
+    def __init__(self, weight: str, detail: str, case: Case, **details: Any) -> None:
+        super().__init__(detail, case, **details)
+        self.weight = weight
+
+    @property
+    def kind(self) -> str:
+        """Different weights are different kinds, so that shrinking cannot slip from one to another."""
+        return f"{type(self).__name__}[{self.weight}]"
