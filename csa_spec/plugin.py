@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 _SUMMARY = "csa_spec"
+_TARGETS = pytest.StashKey[list[Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +50,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not metafunc.config.getoption("csa_candidate"):
         metafunc.parametrize("csa_target", [None])  # refused below: an error raised here comes with a traceback
         return
-    metafunc.parametrize("csa_target", _targets(metafunc.config))
+    targets = metafunc.config.stash[_TARGETS]
+    metafunc.parametrize("csa_target", targets)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -65,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse what cannot be used before anything is collected, or handed to workers."""
     if session.config.getoption("csa_candidate"):
-        _targets(session.config)
+        session.config.stash[_TARGETS] = _targets(session.config)
 
 
 def _targets(config: pytest.Config) -> list[Any]:

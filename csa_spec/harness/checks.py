@@ -60,7 +60,7 @@ def classify(trial: Trial, mismatch: Mismatch) -> Failure:
     geometry, document = trial.case.geometry, mismatch.document
     dependence = trial.dependence(document)
     kind: type[Failure] = WrongNumbers
-    findings = explain_stages(trial.expected, trial.output, document)
+    findings = explain_stages(trial.output, document)
     stray = next((finding for finding in findings if finding.sees_too_much), None)
     t = mismatch.t
     where = f"query {query_name(t)}"

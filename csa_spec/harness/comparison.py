@@ -113,11 +113,16 @@ def _valid_exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int,
         return {}
     found = {}
     for t in document.ambiguous:
-        picks = output.selection[place.row, t]
-        selection = [int(s) for s in picks[picks >= 0]]
+        selection = _picks(output.selection, place.row, t)
         if document.choices[t].allows(selection):
             found[t] = selection
     return found
+
+
+def _picks(selection: Tensor, row: int, t: int) -> list[int]:
+    """Return the entries that a candidate says a query selected, without the -1 that stand for none."""
+    picks = selection[row, t]
+    return [int(s) for s in picks[picks >= 0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ class Finding:
     """Whether a query selects or attends to what it must not see"""
 
 
-def explain_stages(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> list[Finding]:
+def explain_stages(output: LayerOutput, document: ExpectedDocument) -> list[Finding]:
     """Compare the stages that a candidate exposes with the specification's, in the order of the data.
 
     Returns one finding per stage that differs, the first stage first.
@@ -186,8 +191,7 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
     if output.selection is None:
         return None
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
-        picks = output.selection[place.row, query.t]
-        chosen = [int(s) for s in picks[picks >= 0]]
+        chosen = _picks(output.selection, place.row, query.t)
         if choice.allows(chosen):
             continue
         hidden = sorted(set(chosen) - set(query.visible))

@@ -14,7 +14,6 @@ from csa_spec.harness.budget import Budgets, document_budgets, working_dtype
 from csa_spec.harness.case import Case
 from csa_spec.harness.inputs import Inputs
 from csa_spec.spec import (
-    BatchTrace,
     DocumentTrace,
     Geometry,
     LayerKind,
@@ -144,11 +143,6 @@ def expect(case: Case, inputs: Inputs, internal_dtype: str | None = None) -> Exp
     exact = inputs.double()
     with torch.no_grad():
         trace = attend_batch(exact.hidden, exact.weights, case.geometry, exact.positions, exact.documents)
-        return judge_by(trace, case, exact, internal_dtype)
-
-
-def judge_by(trace: BatchTrace, case: Case, exact: Inputs, internal_dtype: str | None = None) -> Expected:
-    """Add budgets and valid choices to a trace of the specification."""
     dtype = working_dtype(case.dtype, internal_dtype)
     documents = []
     for document in trace.documents:

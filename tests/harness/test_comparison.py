@@ -175,9 +175,7 @@ def findings(one: Candidate, case: Case = STAGES) -> list[str]:
     """Return what the stages of a candidate show."""
     trial = Trial(one, case)
     return [
-        finding.sentence
-        for document in trial.expected.documents
-        for finding in explain_stages(trial.expected, trial.output, document)
+        finding.sentence for document in trial.expected.documents for finding in explain_stages(trial.output, document)
     ]
 
 
