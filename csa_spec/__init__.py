@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from csa_spec.harness.case import Case, CaseError, Feature, Row
     from csa_spec.harness.failures import Failure
     from csa_spec.harness.results import Report, Verdict
-    from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
+    from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
 
 __all__ = [
     "Candidate",
@@ -25,6 +25,7 @@ __all__ = [
     "Capabilities",
     "Case",
     "CaseError",
+    "CompressorWeights",
     "Failure",
     "Feature",
     "Geometry",
@@ -49,7 +50,7 @@ _HOMES = {
     **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.harness.case"),
     "Failure": "csa_spec.harness.failures",
     **dict.fromkeys(("Report", "Verdict"), "csa_spec.harness.results"),
-    **dict.fromkeys(("Geometry", "LayerKind", "LayerWeights", "Yarn"), "csa_spec.spec"),
+    **dict.fromkeys(("CompressorWeights", "Geometry", "LayerKind", "LayerWeights", "Yarn"), "csa_spec.spec"),
 }
 
 

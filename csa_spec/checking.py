@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from csa_spec.candidates import find_candidate
-from csa_spec.harness.candidate import Candidate, as_candidate
-from csa_spec.harness.case import DEVICES, DTYPES, Case
-from csa_spec.harness.checks import CHECKS, SPECIFICATION, Check
-from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES, required
+from csa_spec.harness.candidate import LAYER, Candidate, CandidateError, Capabilities, as_candidate
+from csa_spec.harness.case import DEVICES, DTYPES
+from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report
-from csa_spec.harness.trial import Trial
+from csa_spec.harness.stage import Check, Stage
+from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind
-from csa_spec.strategies import cases, corner_cases
+from csa_spec.stages import STAGES, parse_case, stage_of
+from csa_spec.strategies import cases, corner_cases, production_cases, stage_cases, stage_corners
 
 
 class UsageError(Exception):
@@ -35,13 +37,20 @@ Progress = Callable[[CheckResult], None]
 
 
 def check(
-    candidate: Any,
+    candidate: Any = None,
     *,
+    compressor: Any = None,
+    index_scores: Any = None,
+    select: Any = None,
+    attend: Any = None,
+    stage: str = "all",
     layer: str = "all",
     profile: str = "default",
     dtype: str = "float32",
     device: str = "cpu",
     seed: int = 0,
+    isolate: bool = False,
+    time_limit: float = TIME_LIMIT,
     progress: Progress = lambda result: None,
 ) -> Report:
     """Hold a candidate against the specification and the laws.
@@ -49,18 +58,28 @@ def check(
     Parameters
     ----------
     candidate
-        A shipped name (``"transformers"``), ``"package.module:object"``, a layer function, or an object with a
-        ``layer`` (see :class:`csa_spec.harness.candidate.LayerStage`).
+        A shipped name (``"transformers"``), a name of the entry point group ``csa_spec.candidates``,
+        ``"package.module:object"``, a function, or an object or module with stages as attributes (see
+        ``docs/stages.md``).
+    compressor, index_scores, select, attend
+        Single stages, functions or ``"package.module:object"``, in place of a candidate.
+    stage
+        Which of the candidate's stages: ``compressor``, ``index_scores``, ``select``, ``attend``, ``layer``, or
+        ``all`` that it offers. A bare function is this stage; a layer, where nothing is said.
     layer
-        ``csa``, ``hca``, ``sliding`` or ``all``.
+        Kinds of the stage ``layer``: ``csa``, ``hca``, ``sliding`` or ``all``.
     profile
-        ``smoke``, ``default`` or ``thorough``.
+        ``smoke``, ``default``, ``gpu`` or ``thorough``.
     dtype
         One dtype, or several separated by commas.
     device
         ``cpu`` or ``cuda``.
     seed
         Of the drawn cases; the same seed gives the same cases.
+    isolate
+        Run the candidate in a process of its own, so that a hang or a crash is a failure like any other.
+    time_limit
+        Seconds for one call of an isolated candidate.
     progress
         Called after each case.
 
@@ -72,36 +91,43 @@ def check(
         If the candidate cannot be used.
     """
     begin = time.perf_counter()
-    found = resolve_candidate(candidate)
+    resolve_profile(profile)
+    single = {"compressor": compressor, "index_scores": index_scores, "select": select, "attend": attend}
+    found = _resolve(candidate, {name: one for name, one in single.items() if one is not None}, stage)
+    resolve_stages(stage, found)
+    resolve_kinds(layer)
+    if isolate:
+        found = isolated(found, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
-    amount = resolve_profile(profile)
-    results, missing, declined = [], {}, {}
-    for kind in resolve_kinds(layer):
-        if kind not in found.capabilities.kinds:
-            declined[kind] = f"{found.name} does not offer {kind} layers"
-            if layer != "all":
-                raise UsageError(declined[kind])
-    kinds = [kind for kind in resolve_kinds(layer) if kind not in declined]
-    for target in [Target(found, kind, one, device, amount, seed) for one in dtypes for kind in kinds]:
-        for each in CHECKS:
-            result = target.run(each, progress)
-            results.append(result)
-            if each is SPECIFICATION:
-                missing[target.dtype, target.kind] = target.missing(result)
+    results, missing = [], {}
+    try:
+        targets, declined = make_targets(found, stage, layer, dtypes, device, resolve_profile(profile), seed)
+        for target in targets:
+            for each in target.stage.checks:
+                result = target.run(each, progress)
+                if each.law and not result.cases and not result.failures and not target.offers(each):
+                    continue
+                results.append(result)
+                if each is target.stage.checks[0]:
+                    missing[target.dtype, target.subject] = target.missing(result)
+    finally:
+        if isinstance(found.caller, WorkerCaller):
+            found.caller.close()
     environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **found.environment}
     return Report(
-        found.name, environment, profile, dtypes, device, seed, results, missing, declined,
+        found.name, environment, profile, dtypes, device, seed, results, missing,
+        {subject: reason for (_, subject), reason in declined.items()},
         time.perf_counter() - begin,
     )  # fmt: skip
 
 
-def check_case(candidate: Any, case: str | Case, check: str = "specification") -> None:
+def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     """Try one case, as a failure report prints it; say nothing if the candidate is right.
 
     Parameters
     ----------
     candidate
-        As for :func:`check`.
+        As for :func:`check`; a bare function is the stage that the case is of.
     case
         A case, or its one line.
     check
@@ -112,19 +138,21 @@ def check_case(candidate: Any, case: str | Case, check: str = "specification") -
     Failure
         If the candidate is wrong; the explanation is attached as a note.
     """
-    found = resolve_candidate(candidate)
-    names = {one.name: one for one in CHECKS}
+    parsed = parse_case(case) if isinstance(case, str) else case
+    stage = stage_of(parsed)
+    found = resolve_candidate(candidate, stage.name)
+    resolve_stages(stage.name, found)
+    names = {one.name: one for one in stage.checks}
     if check not in names:
-        raise UsageError(f"unknown check {check!r}: it is none of {', '.join(names)}")
-    parsed = Case.parse(case) if isinstance(case, str) else case
-    if parsed.mode not in found.layers:
+        raise UsageError(f"unknown check {check!r} of {stage.name}: it is none of {', '.join(names)}")
+    if stage.name == LAYER and parsed.mode not in found.layers:
         raise UsageError(
             f"{found.name} has no mode {parsed.mode!r}: it is none of {', '.join(map(repr, found.layers))}"
         )
     resolve_device(parsed.device)
     with _one_thread():
         try:
-            if names[check].run(Trial(found, parsed)) is None:
+            if names[check].run(stage.trial(found, parsed)) is None:
                 raise UsageError(f"this case gives the check {check!r} nothing to do")
         except Failure as failure:
             failure.add_note("\n" + describe(failure, found.name, check))
@@ -133,10 +161,12 @@ def check_case(candidate: Any, case: str | Case, check: str = "specification") -
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One candidate, layer kind, dtype and device, and how much to try."""
+    """One candidate, stage (and layer kind), dtype and device, and how much to try."""
 
     candidate: Candidate
-    kind: LayerKind
+    stage: Stage
+    kind: LayerKind | None
+    """Of the stage ``layer``; None for other stages"""
     dtype: str
     device: str
     profile: Profile
@@ -144,38 +174,63 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse a dtype or device that is not known, not there, or not supported."""
-        capabilities = self.candidate.capabilities
         if self.dtype not in DTYPES:
             raise UsageError(f"unknown dtype {self.dtype!r}: it is none of {', '.join(DTYPES)}")
-        if self.dtype not in capabilities.dtypes:
-            raise UsageError(f"{self.candidate.name} does not support {self.dtype}")
         resolve_device(self.device)
-        if self.device not in capabilities.devices:
-            raise UsageError(f"{self.candidate.name} does not run on {self.device}")
+        reason = unsupported(self.candidate, self.stage, self.dtype, self.device)
+        if reason:
+            raise UsageError(reason)
+
+    @property
+    def subject(self) -> str:
+        """What is checked: the layer kind, or the stage."""
+        return str(self.kind or self.stage.name)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of the stage."""
+        return self.candidate.capabilities_of(self.stage.name)
+
+    def offers(self, check: Check) -> bool:
+        """Whether the candidate declares what a check needs."""
+        if check.name == "gradients":
+            return self.capabilities.gradients
+        if check.name == "limits":
+            declared = self.capabilities
+            return bool(declared.limits or declared.multiples or declared.max_top_k is not None)
+        return True
 
     def run(self, check: Check, progress: Progress = lambda result: None) -> CheckResult:
         """Run one check. Corner cases go to the equality with the specification; laws only draw."""
-        options = {
-            "ratios": self.candidate.capabilities.compress_ratios,
-            "modes": tuple(self.candidate.layers),
-            "dtype": self.dtype,
-            "device": self.device,
-        }
-        corners = [] if check.law else corner_cases(self.kind, **options)  # type: ignore[arg-type]
         amount = self.profile.specification
         if check.law:
-            amount = self.profile.weights if check.name == "weights" else self.profile.law
-        drawn = cases(self.kind, **options)  # type: ignore[arg-type]
+            amount = self.profile.weights if check.costly else self.profile.law
+        if not self.offers(check):
+            amount = 0
+        corners, drawn = self._cases(corners=not check.law)
         with _one_thread():
             # Each check draws other cases, so that together they see more of them.
             own_seed = self.seed + zlib.crc32(check.name.encode())
-            result = run_check(check, self.candidate, self.kind, corners, drawn, amount, own_seed, progress)
+            result = run_check(check, self.candidate, self.stage, self.kind, corners, drawn, amount, own_seed, progress)
         result.dtype = self.dtype
         return result
 
+    def _cases(self, corners: bool) -> tuple[list[Any], Any]:
+        """Return the corner cases, and the strategy to draw from."""
+        if self.kind is None:
+            place = (self.stage.name, self.dtype, self.device)
+            written = stage_corners(*place) if corners else []
+            written += production_cases(*place) if corners and self.profile.production else []
+            return written, stage_cases(*place)
+        ratios, modes = self.capabilities.compress_ratios, tuple(self.candidate.layers)
+        options: dict[str, Any] = {"ratios": ratios, "modes": modes, "dtype": self.dtype, "device": self.device}
+        return corner_cases(self.kind, **options) if corners else [], cases(self.kind, **options)
+
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
-        names = [name for name in required(self.kind, self.candidate.capabilities) if not result.reached[name]]
+        names = [name for name in self.stage.required(self.kind, self.capabilities) if not result.reached[name]]
+        if self.kind is None:
+            return names
         share, most = result.ambiguous_share(WITHOUT_DRAWN_TIES), AMBIGUOUS_SHARE[self.dtype]
         if share > most:
             names.append(
@@ -184,12 +239,136 @@ class Target:
         return names
 
 
-def resolve_candidate(candidate: Any) -> Candidate:
-    """Return the candidate that a name, a function or an object stands for."""
+def make_targets(
+    candidate: Candidate,
+    stage: str,
+    layer: str,
+    dtypes: tuple[str, ...],
+    device: str,
+    profile: Profile,
+    seed: int,
+) -> tuple[list[Target], dict[tuple[str, str], str]]:
+    """Return what a run checks, and what it cannot, by stage and subject, with the reason.
+
+    Raises
+    ------
+    UsageError
+        If nothing is left to check of a dtype, or of what was asked for by name.
+    """
+    resolve_device(device)
+    targets: list[Target] = []
+    declined: dict[tuple[str, str], str] = {}
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}: it is none of {', '.join(DTYPES)}")
+        before = len(targets)
+        for name in resolve_stages(stage, candidate):
+            kinds = resolve_kinds(layer) if name == LAYER else [None]
+            for kind in kinds:
+                reason = unsupported(candidate, STAGES[name], dtype, device)
+                subject = str(kind or name)
+                if kind is not None and kind not in candidate.capabilities_of(LAYER).kinds:
+                    reason = f"{candidate.name} does not offer {kind} layers"
+                    if layer != "all":
+                        raise UsageError(reason)
+                if reason:
+                    declined[name, subject if reason.endswith("layers") else f"{subject}-{dtype}"] = reason
+                else:
+                    targets.append(Target(candidate, STAGES[name], kind, dtype, device, profile, seed))
+        if len(targets) == before:
+            raise UsageError(next(iter(reversed(declined.values()))))
+    return targets, declined
+
+
+def unsupported(candidate: Candidate, stage: Stage, dtype: str, device: str) -> str:
+    """Say why a candidate's stage cannot run in a dtype on a device; nothing if it can."""
+    capabilities = candidate.capabilities_of(stage.name)
+    name = candidate.name if candidate.offers == (stage.name,) else f"{stage.name} of {candidate.name}"
+    if dtype not in capabilities.dtypes:
+        return f"{name} does not support {dtype}"
+    if device not in capabilities.devices:
+        return f"{name} does not run on {device}"
+    if capabilities.arrays == "numpy" and dtype == "bfloat16":
+        return f"{name} takes numpy's arrays, and numpy has no bfloat16"
+    if capabilities.arrays == "numpy" and device != "cpu":
+        return f"{name} takes numpy's arrays, which lie on the CPU"
+    return ""
+
+
+def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
+    """Return the candidate that a name, a function or an object stands for; a bare function is ``stage``."""
+    wanted = None if stage in (None, "all") else stage
     if isinstance(candidate, str):
-        return find_candidate(candidate)
+        return find_candidate(candidate, wanted)
     named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
-    return as_candidate(candidate, f"{named.__module__}:{named.__qualname__}")
+    name = getattr(candidate, "__name__", "") if type(candidate).__name__ == "module" else ""
+    return as_candidate(candidate, name or f"{named.__module__}:{named.__qualname__}", wanted)
+
+
+def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:
+    if (candidate is None) == (not single):
+        raise UsageError("give one candidate, or single stages such as attend=function, not both and not neither")
+    if candidate is not None:
+        return resolve_candidate(candidate, stage)
+    return resolve_single(single)
+
+
+def resolve_single(single: Mapping[str, Any]) -> Candidate:
+    """Return the candidate that has these functions (or names of functions) for its stages."""
+    unknown = [name for name in single if name not in STAGES or name == LAYER]
+    if unknown:
+        raise UsageError(
+            f"unknown stage {unknown[0]!r}: it is none of {', '.join(one for one in STAGES if one != LAYER)}"
+        )
+    parts = {name: resolve_candidate(one, name) for name, one in single.items()}
+    for name, part in parts.items():
+        if name not in part.offers:
+            raise UsageError(f"{part.name} is not a function and has no {name}; it offers {', '.join(part.offers)}")
+    functions = {name: _with_capabilities(part, name) for name, part in parts.items()}
+    environment = {key: value for part in parts.values() for key, value in part.environment.items()}
+    return Candidate(", ".join(part.name for part in parts.values()), {}, environment=environment, stages=functions)
+
+
+def _with_capabilities(part: Candidate, stage: str) -> Callable[..., Any]:
+    """Return a stage's function with its own capabilities, which in company of others the candidate's cannot give."""
+
+    def function(*arguments: Any) -> Any:
+        return part.stages[stage](*arguments)
+
+    function.capabilities = part.capabilities_of(stage)  # type: ignore[attr-defined]
+    return function
+
+
+def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) -> Candidate:
+    """Return a candidate whose calls are made in a process of its own.
+
+    Raises
+    ------
+    UsageError
+        If the candidate cannot be imported there by its name.
+    """
+    if not isinstance(candidate, str):
+        name = found.name
+        try:
+            same = find_candidate(name, None if stage == "all" else stage)
+        except CandidateError:
+            same = None
+        if same is None or same.offers != found.offers:
+            raise UsageError(f"an isolated candidate is imported by name in another process; {name} cannot be")
+        candidate = name
+    loader = partial(resolve_candidate, candidate, None if stage == "all" else stage)
+    return replace(found, caller=WorkerCaller(loader, time_limit))
+
+
+def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
+    """Return the stages of a candidate that ``--stage`` stands for."""
+    if stage == "all":
+        return list(candidate.offers)
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage {stage!r}: it is none of {', '.join(STAGES)}, all")
+    if stage not in candidate.offers:
+        raise UsageError(f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}")
+    return [stage]
 
 
 def resolve_kinds(layer: str) -> list[LayerKind]:

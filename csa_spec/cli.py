@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+_CANDIDATE = "a shipped name (transformers, gather, ...), an entry point's, or package.module:object"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="csa-spec", description="Hold DeepSeek-V4 attention implementations against an executable specification."
@@ -60,21 +63,32 @@ def _parser() -> argparse.ArgumentParser:
         description="Exit codes: 0 conformant, 1 not conformant, 2 cannot be used as given or inconclusive, "
         "3 internal error.",
     )
-    check.add_argument("candidate", metavar="CANDIDATE", help="'transformers', or package.module:object")
+    check.add_argument("candidate", metavar="CANDIDATE", help=_CANDIDATE)
+    check.add_argument(
+        "--stage",
+        default="all",
+        metavar="NAME",
+        help="compressor, index_scores, select, attend, layer, or all that it offers (default); "
+        "a bare function is this stage, or a layer",
+    )
     check.add_argument("--layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
-    check.add_argument("--profile", default="default", metavar="NAME", help="smoke, default or thorough")
+    check.add_argument("--profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough")
     check.add_argument(
         "--dtype", default="float32", metavar="NAME[,NAME]", help="float32 (default), float64, bfloat16, float16"
     )
     check.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     check.add_argument("--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)")
+    check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
+    check.add_argument(
+        "--time-limit", default=30.0, type=float, metavar="S", help="seconds for one call with --isolate (default 30)"
+    )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.set_defaults(run=_check)
 
     case = commands.add_parser(
         "case", help="try one case", description="Try one case, written as a failure report prints it."
     )
-    case.add_argument("candidate", metavar="CANDIDATE", help="'transformers', or package.module:object")
+    case.add_argument("candidate", metavar="CANDIDATE", help=_CANDIDATE)
     case.add_argument("case", metavar="CASE", help="the case, one line in quotes")
     case.add_argument("--check", default="specification", metavar="NAME", help="specification, or the name of a law")
     case.set_defaults(run=_case)
@@ -102,11 +116,14 @@ def _check(options: argparse.Namespace) -> int:
     try:
         report = check(
             options.candidate,
+            stage=options.stage,
             layer=options.layer,
             profile=options.profile,
             dtype=options.dtype,
             device=options.device,
             seed=options.seed,
+            isolate=options.isolate,
+            time_limit=options.time_limit,
             progress=line.show,
         )
     finally:
@@ -164,10 +181,10 @@ class ProgressLine:
         from csa_spec.harness.engine import CheckResult
 
         assert isinstance(result, CheckResult)
-        where = f"{result.kind} {result.dtype}"
+        where = f"{result.subject} {result.dtype}"
         if not self._live:
-            if (str(result.kind), result.dtype) not in self._told:
-                self._told.add((str(result.kind), result.dtype))
+            if (result.subject, result.dtype) not in self._told:
+                self._told.add((result.subject, result.dtype))
                 print(f"checking {where} ...", file=sys.stderr, flush=True)
             return
         now = time.monotonic()

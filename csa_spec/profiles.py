@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Cases drawn per layer kind, beside the corner cases."""
+    """Cases drawn per stage and layer kind, beside the corner cases."""
 
     name: str
     specification: int
@@ -15,7 +15,9 @@ class Profile:
     law: int
     """For each law"""
     weights: int
-    """For the law that every weight matters; one case replaces every weight in turn"""
+    """For costly laws: that every weight matters (one case replaces every weight in turn), that gradients agree"""
+    production: bool = False
+    """Whether stages are tried at the sizes of the released models too"""
 
 
 PROFILES = {
@@ -23,6 +25,7 @@ PROFILES = {
     for profile in (
         Profile("smoke", specification=25, law=4, weights=1),
         Profile("default", specification=200, law=25, weights=5),
+        Profile("gpu", specification=200, law=25, weights=5, production=True),
         Profile("thorough", specification=6700, law=300, weights=40),
     )
 }

@@ -12,6 +12,7 @@ from csa_spec.strategies.cases import cases, top_ks, windows
 from csa_spec.strategies.corners import corner_cases
 from csa_spec.strategies.geometry import compress_ratios, geometries, yarns
 from csa_spec.strategies.rows import batches, lengths, rows, starts
+from csa_spec.strategies.stages import production_cases, stage_cases, stage_corners
 
 __all__ = [
     "batches",
@@ -20,7 +21,10 @@ __all__ = [
     "corner_cases",
     "geometries",
     "lengths",
+    "production_cases",
     "rows",
+    "stage_cases",
+    "stage_corners",
     "starts",
     "top_ks",
     "windows",

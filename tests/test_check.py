@@ -9,7 +9,6 @@ from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_cas
 from csa_spec.checking import Target, resolve_candidate
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.case import Scores, Sinks, Values
-from csa_spec.harness.checks import CHECKS, SPECIFICATION
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.coverage import required
 from csa_spec.harness.engine import CheckResult, RegimeCount
@@ -17,6 +16,7 @@ from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report, Verdict
 from csa_spec.profiles import Profile
 from csa_spec.spec import LayerKind
+from csa_spec.stages import LAYER_STAGE, SPECIFICATION
 
 RIGHT = Candidate("right", {"": as_specified()})
 TINY = Profile("tiny", specification=3, law=2, weights=1)
@@ -24,12 +24,12 @@ TINY = Profile("tiny", specification=3, law=2, weights=1)
 
 def target(dtype: str = "float32") -> Target:
     """Return a small target."""
-    return Target(RIGHT, LayerKind.CSA, dtype, "cpu", TINY, 0)
+    return Target(RIGHT, LAYER_STAGE, LayerKind.CSA, dtype, "cpu", TINY, 0)
 
 
 def result_with(regime: Scores, queries: int, ambiguous: int) -> CheckResult:
     """Return a result that reached everything, with so many ambiguous queries in one regime."""
-    result = CheckResult("specification", "", LayerKind.CSA, cases=1)
+    result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
     result.reached.update(required(LayerKind.CSA, RIGHT.capabilities))
     count = RegimeCount(cases=1, tally=Tally(queries=queries, ambiguous=ambiguous))
     result.regimes[Values.GAUSSIAN, regime, Sinks.ZERO] = count
@@ -54,9 +54,9 @@ def test_a_right_candidate_stays_below_that_share() -> None:
 
 def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> None:
     """Counts of queries are a fingerprint of the cases."""
-    twice = [target().run(CHECKS[1]).tally.queries for _ in range(2)]
+    twice = [target().run(LAYER_STAGE.checks[1]).tally.queries for _ in range(2)]
     assert twice[0] == twice[1]
-    fingerprints = {Target(RIGHT, LayerKind.CSA, "float32", "cpu", TINY, seed).run(CHECKS[1]).tally.queries
+    fingerprints = {Target(RIGHT, LAYER_STAGE, LayerKind.CSA, "float32", "cpu", TINY, seed).run(LAYER_STAGE.checks[1]).tally.queries
                     for seed in range(4)}  # fmt: skip
     assert len(fingerprints) > 1
 
@@ -67,7 +67,7 @@ def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> No
 )
 def test_a_failure_outweighs_what_was_not_reached(reached: bool, failed: bool, verdict: Verdict) -> None:
     """Inconclusive is for runs that found nothing and could not have."""
-    result = CheckResult("specification", "", LayerKind.CSA, cases=1)
+    result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
     result.failures = [Failure("wrong", Case())] if failed else []
     missing = {("float32", LayerKind.CSA): [] if reached else ["partial tail"]}
     report = Report("x", {}, "tiny", ("float32",), "cpu", 0, [result], missing, {}, 0.0)

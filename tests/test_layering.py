@@ -1,4 +1,4 @@
-"""Who may import whom: spec <- harness <- (candidates, strategies, report) <- checking, plugin, cli."""
+"""Who may import whom: spec <- harness <- stages <- (candidates, strategies, report) <- checking, plugin, cli."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ STRATEGIES = Path(csa_spec.strategies.__file__).parent
 ALLOWED = {
     "spec": {"spec"},
     "harness": {"spec", "harness"},
+    "stages": {"spec", "harness", "stages"},
     "candidates": {"spec", "harness", "candidates"},
-    "strategies": {"spec", "harness", "strategies"},
-    "report": {"spec", "harness", "report"},
+    "strategies": {"spec", "harness", "stages", "strategies"},
+    "report": {"spec", "harness", "stages", "report"},
     "vectors": {"spec"},
     "profiles": set(),
 }
 """Room (or top-level module): rooms that it may import. What is not listed may import everything."""
 
-OUTSIDE = {"spec": {"torch"}, "harness": {"torch", "hypothesis"}}
+OUTSIDE = {"spec": {"torch"}, "harness": {"torch", "hypothesis"}, "stages": {"torch"}}
 """Third-party packages that a room may import at all."""
 
 

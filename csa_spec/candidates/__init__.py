@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
 
-from csa_spec.harness.candidate import Candidate, CandidateError, import_candidate
+from csa_spec.harness.candidate import Candidate, CandidateError, as_candidate, import_candidate, one_line
 
-SHIPPED = {"transformers": "csa_spec.candidates.transformers"}
+SHIPPED = {
+    name: f"csa_spec.candidates.{module}"
+    for name, module in {
+        "transformers": "transformers",
+        "gather": "gather",
+        "flattened": "flattened",
+        "dense": "dense",
+        "sdpa": "sdpa",
+        "flex": "flex",
+        "triton": "triton_kernel",
+    }.items()
+}
 """Name: module with a function ``load``."""
+GROUP = "csa_spec.candidates"
+"""Entry points of other packages in this group are candidates too."""
 
 
-def find_candidate(name: str) -> Candidate:
-    """Return a shipped candidate by its name, or whatever ``package.module:object`` is.
+def find_candidate(name: str, stage: str | None = None) -> Candidate:
+    """Return a candidate by its name: shipped, an entry point of an installed package, or ``package.module:object``.
+
+    Parameters
+    ----------
+    name
+        The name.
+    stage
+        What it is if it is a bare function; None for a layer.
 
     Raises
     ------
@@ -19,11 +41,25 @@ def find_candidate(name: str) -> Candidate:
         If there is none, or it cannot be used.
     """
     if ":" in name:
-        return import_candidate(name)
-    if name not in SHIPPED:
+        return import_candidate(name, stage)
+    if name in SHIPPED:
+        candidate = importlib.import_module(SHIPPED[name]).load()
+        assert isinstance(candidate, Candidate)
+        return candidate
+    for entry in entry_points(group=GROUP, name=name):
+        return _load(entry, stage)
+    others = sorted(entry_points(group=GROUP).names)
+    raise CandidateError(
+        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, or your own as package.module:object"
+    )
+
+
+def _load(entry: EntryPoint, stage: str | None) -> Candidate:
+    try:
+        return replace(as_candidate(entry.load(), entry.value, stage), name=entry.name)
+    except CandidateError:
+        raise
+    except (Exception, SystemExit) as error:
         raise CandidateError(
-            f"unknown candidate {name!r}: give {', '.join(SHIPPED)}, or your own as package.module:object"
-        )
-    candidate = importlib.import_module(SHIPPED[name]).load()
-    assert isinstance(candidate, Candidate)
-    return candidate
+            f"the entry point {entry.name} = {entry.value} cannot be loaded: {type(error).__name__}: {one_line(error)}"
+        ) from error

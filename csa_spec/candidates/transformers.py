@@ -107,7 +107,7 @@ def from_modules(modeling: ModuleType, configuration: ModuleType, environment: M
         # In training the model runs without a cache; its default at inference is to fill one.
         {"": partial(adapter.run, use_cache=False), "cache": partial(adapter.run, use_cache=True)},
         # Norms, rotary tables and index scores are float32 inside, whatever the dtype of the model.
-        Capabilities(lacks=_LACKS, internal_dtype="float32"),
+        Capabilities(lacks=_LACKS, internal_dtype="float32", batch_invariant=False),
         dict(environment),
     )
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csa_spec.spec import CompressorWeights, DocumentTrace, Geometry, LayerWeights
+from csa_spec.spec import SPEC, CompressorWeights, DocumentTrace, Geometry, LayerWeights
 
 MARGIN = 5.0
 """Standard deviations in a budget."""
@@ -49,14 +49,19 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rounded:
+class Rounded:
     """A tensor and the variance of its rounding error."""
 
     value: Tensor
     variance: Tensor
 
+    @classmethod
+    def exact(cls, value: Tensor) -> Rounded:
+        """Return a tensor that the candidate is handed, without an error."""
+        return cls(value, torch.zeros_like(value))
 
-class _Arithmetic:
+
+class Arithmetic:
     """Arithmetic in one precision: every result with the variance of its error."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -65,24 +70,28 @@ class _Arithmetic:
         self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
         self.underflow = info.smallest_normal * info.eps
 
-    def store(self, value: Tensor, variance: Tensor, roundings: float = 1.0) -> _Rounded:
+    @classmethod
+    def of(cls, dtype: torch.dtype, internal_dtype: str | None = None) -> Arithmetic:
+        """Return the coarser of a case's dtype and the candidate's own."""
+        return cls(working_dtype(str(dtype).removeprefix("torch."), internal_dtype))
+
+    def store(self, value: Tensor, variance: Tensor, roundings: float = 1.0) -> Rounded:
         """Round a result to the dtype."""
         own = (roundings * self.unit * value).square() + self.underflow**2
-        return _Rounded(value, variance + own)
+        return Rounded(value, variance + own)
 
-    def linear(self, x: _Rounded, weight: Tensor) -> _Rounded:
+    def linear(self, x: Rounded, weight: Tensor) -> Rounded:
         """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``."""
-        exact = _Rounded(weight, torch.zeros_like(weight))
-        return self.products(x, exact)
+        return self.products(x, Rounded.exact(weight))
 
-    def products(self, x: _Rounded, y: _Rounded) -> _Rounded:
+    def products(self, x: Rounded, y: Rounded) -> Rounded:
         """Multiply ``x`` ``[..., i, n]`` with ``y`` ``[..., j, n]`` over their last dimension."""
         x2, y2 = x.value.square(), y.value.square()
         variance = x.variance @ y2.mT + x2 @ y.variance.mT + self.unit**2 * (x2 @ y2.mT)
         variance = variance + (self.accumulator * (x.value.abs() @ y.value.abs().mT)).square()
         return self.store(x.value @ y.value.mT, variance)
 
-    def norm(self, x: _Rounded, weight: Tensor | None, eps: float) -> _Rounded:
+    def norm(self, x: Rounded, weight: Tensor | None, eps: float) -> Rounded:
         """Root-mean-square normalisation over the last dimension."""
         n = x.value.shape[-1]
         inverse = torch.rsqrt(x.value.square().mean(-1, keepdim=True) + eps)
@@ -91,7 +100,7 @@ class _Arithmetic:
         variance = factor.square() * (x.variance + x.value.square() * common)
         return self.store(x.value * factor, variance, roundings=3)
 
-    def rotate(self, x: _Rounded, positions: Tensor, frequencies: Tensor, sign: int = 1) -> _Rounded:
+    def rotate(self, x: Rounded, positions: Tensor, frequencies: Tensor, sign: int = 1) -> Rounded:
         """Rotate the trailing channels; ``positions`` broadcasts over all but the last dimension of ``x``."""
         width = 2 * len(frequencies)
         angle = sign * positions[..., None] * frequencies
@@ -104,7 +113,7 @@ class _Arithmetic:
         second = va * sin.square() + vb * cos.square() + own
         variance = torch.stack((first, second), -1).flatten(-2)
         rotated = self.store(value, variance)
-        return _Rounded(
+        return Rounded(
             torch.cat((x.value[..., :-width], rotated.value), -1),
             torch.cat((x.variance[..., :-width], rotated.variance), -1),
         )
@@ -122,9 +131,8 @@ def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geom
     dtype
         In which the candidate computes.
     """
-    do, context = _Arithmetic(dtype), trace.context
-    exact = torch.zeros_like(context.hidden)
-    hidden = _Rounded(context.hidden, exact)
+    do, context = Arithmetic(dtype), trace.context
+    hidden = Rounded.exact(context.hidden)
     positions = context.document.start + torch.arange(len(context.hidden), dtype=torch.float64)
     frequencies, eps = context.frequencies, geometry.norm_eps
 
@@ -135,7 +143,7 @@ def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geom
     entries = _compress(do, hidden, weights.compressor, geometry, context.document.start, frequencies)
     scores = _scores(do, hidden, latent, weights, geometry, context.document.start, frequencies)
 
-    keys = _Rounded(torch.cat((window.value, entries.value)), torch.cat((window.variance, entries.variance)))
+    keys = Rounded(torch.cat((window.value, entries.value)), torch.cat((window.variance, entries.variance)))
     probabilities, attended = _dense_probabilities(trace, len(keys.value))
     core, spread = _attend(do, q, keys, probabilities, attended, weights.attn_sink, geometry.scale)
     heads_out = do.rotate(core, positions[:, None], frequencies, sign=-1)
@@ -148,6 +156,46 @@ def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geom
     )
 
 
+def core_budget(
+    arithmetic: Arithmetic, q: Tensor, keys: Tensor, probabilities: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """Return the budget ``[heads, d]`` of the attention core alone, for one query.
+
+    Parameters
+    ----------
+    arithmetic
+        Of the candidate.
+    q
+        ``[heads, d]``, exact: the specification gets the numbers that the candidate gets.
+    keys
+        ``[n, d]``, those that the query attends to.
+    probabilities
+        ``[heads, n]``.
+    sinks, scale
+        ``[heads]``, and the factor on ``q . k``.
+    """
+    attended = torch.ones(1, len(keys), dtype=torch.bool)
+    out, _ = _attend(arithmetic, Rounded.exact(q), Rounded.exact(keys), probabilities, attended, sinks, scale)
+    return MARGIN * out.variance.sqrt()
+
+
+def entries_budget(arithmetic: Arithmetic, hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """Return the budget ``[T, d]`` of the compressor alone, for ``hidden`` ``[S, hidden]`` from position 0."""
+    frequencies = SPEC.layer_frequencies(geometry)
+    entries = _compress(arithmetic, Rounded.exact(hidden), weights, geometry, 0, frequencies)
+    return MARGIN * entries.variance.sqrt()
+
+
+def index_score_budget(arithmetic: Arithmetic, queries: Tensor, keys: Tensor, head_weights: Tensor) -> Tensor:
+    """Return the budget ``[S, T]`` of index scores alone.
+
+    Queries are ``[S, HI, DI]``, keys ``[T, DI]``, head weights ``[S, HI]``.
+    """
+    products = arithmetic.products(Rounded.exact(queries), Rounded.exact(keys))
+    total = _weighted_sum(arithmetic, products, Rounded.exact(head_weights), 1.0)
+    return MARGIN * total.variance.sqrt()
+
+
 def _split(x: Tensor, dim: int, parts: int) -> Tensor:
     """Split a dimension into ``parts`` equal ones."""
     shape = list(x.shape)
@@ -155,24 +203,24 @@ def _split(x: Tensor, dim: int, parts: int) -> Tensor:
     return x.reshape(*shape[:dim], parts, shape[dim] // parts, *shape[dim + 1 :])
 
 
-def _split_heads(x: _Rounded, heads: int) -> _Rounded:
-    return _Rounded(_split(x.value, -1, heads), _split(x.variance, -1, heads))
+def _split_heads(x: Rounded, heads: int) -> Rounded:
+    return Rounded(_split(x.value, -1, heads), _split(x.variance, -1, heads))
 
 
 def _compress(
-    do: _Arithmetic,
-    hidden: _Rounded,
+    do: Arithmetic,
+    hidden: Rounded,
     weights: CompressorWeights | None,
     geometry: Geometry,
     start: int,
     frequencies: Tensor,
-) -> _Rounded:
+) -> Rounded:
     if weights is None:
         nothing = hidden.value.new_zeros(0, geometry.head_dim)
-        return _Rounded(nothing, nothing)
+        return Rounded(nothing, nothing)
     m, dim = geometry.compress_ratio, len(weights.norm)
     count = geometry.entry_count(len(hidden.value))
-    blocks = _Rounded(hidden.value[: count * m], hidden.variance[: count * m])
+    blocks = Rounded(hidden.value[: count * m], hidden.variance[: count * m])
     content, gate = do.linear(blocks, weights.wkv), do.linear(blocks, weights.wgate)
 
     def slots(x: Tensor, outside: float) -> Tensor:
@@ -195,26 +243,31 @@ def _compress(
 
 
 def _scores(
-    do: _Arithmetic,
-    hidden: _Rounded,
-    latent: _Rounded,
+    do: Arithmetic,
+    hidden: Rounded,
+    latent: Rounded,
     weights: LayerWeights,
     geometry: Geometry,
     start: int,
     frequencies: Tensor,
-) -> _Rounded:
+) -> Rounded:
     if weights.indexer is None:
         nothing = hidden.value.new_zeros(len(hidden.value), 0)
-        return _Rounded(nothing, nothing)
+        return Rounded(nothing, nothing)
     positions = start + torch.arange(len(hidden.value), dtype=torch.float64)
     keys = _compress(do, hidden, weights.indexer.compressor, geometry, start, frequencies)
     queries = _split_heads(do.linear(latent, weights.indexer.wq_b), geometry.index_heads)
     products = do.products(do.rotate(queries, positions[:, None], frequencies), keys)
+    head_weights = do.linear(hidden, weights.indexer.weights_proj)
+    constant = geometry.index_head_dim**-0.5 * geometry.index_heads**-0.5
+    return _weighted_sum(do, products, head_weights, constant)
+
+
+def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, constant: float) -> Rounded:
+    """Return constant * sum_h w_h relu(product_h): products ``[S, HI, T]``, weights ``[S, HI]``."""
     # A product that rounding may push over zero counts; one that is surely negative does not.
     reachable = products.value > -MARGIN * products.variance.sqrt()
     positive, variance = products.value.clamp(min=0), products.variance * reachable
-    head_weights = do.linear(hidden, weights.indexer.weights_proj)
-    constant = geometry.index_head_dim**-0.5 * geometry.index_heads**-0.5
     w, w_variance = head_weights.value[..., None], head_weights.variance[..., None]
     terms = w * positive
     total = (w.square() * variance + positive.square() * w_variance + (3 * do.unit * terms).square()).sum(1)
@@ -235,11 +288,11 @@ def _dense_probabilities(trace: DocumentTrace, keys: int) -> tuple[Tensor, Tenso
 
 
 def _attend(
-    do: _Arithmetic, q: _Rounded, keys: _Rounded, p: Tensor, attended: Tensor, sink: Tensor, scale: float
-) -> tuple[_Rounded, Tensor]:
+    do: Arithmetic, q: Rounded, keys: Rounded, p: Tensor, attended: Tensor, sink: Tensor, scale: float
+) -> tuple[Rounded, Tensor]:
     """Return the core's output ``[S, heads, d]`` and the budget of the probabilities."""
     z = do.products(q, keys)
-    z = _Rounded(scale * z.value, scale**2 * z.variance)
+    z = Rounded(scale * z.value, scale**2 * z.variance)
     peak = torch.maximum(z.value.masked_fill(~attended, -torch.inf).amax(-1), sink)[..., None]
     z_variance = z.variance + do.unit**2 * (z.value.square() + (z.value - peak).square())
     # First order while the error of a logit is small, exponential where it is not.
@@ -257,11 +310,11 @@ def _attend(
     return do.store(o, variance, roundings=2), spread
 
 
-def _project(do: _Arithmetic, heads_out: _Rounded, weights: LayerWeights, geometry: Geometry) -> _Rounded:
+def _project(do: Arithmetic, heads_out: Rounded, weights: LayerWeights, geometry: Geometry) -> Rounded:
     low_rank = _split(weights.wo_a, 0, geometry.o_groups)
     grouped = [_split(x.flatten(1), 1, geometry.o_groups) for x in (heads_out.value, heads_out.variance)]
-    parts = [do.linear(_Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)]
-    middle = _Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
+    parts = [do.linear(Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)]
+    middle = Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
     return do.linear(middle, weights.wo_b)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from csa_spec.harness.call import Answer, Caller, LocalCaller, Request
 from csa_spec.harness.case import DEVICES, DTYPES, Case, Feature
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
+
+LAYER = "layer"
+STAGES = ("compressor", "index_scores", "select", "attend", LAYER)
+"""What a candidate may offer, in the order of the data. ``docs/stages.md`` has their signatures."""
 
 
 class CandidateError(Exception):
@@ -66,24 +70,58 @@ class LayerStage(Protocol):
         """
 
 
-_NOTHING: Mapping[tuple[LayerKind, Feature], str] = MappingProxyType({})
+_NOTHING: Mapping[tuple[str, str], str] = MappingProxyType({})
+_NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a candidate supports. What it does not declare away is tested."""
+    """What a candidate supports, and which liberties it takes. What it does not declare away is tested strictly.
 
+    What is declared away is not tried; reports count it as not applicable.
+    """
+
+    # What it supports.
     kinds: Set[LayerKind] = frozenset(LayerKind)
     dtypes: Set[str] = frozenset(DTYPES)
     devices: Set[str] = frozenset(DEVICES)
     compress_ratios: Set[int] | None = None
     """None: any"""
-    lacks: Mapping[tuple[LayerKind, Feature], str] = field(default_factory=lambda: _NOTHING)
-    """Features of rows that a layer kind does not support, with the reason or the URL that says so"""
+    head_dims: Set[int] | None = None
+    """D of attend and compressor. None: any"""
+    max_top_k: int | None = None
+    """None: any"""
+    limits: Mapping[str, int] = field(default_factory=lambda: _NO_SIZES)
+    """Largest sizes of a stage by their letters, e.g. ``{"S": 1}`` for decoding only"""
+    multiples: Mapping[str, int] = field(default_factory=lambda: _NO_SIZES)
+    """What sizes of a stage must be multiples of, e.g. ``{"n": 64}``"""
+    lacks: Mapping[tuple[LayerKind, Feature], str] | Mapping[tuple[str, str], str] = field(
+        default_factory=lambda: _NOTHING
+    )
+    """What else is not supported, with the reason or the URL that says so. Keys are a layer kind and a
+    :class:`Feature` of rows, or a stage and one of the names that its cases give to their data, e.g.
+    ``("attend", "empty")``"""
+    arrays: str = "torch"
+    """The library whose arrays it takes and returns: ``torch``, ``numpy``, or a module with ``from_dlpack``"""
+    gradients: bool = False
+    """Autograd runs through it: then its gradients are held against the specification's"""
+    invalid_indices: bool = False
+    """attend takes any index outside of the keys for none, not only -1"""
+    static_shapes: bool = False
+    """It compiles for every new shape: sizes are drawn from a few powers of four"""
+
+    # Liberties.
     internal_dtype: str | None = None
     """Widest dtype of the candidate's own arithmetic, where that is narrower than the case's dtype"""
+    tie_tolerance: float = 0.0
+    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-8 if it rounds to
+    bfloat16 first"""
+    lowest_index_first: bool = False
+    """A promise: among equal scores select takes the lowest entries. Without it any choice is right"""
     deterministic: bool = True
     """Two runs on the same input give the same bits"""
+    batch_invariant: bool = True
+    """A row gives the same bits alone as in a batch"""
 
     def lacking(self, case: Case) -> frozenset[Feature]:
         """Return the features of the case's rows that its layer kind does not support."""
@@ -92,29 +130,49 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An implementation under test."""
+    """An implementation under test: a whole layer, some of its stages, or both."""
 
     name: str
-    layers: Mapping[str, LayerStage]
-    """The layer by mode: ways to run that must all give the same answer. Most candidates have one, ``""``, and every
-    candidate has that one."""
+    layers: Mapping[str, LayerStage] = field(default_factory=dict)
+    """The layer by mode: ways to run that must all give the same answer. Most candidates that offer a layer have one
+    mode, ``""``, and every one has that."""
     capabilities: Capabilities = field(default_factory=Capabilities)
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions worth a line in a report"""
+    stages: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """The other stages by name"""
+    caller: Caller = field(default_factory=LocalCaller, compare=False)
+    """Makes the calls: in this process, or in a worker's"""
 
-    def run(
-        self, case: Case, hidden: Tensor, weights: LayerWeights, positions: Tensor, documents: Tensor
-    ) -> LayerOutput:
-        """Run the layer once, in the case's mode, without recording gradients."""
-        with torch.no_grad():
-            returned = self.layers[case.mode](hidden, weights, case.geometry, positions, documents)
-        return returned if isinstance(returned, LayerOutput) else LayerOutput(returned)
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """The stages that it has, in the order of the data."""
+        return tuple(name for name in STAGES if (self.layers if name == LAYER else name in self.stages))
+
+    def capabilities_of(self, stage: str) -> Capabilities:
+        """Return what a stage supports: its own ``capabilities`` where it has some, else those of the candidate."""
+        function = self.layers.get("") if stage == LAYER else self.stages.get(stage)
+        own = getattr(function, "capabilities", None)
+        return own if isinstance(own, Capabilities) else self.capabilities
+
+    def ask(self, request: Request) -> Answer:
+        """Call a stage; raises whatever it raises."""
+        stage = request.stage
+        function = self.layers[request.mode] if stage == LAYER else self.stages[stage]
+        return self.caller(function, request, self.capabilities_of(stage).arrays)
 
 
-def as_candidate(thing: Any, name: str) -> Candidate:
-    """Make a candidate of a candidate, a layer function, or an object or module with a ``layer``.
+def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
+    """Make a candidate of a candidate, a function, or an object or module that has stages as attributes.
 
-    The object may also have ``capabilities`` (a :class:`Capabilities`).
+    Parameters
+    ----------
+    thing
+        What to look at. An object may also have ``capabilities`` (a :class:`Capabilities`), and so may each stage.
+    name
+        What to call it.
+    stage
+        What a bare function is; None for a layer.
 
     Raises
     ------
@@ -122,27 +180,31 @@ def as_candidate(thing: Any, name: str) -> Candidate:
         If it offers no stage.
     """
     if isinstance(thing, Candidate):
-        if not thing.layers:
-            raise CandidateError(f"{name} ({thing.name}) offers no stage: its layers are empty")
+        if not thing.offers:
+            raise CandidateError(f"{name} ({thing.name}) offers no stage: its layers are empty, and so are its stages")
         _check_capabilities(thing.capabilities, name)
         return thing
     if isinstance(thing, type):
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
-    layer = getattr(thing, "layer", None)
-    if layer is None and callable(thing):
-        layer = thing
-    if not callable(layer):
+    found = {one: function for one in STAGES if callable(function := getattr(thing, one, None))}
+    if not found and callable(thing):
+        found = {stage or LAYER: thing}
+    if not found:
         raise CandidateError(
-            f"{name} offers no stage: it is neither callable nor has a callable attribute 'layer' "
-            f"(it is of type {type(thing).__name__})"
+            f"{name} offers no stage: it is neither callable nor has a callable attribute "
+            f"{', '.join(repr(one) for one in STAGES[:-1])} or {LAYER!r} (it is of type {type(thing).__name__})"
         )
     capabilities = getattr(thing, "capabilities", None)
     if capabilities is None:
         capabilities = Capabilities()
-    if not isinstance(capabilities, Capabilities):
-        raise CandidateError(f"{name}.capabilities must be csa_spec.Capabilities, not {type(capabilities).__name__}")
-    _check_capabilities(capabilities, name)
-    return Candidate(name, {"": layer}, capabilities)
+    for owner, declared in ((name, capabilities), *((f"{name}.{one}", getattr(found[one], "capabilities", None))
+                                                    for one in found)):  # fmt: skip
+        if declared is not None and not isinstance(declared, Capabilities):
+            raise CandidateError(f"{owner}.capabilities must be csa_spec.Capabilities, not {type(declared).__name__}")
+        if declared is not None:
+            _check_capabilities(declared, owner)
+    layers = {"": found.pop(LAYER)} if LAYER in found else {}
+    return Candidate(name, layers, capabilities, stages=found)
 
 
 def _check_capabilities(capabilities: Capabilities, name: str) -> None:
@@ -151,6 +213,12 @@ def _check_capabilities(capabilities: Capabilities, name: str) -> None:
     ratios = capabilities.compress_ratios
     if ratios is not None and (not ratios or min(ratios) < 1):
         raise CandidateError(f"{name} supports no compression ratio: {sorted(ratios)}")
+    for what, sizes, least in (("limits", capabilities.limits, 0), ("multiples", capabilities.multiples, 1)):
+        wrong = {size: number for size, number in sizes.items() if number < least}
+        if wrong:
+            raise CandidateError(f"{name}: capabilities.{what} must be at least {least}, not {wrong}")
+    if capabilities.gradients and capabilities.arrays != "torch":
+        raise CandidateError(f"{name}: gradients need torch's arrays, not {capabilities.arrays}'s")
 
 
 def one_line(error: BaseException) -> str:
@@ -158,8 +226,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def import_candidate(path: str) -> Candidate:
-    """Import ``package.module:object`` and make a candidate of it.
+def import_candidate(path: str, stage: str | None = None) -> Candidate:
+    """Import ``package.module:object`` and make a candidate of it; a bare function is ``stage``, or a layer.
 
     Raises
     ------
@@ -180,7 +248,7 @@ def import_candidate(path: str) -> Candidate:
     try:
         for part in attribute.split("."):
             thing = getattr(thing, part)
-        found = as_candidate(thing, path)
+        found = as_candidate(thing, path, stage)
     except CandidateError:
         raise
     except AttributeError:

@@ -7,14 +7,48 @@ import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
-from csa_spec.spec import PADDING, Geometry, GeometryError, Yarn
+from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn
 
 
 class CaseError(ValueError):
     """A case that cannot be read; the message says why."""
+
+
+class AnyCase(Protocol):
+    """What every case has, of whatever stage: one line of text that ``csa_spec.stages.parse_case`` reads back."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of its tensors."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype."""
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+
+    @property
+    def mode(self) -> str:
+        """One of the candidate's ways to run a layer; empty elsewhere."""
+
+    @property
+    def id(self) -> str:
+        """A stable hash."""
+
+    @property
+    def regime(self) -> tuple[str, ...]:
+        """How its values are drawn; reports count by it."""
+
+    def in_words(self) -> str:
+        """Return its sizes in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON data."""
 
 
 class Feature(StrEnum):
@@ -131,6 +165,22 @@ class Case:
                 raise CaseError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         if not self.rows:
             raise CaseError("a case needs at least one row")
+
+    @property
+    def regime(self) -> tuple[str, ...]:
+        """How values, scores and sinks are drawn."""
+        return (self.values, self.scores, self.sinks)
+
+    def in_words(self) -> str:
+        """Return its sizes in words."""
+        g = self.geometry
+        parts = [f"B={len(self.rows)}", f"S={self.columns}", f"window {g.window}"]
+        if g.kind is not LayerKind.SLIDING:
+            parts.append(f"compression ratio {g.compress_ratio}")
+        if g.kind is LayerKind.CSA:
+            parts.append(f"top-k {g.top_k}")
+        parts += [f"{g.heads} heads of {g.head_dim}", f"hidden {g.hidden}", self.dtype, self.device]
+        return ", ".join(parts) + (f", mode {self.mode!r}" if self.mode else "")
 
     @property
     def columns(self) -> int:

@@ -125,6 +125,39 @@ def _picks(selection: Tensor, row: int, t: int) -> list[int]:
     return [int(s) for s in picks[picks >= 0]]
 
 
+def attention_with_own_selection(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> Finding | None:
+    """Judge the attention by itself: run the specification with the selections that the candidate shows.
+
+    None unless a selection that it shows is wrong, but usable.
+    """
+    place = document.trace.context.document
+    if output.selection is None or place.begin != 0:
+        return None
+    shown = {t: _picks(output.selection, place.row, t) for t in range(place.length)}
+    entries = len(document.trace.context.entries)
+    if all(choice.allows(shown[t]) for t, choice in enumerate(document.choices)):
+        return None
+    if any(s >= entries for picks in shown.values() for s in picks):
+        return None
+    own = expected.reselect(document, shown)
+    got = output.out[place.row, place.columns]
+    ratios = error_ratios(got, own.trace.out, own.budgets.out).amax(dim=1)
+    t = int(ratios.argmax())
+    if float(ratios[t]) <= 1:
+        return Finding("attention: right for the selections that the candidate made", t)
+    return Finding(
+        f"attention: wrong even for the selections that the candidate made; query {query_name(t)} is off by "
+        f"{float(ratios[t]):.3g} budgets",
+        t,
+    )
+
+
+def wrong_selection(output: LayerOutput, document: ExpectedDocument) -> Finding | None:
+    """Return the first selection shown for a document that its scores do not allow."""
+    place = document.trace.context.document
+    return None if place.begin != 0 else _selection(output, document, place)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """How one stage that a candidate exposes differs from the specification's."""
@@ -188,7 +221,7 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Docume
 
 
 def _selection(output: LayerOutput, document: ExpectedDocument, place: Document) -> Finding | None:
-    if output.selection is None:
+    if output.selection is None or not document.trace.context.index_keys.shape[0]:
         return None
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
         chosen = _picks(output.selection, place.row, query.t)

@@ -6,25 +6,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.case import Case, Scores, Sinks, Values
-from csa_spec.harness.checks import Check
+from csa_spec.harness.case import Scores
 from csa_spec.harness.comparison import Tally
-from csa_spec.harness.coverage import kinds_of
 from csa_spec.harness.failures import Failure
-from csa_spec.harness.shrink import shrink, size
-from csa_spec.harness.trial import Trial
+from csa_spec.harness.shrink import shrink
+from csa_spec.harness.stage import Check, Stage
 from csa_spec.spec import LayerKind
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
 
 
-Regime = tuple[Values, Scores, Sinks]
+Regime = tuple[str, ...]
+"""How the data of a case are drawn: one name for each thing that is drawn"""
 
 
 @dataclass(slots=True)
@@ -38,12 +38,13 @@ class RegimeCount:
 
 @dataclass(slots=True)
 class CheckResult:
-    """What one check of one layer kind covered and found."""
+    """What one check of one stage, or of one layer kind, covered and found."""
 
     check: str
     sentence: str
-    kind: LayerKind
-    stage: str = "layer"
+    stage: str
+    kind: LayerKind | None
+    """Layer kind of the stage ``layer``; None for other stages"""
     dtype: str = "float32"
     cases: int = 0
     """Cases that gave the check something to do"""
@@ -58,18 +59,24 @@ class CheckResult:
     """The smallest case of each kind of failure"""
     seconds: float = 0.0
 
+    @property
+    def subject(self) -> str:
+        """What was checked: the layer kind, or the stage."""
+        return str(self.kind or self.stage)
+
     def ambiguous_share(self, scores: Collection[Scores]) -> float:
         """Return which share of the queries was ambiguous in the regimes with such scores."""
-        tallies = [count.tally for (_, regime, _), count in self.regimes.items() if regime in scores]
+        tallies = [count.tally for regime, count in self.regimes.items() if set(regime) & set(scores)]
         return sum(tally.ambiguous for tally in tallies) / max(1, sum(tally.queries for tally in tallies))
 
 
 def run_check(
     check: Check,
     candidate: Candidate,
-    kind: LayerKind,
-    corners: Iterable[Case],
-    cases: SearchStrategy[Case],
+    stage: Stage,
+    kind: LayerKind | None,
+    corners: Iterable[Any],
+    cases: SearchStrategy[Any],
     examples: int,
     run_seed: int = 0,
     progress: Callable[[CheckResult], None] = lambda result: None,
@@ -78,10 +85,10 @@ def run_check(
 
     Parameters
     ----------
-    check, candidate
-        What is checked, and who.
+    check, candidate, stage
+        What is checked, who, and which of its stages.
     kind
-        Layer kind of all cases; a label here.
+        Layer kind of all cases, where the stage is a layer; a label here.
     corners
         Cases tried first.
     cases
@@ -93,14 +100,16 @@ def run_check(
     progress
         Called after each case.
     """
-    result = CheckResult(check.name, check.sentence, kind)
+    result = CheckResult(check.name, check.sentence, stage.name, kind)
     found: dict[str, Failure] = {}
     begin = time.perf_counter()
 
-    def attempt(case: Case) -> None:
+    size = stage.shrinking.size
+
+    def attempt(case: Any) -> None:
         if result.failing >= ENOUGH:
             return
-        failure = _try(check, candidate, case, result)
+        failure = _try(check, candidate, stage, case, result)
         if failure is not None:
             known = found.get(failure.kind)
             if known is None or size(failure.case) < size(known.case):
@@ -121,34 +130,36 @@ def run_check(
         suppress_health_check=list(HealthCheck),
     )
     @given(cases)
-    def explore(case: Case) -> None:
+    def explore(case: Any) -> None:
         attempt(case)
 
     if examples:
         explore()
 
-    def judge(case: Case) -> Failure | None:
+    capabilities = candidate.capabilities_of(stage.name)
+
+    def judge(case: Any) -> Failure | None:
         result.seconds = time.perf_counter() - begin
         progress(result)
+        if stage.fit(case, capabilities)[0] != case:
+            return None  # shrinking must not leave what the candidate supports
         try:
-            check.run(Trial(candidate, case))
+            check.run(stage.trial(candidate, case))
         except Failure as failure:
             return failure
         return None
 
-    result.failures = [shrink(failure, judge) for failure in found.values()]
+    result.failures = [shrink(failure, judge, stage.shrinking) for failure in found.values()]
     result.failures.sort(key=lambda failure: size(failure.case))
     result.seconds = time.perf_counter() - begin
     return result
 
 
-def _try(check: Check, candidate: Candidate, case: Case, result: CheckResult) -> Failure | None:
+def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: CheckResult) -> Failure | None:
     """Try one case and count what it covered."""
-    lacking = candidate.capabilities.lacking(case)
-    if lacking:
-        result.not_applicable.update(map(str, lacking))
-        case = case.without(lacking)
-    trial = Trial(candidate, case)
+    case, lacking = stage.fit(case, candidate.capabilities_of(stage.name))
+    result.not_applicable.update(lacking)
+    trial = stage.trial(candidate, case)
     failure, tally = None, None
     try:
         tally = check.run(trial)
@@ -157,7 +168,7 @@ def _try(check: Check, candidate: Candidate, case: Case, result: CheckResult) ->
     except Failure as caught:
         failure = caught
     result.cases += 1
-    regime = result.regimes.setdefault((case.values, case.scores, case.sinks), RegimeCount())
+    regime = result.regimes.setdefault(case.regime, RegimeCount())
     regime.cases += 1
     if failure is not None:
         result.failing += 1
@@ -167,5 +178,5 @@ def _try(check: Check, candidate: Candidate, case: Case, result: CheckResult) ->
     result.tally.add(tally)
     regime.tally.add(tally)
     if not check.law:
-        result.reached.update(kinds_of(case, trial.expected))
+        result.reached.update(stage.kinds(trial))
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from csa_spec.harness.case import Case
+from csa_spec.harness.case import AnyCase
 from csa_spec.harness.dependence import Dependence
 from csa_spec.spec import DocumentTrace
 
@@ -25,10 +25,17 @@ class Place:
     """The same query, counted from its document's first token"""
     head: int | None = None
     """Where the candidate exposes heads"""
+    item: str = "query"
+    """What ``t`` counts: queries, or entries"""
+
+    @property
+    def name(self) -> str:
+        """E.g. ``query B (t=1)``."""
+        return f"query {query_name(self.t)}" if self.item == "query" else f"{self.item} {self.t}"
 
     def __str__(self) -> str:
         """Return e.g. ``row 0, query B (t=1)``."""
-        return f"row {self.row}, query {query_name(self.t)}" + ("" if self.head is None else f", head {self.head}")
+        return f"row {self.row}, {self.name}" + ("" if self.head is None else f", head {self.head}")
 
 
 def query_name(t: int) -> str:
@@ -49,7 +56,7 @@ class Failure(AssertionError):
     def __init__(
         self,
         detail: str,
-        case: Case,
+        case: AnyCase,
         *,
         place: Place | None = None,
         expected: list[float] | None = None,
@@ -58,6 +65,7 @@ class Failure(AssertionError):
         findings: tuple[str, ...] = (),
         document: DocumentTrace | None = None,
         dependence: Dependence | None = None,
+        context: tuple[str, ...] = (),
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -71,6 +79,8 @@ class Failure(AssertionError):
         """What the stages that the candidate exposes show, the first that differs first"""
         self.document = document
         self.dependence = dependence
+        self.context = context
+        """Lines that show the data around the place, the index list of a query say"""
 
     @property
     def kind(self) -> str:
@@ -87,7 +97,7 @@ class CandidateRaised(Failure):
 
     title = "the candidate raised an exception"
 
-    def __init__(self, error: BaseException, case: Case) -> None:
+    def __init__(self, error: BaseException, case: AnyCase) -> None:
         super().__init__(f"{type(error).__name__}: {error}", case)
         self.error = error
 
@@ -95,6 +105,18 @@ class CandidateRaised(Failure):
     def kind(self) -> str:
         """Exceptions of different types are different kinds."""
         return f"{type(self).__name__}[{type(self.error).__name__}]"
+
+
+class CandidateHung(Failure):
+    """The call did not end in its time (only seen with a worker process)."""
+
+    title = "the candidate hangs"
+
+
+class CandidateDied(Failure):
+    """The call ended the process that it ran in (only survived with a worker process)."""
+
+    title = "the candidate ends its process"
 
 
 class WrongShape(Failure):
@@ -115,6 +137,18 @@ class NotFinite(Failure):
     title = "the output is not finite"
 
 
+class ReturnsZeros(Failure):
+    """Nothing but zeros where the specification has other numbers."""
+
+    title = "the output is zero everywhere"
+
+
+class AnswersAnother(Failure):
+    """Every wrong output is the right one for other inputs of the same call."""
+
+    title = "outputs are the answers to other inputs"
+
+
 class SeesTooMuch(Failure):
     """An output changes with a token that its query must not see."""
 
@@ -131,6 +165,81 @@ class WrongNumbers(Failure):
     """Every output depends on the right tokens, but the numbers are wrong."""
 
     title = "the numbers are wrong, though every query sees the right tokens"
+
+
+class WrongSelection(Failure):
+    """The layer exposes a selection that its scores do not allow."""
+
+    title = "the selection that the candidate exposes is wrong"
+
+
+class PickOutOfRange(Failure):
+    """select: an index that is neither -1 nor that of an entry."""
+
+    title = "an index points to no entry"
+
+
+class PickNotVisible(Failure):
+    """select: an entry whose block ends after the query."""
+
+    title = "a query selects an entry that it must not see"
+
+
+class PickedTwice(Failure):
+    """select: one entry twice for one query."""
+
+    title = "a query selects an entry twice"
+
+
+class WrongCount(Failure):
+    """select: other than min(top_k, visible) entries."""
+
+    title = "a query selects too few or too many entries"
+
+
+class BetterLeftOut(Failure):
+    """select: an entry that was left out scores higher than one that was taken."""
+
+    title = "a query leaves out an entry that scores higher than one that it selects"
+
+
+class TieBrokenOtherwise(Failure):
+    """select: the candidate promises the lowest of equal entries and takes another."""
+
+    title = "a tie is not broken towards the lowest entry, though the candidate promises it"
+
+
+class NotZero(Failure):
+    """attend: a query without any key has an output that is not exactly zero."""
+
+    title = "a query without keys has an output that is not zero"
+
+
+class WrongGradient(Failure):
+    """A gradient differs from that of the specification."""
+
+    title = "a gradient is wrong"
+
+    def __init__(self, of: str, detail: str, case: AnyCase, **details: Any) -> None:
+        super().__init__(detail, case, **details)
+        self.of = of
+
+    @property
+    def kind(self) -> str:
+        """Gradients of different arguments are different kinds."""
+        return f"{type(self).__name__}[{self.of}]"
+
+
+class StrayGradient(WrongGradient):
+    """A gradient that must be exactly zero is not: of a key that no query selects, or of the indexer."""
+
+    title = "a gradient that must be zero is not"
+
+
+class NoGradient(WrongGradient):
+    """Autograd finds no path to an argument that has a gradient."""
+
+    title = "an argument gets no gradient"
 
 
 class FutureLeak(Failure):
@@ -151,6 +260,12 @@ class PrefixDiffers(Failure):
     title = "a prefix gives other outputs than the whole"
 
 
+class NotBatchInvariant(Failure):
+    """Law: a row gives the same bits alone as in a batch."""
+
+    title = "a row gives other bits alone than in a batch"
+
+
 class BatchOrderMatters(Failure):
     """Law: permuting the batch permutes the output."""
 
@@ -169,12 +284,63 @@ class InputsChanged(Failure):
     title = "the candidate changes its inputs"
 
 
+class StateChanged(Failure):
+    """Law: a call leaves the process as it was."""
+
+    title = "the candidate changes the state of the process"
+
+    def __init__(self, what: str, detail: str, case: AnyCase) -> None:
+        super().__init__(detail, case)
+        self.what = what
+
+    @property
+    def kind(self) -> str:
+        """Different things that change are different kinds."""
+        return f"{type(self).__name__}[{self.what}]"
+
+
+class SharesMemory(Failure):
+    """Law: the output has memory of its own."""
+
+    title = "the output lies in the memory of an input"
+
+
+class OverwritesOutput(Failure):
+    """Law: what a call returned stays."""
+
+    title = "a call changes what an earlier call returned"
+
+
+class ReadsUninitialised(Failure):
+    """Law: the output does not depend on what uninitialised memory happens to hold."""
+
+    title = "the output depends on uninitialised memory"
+
+
+class ReturnsPrevious(Failure):
+    """Law: a call answers its own inputs."""
+
+    title = "a call returns the answer of the call before"
+
+
+class SilentlyWrong(Failure):
+    """What is declared as unsupported is neither refused nor right."""
+
+    title = "what the candidate declares as unsupported gives a wrong answer in place of an exception"
+
+
+class OrderMatters(Failure):
+    """Law: the order of an index list, and -1 added to it, change nothing."""
+
+    title = "the order of the index list changes the output"
+
+
 class WeightIgnored(Failure):
     """Law: every weight matters where it should."""
 
     title = "a weight has no effect where it must have one"
 
-    def __init__(self, weight: str, detail: str, case: Case, **details: Any) -> None:
+    def __init__(self, weight: str, detail: str, case: AnyCase, **details: Any) -> None:
         super().__init__(detail, case, **details)
         self.weight = weight
 

@@ -1,14 +1,19 @@
-"""Tensors made from a case: deterministic, drawn on the CPU in float64, rounded, then moved."""
+"""Tensors of a layer made from a case: deterministic, drawn on the CPU in float64, then rounded.
+
+They are moved to the case's device when the candidate is called.
+"""
 
 from __future__ import annotations
 
 import math
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from csa_spec.harness.arrays import named_tensors
 from csa_spec.harness.case import Case, Scores, Sinks, Values
 from csa_spec.spec import (
     Document,
@@ -24,7 +29,7 @@ from csa_spec.spec import (
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a layer is called with."""
+    """What a layer is called with, on the CPU."""
 
     hidden: Tensor
     """``[B, S, hidden]``"""
@@ -35,29 +40,23 @@ class Inputs:
     """``[B, S]`` int64"""
 
     def double(self) -> Inputs:
-        """Return the same numbers in float64 on the CPU, for the specification."""
-        named = {name: tensor.double().cpu() for name, tensor in self.weights.named().items()}
-        return Inputs(
-            self.hidden.double().cpu(),
-            LayerWeights.from_named(named),
-            self.positions.cpu(),
-            self.documents.cpu(),
-        )
+        """Return the same numbers in float64, for the specification."""
+        named = {name: tensor.double() for name, tensor in self.weights.named().items()}
+        return Inputs(self.hidden.double(), LayerWeights.from_named(named), self.positions, self.documents)
 
-    def copy(self) -> Inputs:
-        """Return an independent copy, for a candidate that must not be trusted with the original."""
-        named = {name: tensor.clone() for name, tensor in self.weights.named().items()}
-        return Inputs(
-            self.hidden.clone(),
-            LayerWeights.from_named(named),
-            self.positions.clone(),
-            self.documents.clone(),
-        )
+    def arguments(self, geometry: Geometry) -> dict[str, Any]:
+        """Return what a layer is called with, by name and in order."""
+        return {
+            "hidden": self.hidden,
+            "weights": self.weights,
+            "geometry": geometry,
+            "positions": self.positions,
+            "documents": self.documents,
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name."""
-        weights = {f"weights.{name}": tensor for name, tensor in self.weights.named().items()}
-        return {"hidden": self.hidden, "positions": self.positions, "documents": self.documents, **weights}
+        return named_tensors(self.arguments(Geometry()))
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -71,55 +70,52 @@ def make_inputs(case: Case) -> Inputs:
         if case.scores is Scores.SEPARATED:
             _separate_scores(case, named, hidden, split_documents(positions, documents))
     dtype = getattr(torch, case.dtype)
-    weights = {name: tensor.to(dtype).to(case.device) for name, tensor in named.items()}
-    return Inputs(
-        hidden.to(dtype).to(case.device),
-        LayerWeights.from_named(weights),
-        positions.to(case.device),
-        documents.to(case.device),
-    )
+    weights = {name: tensor.to(dtype) for name, tensor in named.items()}
+    return Inputs(hidden.to(dtype), LayerWeights.from_named(weights), positions, documents)
 
 
 def fresh_tokens(case: Case, inputs: Inputs, salt: str) -> Tensor:
     """Return other hidden states ``[B, S, hidden]`` of the case's shape and dtype, for perturbations."""
     shape = tuple(inputs.hidden.shape)
-    return _normal(case.seed, "fresh hidden " + salt, shape).to(inputs.hidden.dtype).to(inputs.hidden.device)
+    return normal(case.seed, "fresh hidden " + salt, shape).to(inputs.hidden.dtype)
 
 
 def fresh_weight(case: Case, inputs: Inputs, name: str) -> Inputs:
     """Return the inputs with one weight drawn anew."""
     named = inputs.weights.named()
     old = named[name]
-    new = _gaussian_weight(case.seed, "fresh " + name, name, tuple(old.shape))
-    named[name] = new.to(old.dtype).to(old.device)
+    new = gaussian_weight(case.seed, "fresh " + name, name, tuple(old.shape))
+    named[name] = new.to(old.dtype)
     return Inputs(inputs.hidden, LayerWeights.from_named(named), inputs.positions, inputs.documents)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator(seed: int, name: str) -> torch.Generator:
     """One generator per tensor, so that a change of one shape leaves the other tensors as they are."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
-def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=_generator(seed, name), dtype=torch.float64)
+def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Draw a tensor from the standard normal distribution, in float64."""
+    return torch.randn(shape, generator=generator(seed, name), dtype=torch.float64)
 
 
-def _choice(seed: int, name: str, shape: tuple[int, ...], options: tuple[float, ...]) -> Tensor:
-    indices = torch.randint(len(options), shape, generator=_generator(seed, name))
+def choice(seed: int, name: str, shape: tuple[int, ...], options: tuple[float, ...]) -> Tensor:
+    """Draw each element of a tensor out of a few numbers, in float64."""
+    indices = torch.randint(len(options), shape, generator=generator(seed, name))
     return torch.tensor(options, dtype=torch.float64)[indices]
 
 
 def _hidden(case: Case) -> Tensor:
     shape = (len(case.rows), case.columns, case.geometry.hidden)
     if case.values is Values.INTEGERS:
-        tokens = _choice(case.seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0))
+        tokens = choice(case.seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0))
     else:
-        tokens = _normal(case.seed, "hidden", shape)
+        tokens = normal(case.seed, "hidden", shape)
     if case.scores is Scores.NEAR_TIED and case.geometry.kind is LayerKind.CSA:
         # Repeat the first block, each repetition a little off: index keys of all blocks nearly coincide.
         block = torch.arange(shape[1]) % case.geometry.compress_ratio
-        exponent = int(torch.randint(6, 21, (), generator=_generator(case.seed, "nearness")))
-        tokens = tokens[:, block] + 2.0**-exponent * _normal(case.seed, "off", shape)
+        exponent = int(torch.randint(6, 21, (), generator=generator(case.seed, "nearness")))
+        tokens = tokens[:, block] + 2.0**-exponent * normal(case.seed, "off", shape)
     return tokens
 
 
@@ -131,10 +127,10 @@ def _weight(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
     if case.values is Values.INTEGERS:
         if role in _NORMS:
             return torch.ones(shape, dtype=torch.float64)
-        return _choice(case.seed, name, shape, (-1.0, 0.0, 1.0) if role == "ape" else (-1.0, 1.0, 2.0))
-    weight = _gaussian_weight(case.seed, name, name, shape)
+        return choice(case.seed, name, shape, (-1.0, 0.0, 1.0) if role == "ape" else (-1.0, 1.0, 2.0))
+    weight = gaussian_weight(case.seed, name, name, shape)
     if case.values is Values.LARGE_LOGITS and name in ("kv_norm", "compressor.norm"):
-        doublings = torch.rand((), generator=_generator(case.seed, "large"), dtype=torch.float64) * 2 + 2
+        doublings = torch.rand((), generator=generator(case.seed, "large"), dtype=torch.float64) * 2 + 2
         weight = weight * 2**doublings
     return weight
 
@@ -142,24 +138,25 @@ def _weight(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
 _NORMS = ("norm", "q_norm", "kv_norm")
 
 
-def _gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> Tensor:
+def gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Draw a weight by its role, the last part of its name; ``key`` names the draw."""
     role = name.rpartition(".")[2]
-    normal = _normal(seed, key, shape)
+    drawn = normal(seed, key, shape)
     if role in _NORMS:
-        return 1 + 0.3 * normal
+        return 1 + 0.3 * drawn
     if role in ("ape", "attn_sink"):
-        return normal
-    return normal / math.sqrt(shape[-1])
+        return drawn
+    return drawn / math.sqrt(shape[-1])
 
 
 def _sinks(case: Case, shape: tuple[int, ...]) -> Tensor:
     if case.sinks is Sinks.ZERO:
         return torch.zeros(shape, dtype=torch.float64)
     if case.sinks is Sinks.EXTREME:
-        return _choice(case.seed, "attn_sink", shape, (-math.inf, -50.0, 0.5, 4.0, 20.0))
+        return choice(case.seed, "attn_sink", shape, (-math.inf, -50.0, 0.5, 4.0, 20.0))
     if case.values is Values.INTEGERS:
-        return _choice(case.seed, "attn_sink", shape, (-1.0, 1.0, 2.0))
-    return _normal(case.seed, "attn_sink", shape)
+        return choice(case.seed, "attn_sink", shape, (-1.0, 1.0, 2.0))
+    return normal(case.seed, "attn_sink", shape)
 
 
 def _shape_scores(case: Case, named: dict[str, Tensor]) -> None:
@@ -183,7 +180,7 @@ def _separate_scores(case: Case, named: dict[str, Tensor], hidden: Tensor, docum
     names = ("indexer.wq_b", "indexer.weights_proj")
     best, widest = {name: named[name] for name in names}, -1.0
     for draw in range(_SEPARATION_DRAWS):
-        drawn = {name: _gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape)) for name in names}
+        drawn = {name: gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape)) for name in names}
         weights = LayerWeights.from_named(named | drawn)
         narrowest = min(_margin(hidden, document, weights, case.geometry) for document in documents)
         if narrowest > widest:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from csa_spec.harness.engine import CheckResult
-from csa_spec.spec import LayerKind
 
 
 class Verdict(Enum):
@@ -33,10 +32,10 @@ class Report:
     device: str
     seed: int
     results: list[CheckResult]
-    missing: Mapping[tuple[str, LayerKind], list[str]]
-    """By dtype and layer kind, the required kinds of case that the run never reached"""
-    declined: Mapping[LayerKind, str]
-    """Layer kinds that the candidate does not offer, with the reason"""
+    missing: Mapping[tuple[str, str], list[str]]
+    """By dtype and stage or layer kind, the required kinds of case that the run never reached"""
+    declined: Mapping[str, str]
+    """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
     seconds: float
 
     @property

@@ -7,22 +7,26 @@ same way, and the kind of failure stays pinned.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
 from csa_spec.harness.failures import Failure
+from csa_spec.harness.stage import Shrinking
 from csa_spec.spec import Geometry, GeometryError, LayerKind
 
 TRIALS = 400
 """Cases tried at most."""
+SECONDS = 300.0
 SEEDS = 6
 """Seeds tried on each smaller shape."""
 
 _SMALLEST = Geometry()
 _CONSTANTS = ("rope_theta", "compress_rope_theta", "norm_eps")
 
-Judge = Callable[[Case], Failure | None]
+Judge = Callable[[Any], Failure | None]
 
 
 def size(case: Case) -> tuple[int, ...]:
@@ -43,7 +47,7 @@ def size(case: Case) -> tuple[int, ...]:
     )
 
 
-def shrink(failure: Failure, judge: Judge, trials: int = TRIALS) -> Failure:
+def shrink(failure: Failure, judge: Judge, how: Shrinking, trials: int = TRIALS, seconds: float = SECONDS) -> Failure:
     """Return the same kind of failure on the smallest case found.
 
     Parameters
@@ -52,15 +56,17 @@ def shrink(failure: Failure, judge: Judge, trials: int = TRIALS) -> Failure:
         To start from.
     judge
         Tries a case and returns its failure, if it fails.
-    trials
-        Cases tried at most.
+    how
+        How cases of this stage get smaller.
+    trials, seconds
+        Cases tried at most, and for how long; only a candidate that hangs takes so long.
     """
-    best, tried = failure, {failure.case}
-    left = trials
+    size, best, tried = how.size, failure, {failure.case}
+    left, end = trials, time.monotonic() + seconds
 
-    def improves(case: Case) -> bool:
+    def improves(case: Any) -> bool:
         nonlocal best, left
-        if case in tried or left <= 0 or size(case) >= size(best.case):
+        if case in tried or left <= 0 or time.monotonic() > end or size(case) >= size(best.case):
             return False
         tried.add(case)
         left -= 1
@@ -71,14 +77,14 @@ def shrink(failure: Failure, judge: Judge, trials: int = TRIALS) -> Failure:
         return True
 
     progress = True
-    while progress and left > 0:
-        progress = sum(_first(improves, pass_(best.case)) for pass_ in _PASSES) > 0
+    while progress and left > 0 and time.monotonic() < end:
+        progress = sum(_first(improves, pass_(best.case)) for pass_ in how.passes) > 0
         if not progress:
-            progress = _first(improves, _smaller_shapes(best.case))
+            progress = _first(improves, how.last(best.case))
     return best
 
 
-def _first(improves: Callable[[Case], bool], cases: Iterator[Case]) -> bool:
+def _first(improves: Callable[[Any], bool], cases: Iterator[Any]) -> bool:
     return any(improves(case) for case in cases)
 
 
@@ -188,3 +194,6 @@ _PASSES = (
     _plain_constants,
     _smaller_seed,
 )
+
+LAYER_SHRINKING = Shrinking(size, _PASSES, _smaller_shapes)
+"""How cases of a whole layer get smaller."""

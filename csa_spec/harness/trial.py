@@ -1,134 +1,139 @@
-"""A trial: one candidate on one case, with what the specification says about it."""
+"""A trial: one candidate on one case of one stage, with what the specification says about it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import Candidate, LayerOutput
-from csa_spec.harness.case import Case
-from csa_spec.harness.dependence import LONGEST, Dependence, allowed_tokens, probe
-from csa_spec.harness.expected import Expected, ExpectedDocument, expect
-from csa_spec.harness.failures import CandidateRaised, InputsChanged, WrongDtype, WrongShape
-from csa_spec.harness.inputs import Inputs, fresh_tokens, make_inputs
-from csa_spec.spec import attend_document
+from csa_spec.harness.call import Answer, Fault, Request
+from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities
+from csa_spec.harness.case import AnyCase
+from csa_spec.harness.comparison import Tally
+from csa_spec.harness.failures import CandidateDied, CandidateHung, CandidateRaised, Place, WrongDtype, WrongShape
 
 
-class Trial:
+class Form(NamedTuple):
+    """What must come back."""
+
+    shape: tuple[int | None, ...]
+    """None: any length"""
+    dtypes: tuple[torch.dtype, ...]
+    letters: str
+    """The shape in letters"""
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16)
+
+
+class Trial(ABC):
     """One candidate on one case. What is computed once is kept."""
 
-    def __init__(self, candidate: Candidate, case: Case) -> None:
+    stage: ClassVar[str]
+    batched: ClassVar[tuple[str, ...]]
+    """Arguments whose first dimension is the rows of the batch"""
+
+    def __init__(self, candidate: Candidate, case: Any) -> None:
         self.candidate = candidate
         self.case = case
 
-    @cached_property
-    def inputs(self) -> Inputs:
-        """The case's tensors; candidates only ever get copies."""
-        return make_inputs(self.case)
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the candidate's stage supports."""
+        return self.candidate.capabilities_of(self.stage)
 
     @cached_property
-    def expected(self) -> Expected:
-        """What the specification says."""
-        return expect(self.case, self.inputs, self.candidate.capabilities.internal_dtype)
+    @abstractmethod
+    def arguments(self) -> Mapping[str, Any]:
+        """The case's arguments, in order, on the CPU; candidates only ever get copies."""
 
-    @cached_property
-    def output(self) -> LayerOutput:
-        """What the candidate says about the case as it is."""
-        return self.run(self.inputs)
+    @abstractmethod
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """What must come back."""
 
-    def run(self, inputs: Inputs, watch_inputs: bool = False) -> LayerOutput:
-        """Run the candidate on a copy of ``inputs`` and return what it says, in float64 on the CPU.
+    @property
+    @abstractmethod
+    def queries(self) -> int:
+        """How many things (queries, entries) the case has that are judged one by one."""
+
+    @abstractmethod
+    def judge(self, answer: Answer) -> Tally:
+        """Hold an answer to the case against the specification.
 
         Raises
         ------
         Failure
-            If it raises, or returns something other than a tensor of the input's shape and dtype.
+            If it is wrong.
         """
-        given = inputs.copy()
+
+    @abstractmethod
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """Return the specification's output for float64 arguments, differentiably; its roundings are ``noise``'s."""
+
+    @cached_property
+    def answer(self) -> Answer:
+        """What the candidate says about the case as it is."""
+        return self.ask(self.arguments)
+
+    def ask(self, arguments: Mapping[str, Any], **options: Any) -> Answer:
+        """Call the candidate on a copy of the arguments.
+
+        Raises
+        ------
+        Failure
+            If it raises, hangs or dies, or returns something other than a tensor of the right form.
+        """
+        request = Request(self.stage, arguments, self.case.mode, self.case.device, **options)
         try:
-            output = self.candidate.run(self.case, given.hidden, given.weights, given.positions, given.documents)
-            if given.hidden.is_cuda:
-                torch.cuda.synchronize()
+            answer = self.candidate.ask(request)
+        except CandidateError:
+            raise  # it could not be loaded in a worker: nothing is known of it
+        except Fault as fault:
+            raise (CandidateHung if fault.hung else CandidateDied)(str(fault), self.case) from None
         except (Exception, SystemExit) as error:
             raise CandidateRaised(error, self.case) from error
-        self._check_form(output.out, inputs.hidden)
-        if watch_inputs:
-            self._check_unchanged(given, inputs)
-        return self._settled(output)
+        self._check_form(main_output(answer), arguments)
+        return answer
 
-    def _settled(self, output: LayerOutput) -> LayerOutput:
-        """Return an output on the CPU, in float64 and int64, without exposed stages whose shape does not fit."""
-        rows, columns, _ = output.out.shape
-        heads, head_dim = self.case.geometry.heads, self.case.geometry.head_dim
-        return LayerOutput(
-            _on_cpu(output.out, (rows, columns, None)),
-            _on_cpu(output.entries, (rows, None, head_dim)),
-            _on_cpu(output.index_scores, (rows, columns, None)),
-            _on_cpu(output.selection, (rows, columns, None)),
-            _on_cpu(output.probabilities, (rows, heads, columns, None)),
-        )
-
-    def _check_form(self, out: object, hidden: Tensor) -> None:
+    def _check_form(self, out: object, arguments: Mapping[str, Any]) -> None:
+        shape, dtypes, letters = self.form(arguments)
         if not isinstance(out, Tensor):
             raise WrongShape(f"expected a tensor, got {type(out).__name__}", self.case)
-        if out.shape != hidden.shape:
-            raise WrongShape(f"expected {list(hidden.shape)} [B, S, hidden], got {list(out.shape)}", self.case)
-        if out.dtype != hidden.dtype:
-            raise WrongDtype(f"expected {hidden.dtype}, got {out.dtype}", self.case)
+        if out.dim() != len(shape) or any(w is not None and w != h for w, h in zip(shape, out.shape, strict=True)):
+            wanted = ", ".join("any" if one is None else str(one) for one in shape)
+            raise WrongShape(f"expected [{wanted}] {letters}, got {list(out.shape)}", self.case)
+        if out.dtype not in dtypes:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise WrongDtype(f"expected {names}, got {str(out.dtype).removeprefix('torch.')}", self.case)
 
-    def _check_unchanged(self, given: Inputs, inputs: Inputs) -> None:
-        original = inputs.tensors()
-        changed = [name for name, tensor in given.tensors().items() if not _same_bits(tensor, original[name])]
-        if changed:
-            raise InputsChanged(f"after the call these differ: {', '.join(changed)}", self.case)
+    def relevant(self, answer: Answer) -> Tensor:
+        """Return the part of the output that has to mean something."""
+        out = main_output(answer)
+        assert isinstance(out, Tensor)
+        return out
 
-    def dependence(self, document: ExpectedDocument) -> Dependence | None:
-        """Probe which output depends on which token of a document; None where it is too long."""
-        context, place = document.trace.context, document.trace.context.document
-        if place.length > LONGEST:
-            return None
-        fresh = fresh_tokens(self.case, self.inputs, "probe")
-        # A perturbation must move an output by more than both runs may be off together.
-        threshold = 2 * document.budgets.out
+    def rows(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of some rows of the batch."""
+        return {name: value[list(rows)] if name in self.batched else value for name, value in self.arguments.items()}
 
-        def candidate_out(token: int | None, sign: int) -> Tensor:
-            hidden = self.inputs.hidden.clone()
-            if token is not None:
-                hidden[place.row, place.begin + token] = sign * fresh[place.row, place.begin + token]
-            changed = Inputs(hidden, self.inputs.weights, self.inputs.positions, self.inputs.documents)
-            return self.run(changed).out[place.row, place.columns]
+    def place(self, row: int, column: int) -> Place | None:
+        """Return the name of a place in the output; None where the output means nothing."""
+        return Place(row, column, column)
 
-        def spec_out(token: int | None, sign: int) -> Tensor:
-            hidden = context.hidden.clone()
-            if token is not None:
-                hidden[token] = sign * fresh[place.row, place.begin + token].double().cpu()
-            return attend_document(hidden, place, self.expected.weights, self.case.geometry).out
-
-        return Dependence(
-            allowed_tokens(document.trace, self.case.geometry),
-            # Only what moves the specification clearly is needed of a candidate.
-            probe(place.length, spec_out, 4 * threshold),
-            probe(place.length, candidate_out, threshold),
-        )
+    def sibling(self) -> Self:
+        """Return a trial of the same shape with other values."""
+        changed: AnyCase = replace(self.case, seed=self.case.seed + 1)
+        return type(self)(self.candidate, changed)
 
 
-def _on_cpu(tensor: Any, shape: tuple[int | None, ...]) -> Any:
-    """Return a tensor on the CPU in a wide dtype; None if it is none, or not of the shape (None: any length)."""
-    if not isinstance(tensor, Tensor) or tensor.dim() != len(shape):
-        return None
-    if any(want is not None and want != have for want, have in zip(shape, tensor.shape, strict=True)):
-        return None
-    tensor = tensor.detach().cpu()
-    return tensor.double() if tensor.is_floating_point() else tensor.long()
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and bool(torch.equal(a.isnan(), b.isnan()))
-        and bool(torch.equal(*(x.nan_to_num(posinf=torch.inf, neginf=-torch.inf) for x in (a, b))))
-    )
+def main_output(answer: Answer) -> object:
+    """Return the output proper: what was returned, or the first field of a dataclass."""
+    returned = answer.returned
+    if is_dataclass(returned) and not isinstance(returned, type):
+        return getattr(returned, fields(returned)[0].name)
+    return returned

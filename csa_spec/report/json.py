@@ -12,7 +12,7 @@ from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a reader of the old layout would misread the new one."""
 
 
@@ -30,9 +30,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "verdict": str(report.verdict),
         "exit_code": report.verdict.value,
         "missing": [
-            {"dtype": dtype, "layer": str(kind), "kinds": names} for (dtype, kind), names in report.missing.items()
+            {"dtype": dtype, "subject": subject, "kinds": names} for (dtype, subject), names in report.missing.items()
         ],
-        "declined": {str(kind): reason for kind, reason in report.declined.items()},
+        "declined": dict(report.declined),
         "results": [_result(result) for result in report.results],
     }
 
@@ -52,7 +52,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "check": result.check,
         "property": result.sentence,
         "stage": result.stage,
-        "layer": str(result.kind),
+        "layer": None if result.kind is None else str(result.kind),
         "dtype": result.dtype,
         "cases": result.cases,
         "failing_cases": result.failing,
@@ -87,6 +87,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "column": None if place is None else place.column,
         "query": None if place is None else place.t,
         "head": None if place is None else place.head,
+        "context": list(failure.context),
         "expected": _numbers(failure.expected),
         "got": _numbers(failure.got),
         "error_over_budget": _number(failure.over_budget),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from csa_spec.harness.case import Case
-from csa_spec.harness.checks import CHECKS, SPECIFICATION
+from csa_spec.harness.comparison import Tally
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure, letter
 from csa_spec.harness.inputs import make_inputs
 from csa_spec.harness.results import Report, Verdict
 from csa_spec.report.maps import dependence_map, sight_map
-from csa_spec.spec import LayerKind
+from csa_spec.stages import SPECIFICATION, STAGES, stage_of
 
 
 def describe(failure: Failure, candidate: str, check: str) -> str:
@@ -22,7 +24,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         *_wrapped(failure.detail),
         "",
         f"  smallest case found   {case}",
-        f"  which is              {_in_words(case)}",
+        f"  which is              {case.in_words()}",
         *_tokens(case),
         *_numbers(failure, check),
     ]
@@ -30,6 +32,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         lines += ["", "  first stage that differs", *_wrapped(failure.findings[0], "    ")]
         if len(failure.findings) > 1:
             lines += ["  later stages", *(line for one in failure.findings[1:] for line in _wrapped(one, "    "))]
+    lines += ["", *("  " + line for line in failure.context)] if failure.context else []
     for drawing in (
         sight_map(failure.document) if failure.document else [],
         dependence_map(failure.dependence) if failure.dependence else [],
@@ -53,20 +56,11 @@ def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(sentence, 116, initial_indent=indent, subsequent_indent=indent)
 
 
-def _in_words(case: Case) -> str:
-    g = case.geometry
-    parts = [f"B={len(case.rows)}", f"S={case.columns}", f"window {g.window}"]
-    if g.kind is not LayerKind.SLIDING:
-        parts.append(f"compression ratio {g.compress_ratio}")
-    if g.kind is LayerKind.CSA:
-        parts.append(f"top-k {g.top_k}")
-    parts += [f"{g.heads} heads of {g.head_dim}", f"hidden {g.hidden}", case.dtype, case.device]
-    return ", ".join(parts) + (f", mode {case.mode!r}" if case.mode else "")
-
-
-def _tokens(case: Case) -> list[str]:
-    """Show hidden states where there are few enough to read."""
-    hidden = make_inputs(case).hidden.cpu()
+def _tokens(case: Any) -> list[str]:
+    """Show the hidden states of a layer where there are few enough to read."""
+    if not isinstance(case, Case):
+        return []
+    hidden = make_inputs(case).hidden
     if hidden.numel() > 24 or len(hidden) > 1:
         return []
     names = (f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in enumerate(hidden[0].tolist()))
@@ -76,12 +70,13 @@ def _tokens(case: Case) -> list[str]:
 def _numbers(failure: Failure, check: str) -> list[str]:
     if failure.place is None or failure.expected is None or failure.got is None:
         return []
-    first, second = ("expected", "got") if check == "specification" else ("one run", "the other")
+    specified = check in (SPECIFICATION.name, "gradients", "limits") or not isinstance(failure.case, Case)
+    first, second = ("expected", "got") if specified else ("one run", "the other")
     shown = 6
     width = min(len(failure.expected), shown)
     more = ", ..." if len(failure.expected) > shown else ""
     lines = [
-        f"  output of             {failure.place}",
+        f"  {_what(failure):<22}{failure.place}",
         f"    {first:<20}[{', '.join(f'{x:.7g}' for x in failure.expected[:width])}{more}]",
         f"    {second:<20}[{', '.join(f'{x:.7g}' for x in failure.got[:width])}{more}]",
     ]
@@ -90,49 +85,65 @@ def _numbers(failure: Failure, check: str) -> list[str]:
     return lines
 
 
+def _what(failure: Failure) -> str:
+    return {"select": "selection of", "compressor": "value of", "index_scores": "scores of"}.get(
+        stage_of(failure.case).name, "output of"
+    )
+
+
 def summarise(report: Report) -> str:
     """Return the failures, the table and the verdict of a run."""
     blocks = []
     explained = set()
     for result in report.results:
         for failure in result.failures:
-            where = f"{result.kind}, {result.dtype}" if len(report.dtypes) > 1 else str(result.kind)
+            where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
             heading = f"FAILED {where}: {result.sentence}"
-            if (result.kind, result.dtype) in explained and result.check != SPECIFICATION.name:
+            if (result.subject, result.dtype) in explained and result.check != SPECIFICATION.name:
                 blocks.append(f"{heading}\n{_in_short(failure, report.candidate, result.check)}")
             else:
                 blocks.append(f"{heading}\n{describe(failure, report.candidate, result.check)}")
-                explained.add((result.kind, result.dtype))
-    for dtype in report.dtypes:
-        blocks.append(_table([result for result in report.results if result.dtype == dtype], dtype, report))
+                explained.add((result.subject, result.dtype))
+    for stage in STAGES:
+        for dtype in report.dtypes:
+            mine = [result for result in report.results if result.dtype == dtype and result.stage == stage]
+            blocks += [_table(mine, dtype)] if mine else []
     blocks.append(_verdict(report))
     return "\n\n".join(blocks)
 
 
-def _table(results: list[CheckResult], dtype: str, report: Report) -> str:
-    kinds = list(dict.fromkeys(result.kind for result in results))
-    by_place = {(result.check, result.kind): result for result in results}
-    lines = [f"{dtype:<46}" + "".join(f"{kind!s:>16}" for kind in kinds)]
-    for check in CHECKS:
-        row = [_cell(by_place[check.name, kind]) for kind in kinds]
-        lines.append(f"{check.sentence:<46}" + "".join(f"{cell:>16}" for cell in row))
-    first = [by_place[CHECKS[0].name, kind] for kind in kinds]
-    rows = {
-        "largest error/budget of what is right": [f"{result.tally.worst:.2f}" for result in first],
-        "queries held against the specification": [str(result.tally.queries) for result in first],
-        "  of these ambiguous (ties across k)": [str(result.tally.ambiguous) for result in first],
-        "  of these with too many choices to judge": [str(result.tally.unjudged) for result in first],
-    }
-    for name, cells in rows.items():
+_ROWS: dict[str, Callable[[Tally], str]] = {
+    "largest error/budget of what is right": lambda tally: f"{tally.worst:.2f}",
+    "queries held against the specification": lambda tally: str(tally.queries),
+    "  of these ambiguous (ties across k)": lambda tally: str(tally.ambiguous),
+    "  of these with too many choices to judge": lambda tally: str(tally.unjudged),
+}
+
+
+def _table(results: list[CheckResult], dtype: str) -> str:
+    """Return the results of one stage in one dtype; a layer has a column for each of its kinds."""
+    subjects = list(dict.fromkeys(result.subject for result in results))
+    by_place = {(result.check, result.subject): result for result in results}
+    lines = [f"{dtype:<46}" + "".join(f"{subject:>16}" for subject in subjects)]
+    for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results):
+        row = [_cell(by_place.get((check, subject))) for subject in subjects]
+        lines.append(f"{sentence:<46}" + "".join(f"{cell:>16}" for cell in row))
+    first = [by_place[results[0].check, subject] for subject in subjects]
+    for name, cell in _ROWS.items():
+        cells = [cell(result.tally) for result in first]
+        if name.startswith("  ") and set(cells) == {"0"} and results[0].kind is None:
+            continue  # ties are a matter of layers and selections
         lines.append(f"{name:<46}" + "".join(f"{cell:>16}" for cell in cells))
-    for kind, result in zip(kinds, first, strict=True):
+    for subject, result in zip(subjects, first, strict=True):
         if result.not_applicable:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(result.not_applicable.items()))
-            lines.append(f"not applicable to {kind}: cases with {counts}")
+            lines.append(f"not applicable to {subject}: cases with {counts}")
     return "\n".join(lines)
 
 
-def _cell(result: CheckResult) -> str:
+def _cell(result: CheckResult | None) -> str:
+    if result is None:
+        return ""
     if result.failures:
         return f"{result.failing} FAILED"
     return f"{result.cases} ok" if result.cases else "no case"
@@ -140,14 +151,16 @@ def _cell(result: CheckResult) -> str:
 
 def _verdict(report: Report) -> str:
     lines = []
-    for (dtype, kind), names in report.missing.items():
+    for (dtype, subject), names in report.missing.items():
         if names and report.verdict is Verdict.INCONCLUSIVE:
-            lines.append(f"inconclusive for {kind} in {dtype}: no case of these kinds was reached: {', '.join(names)}")
+            lines.append(
+                f"inconclusive for {subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
+            )
     lines += [f"not applicable: {reason}" for reason in report.declined.values()]
     versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
     lines.append(f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s")
-    failed = dict.fromkeys(str(result.kind) for result in report.results if result.failures)
-    right = dict.fromkeys(str(r.kind) for r in report.results if str(r.kind) not in failed)
+    failed = dict.fromkeys(result.subject for result in report.results if result.failures)
+    right = dict.fromkeys(r.subject for r in report.results if r.subject not in failed)
     if report.verdict is Verdict.NOT_CONFORMANT:
         lines.append(f"{report.candidate}: NOT CONFORMANT for {', '.join(failed)}")
         if right:

@@ -5,12 +5,12 @@ entries may query t see), ``window``, ``attention``, ``output``; ``rope`` and ``
 """
 
 from csa_spec.spec.batch import PADDING, attend_batch, split_documents
-from csa_spec.spec.context import document_context
+from csa_spec.spec.context import compress, document_context
 from csa_spec.spec.geometry import Geometry, GeometryError, LayerKind, Yarn
 from csa_spec.spec.layer import answer_query, attend_document
 from csa_spec.spec.rules import SPEC, Spec
 from csa_spec.spec.trace import BatchTrace, Context, Document, DocumentTrace, QueryTrace
-from csa_spec.spec.weights import CompressorWeights, IndexerWeights, LayerWeights, weight_shapes
+from csa_spec.spec.weights import CompressorWeights, IndexerWeights, LayerWeights, compressor_shapes, weight_shapes
 
 __all__ = [
     "PADDING",
@@ -31,6 +31,8 @@ __all__ = [
     "answer_query",
     "attend_batch",
     "attend_document",
+    "compress",
+    "compressor_shapes",
     "document_context",
     "split_documents",
     "weight_shapes",

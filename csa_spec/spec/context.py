@@ -24,21 +24,24 @@ def document_context(
     entries = hidden.new_zeros(0, geometry.head_dim)
     index_keys = hidden.new_zeros(0, geometry.index_head_dim)
     if weights.compressor is not None:
-        entries = _compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
+        entries = compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
     if weights.indexer is not None:
-        index_keys = _compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
+        index_keys = compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
     return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
 
 
-def _compress(
+def compress(
     hidden: Tensor,
     start: int,
     weights: CompressorWeights,
     geometry: Geometry,
     frequencies: Tensor,
-    spec: Spec,
+    spec: Spec = SPEC,
 ) -> Tensor:
-    """Return the entries ``[T, d]`` of one compressor, main or indexer."""
+    """Return the entries ``[T, d]`` of one compressor, main or indexer, for the tokens of one document.
+
+    ``hidden`` is ``[S, hidden]``; the first of them stands at position ``start``.
+    """
     m, dim, overlap = geometry.compress_ratio, len(weights.norm), geometry.overlap
     content = hidden @ weights.wkv.T
     gate = hidden @ weights.wgate.T

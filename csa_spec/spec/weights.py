@@ -101,15 +101,16 @@ def weight_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
         "attn_sink": (g.heads,),
     }
     if g.kind is not LayerKind.SLIDING:
-        shapes |= _compressor_shapes("compressor.", g, g.head_dim)
+        shapes |= compressor_shapes("compressor.", g, g.head_dim)
     if g.kind is LayerKind.CSA:
         shapes["indexer.wq_b"] = (g.index_heads * g.index_head_dim, g.q_lora_rank)
         shapes["indexer.weights_proj"] = (g.index_heads, g.hidden)
-        shapes |= _compressor_shapes("indexer.compressor.", g, g.index_head_dim)
+        shapes |= compressor_shapes("indexer.compressor.", g, g.index_head_dim)
     return shapes
 
 
-def _compressor_shapes(prefix: str, geometry: Geometry, dim: int) -> dict[str, tuple[int, ...]]:
+def compressor_shapes(prefix: str, geometry: Geometry, dim: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one compressor's weights, whose entries have ``dim`` channels."""
     columns = 2 * dim if geometry.overlap else dim
     return {
         prefix + "wkv": (columns, geometry.hidden),

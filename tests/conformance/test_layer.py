@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Hold = Callable[[str], None]
+STAGE = "layer"
 
 
 def test_output_equals_the_specification(csa_hold: Hold) -> None:
@@ -45,6 +46,26 @@ def test_inputs_are_not_mutated(csa_hold: Hold) -> None:
     csa_hold("inputs")
 
 
+def test_the_process_is_left_as_it_was(csa_hold: Hold) -> None:
+    """Random generators, default dtype, threads, grad mode, working directory."""
+    csa_hold("state")
+
+
+def test_the_output_has_memory_of_its_own(csa_hold: Hold) -> None:
+    """Not that of an input, of an earlier output, or memory that nobody wrote."""
+    csa_hold("memory")
+
+
+def test_a_call_answers_its_own_inputs(csa_hold: Hold) -> None:
+    """A call does not return what the call before returned, or should have."""
+    csa_hold("own-inputs")
+
+
 def test_every_weight_matters_where_it_should(csa_hold: Hold) -> None:
     """Where replacing a weight clearly moves the specification's output, it moves the candidate's."""
     csa_hold("weights")
+
+
+def test_gradients_equal_the_specification_s(csa_hold: Hold) -> None:
+    """Of hidden states and every weight, none of the indexer's; only where the candidate declares gradients."""
+    csa_hold("gradients")

@@ -20,9 +20,9 @@ from csa_spec.harness.candidate import Candidate, Capabilities, LayerOutput
 from csa_spec.harness.case import DTYPES, Case, Feature
 from csa_spec.harness.comparison import compare, error_ratios
 from csa_spec.harness.expected import ExpectedDocument
-from csa_spec.harness.trial import Trial
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
+from csa_spec.stages.layer_trial import LayerTrial
 from csa_spec.strategies import cases
 from harness.candidates import RIGHT, VECTORISED, as_specified, vectorised
 from harness.drawing import draw
@@ -40,9 +40,9 @@ def drawn(kind: LayerKind) -> list[Case]:
 
 
 @cache
-def trials(kind: LayerKind, dtype: str) -> list[Trial]:
+def trials(kind: LayerKind, dtype: str) -> list[LayerTrial]:
     """Return the vectorised layer's trials, which run once for all tests."""
-    return [Trial(VECTORISED, replace(case, dtype=dtype)) for case in drawn(kind)]
+    return [LayerTrial(VECTORISED, replace(case, dtype=dtype)) for case in drawn(kind)]
 
 
 def unit(dtype: str) -> float:
@@ -138,7 +138,7 @@ def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> 
     candidate = Candidate("drops the last key", {"": as_specified(spec)})
     missed = []
     for right in trials(kind, dtype)[:20]:
-        if compare(right.expected, Trial(candidate, right.case).output)[1] is None:
+        if compare(right.expected, LayerTrial(candidate, right.case).output)[1] is None:
             missed.append(str(right.case))
     assert len(missed) <= 2, missed  # in the smallest layers a key may count for less than rounding
 
@@ -146,8 +146,8 @@ def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> 
 def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
     """From float64 to float32 they do exactly; accumulators and rotary tables stay in float32 below that."""
     case = Case.parse("csa m=2 k=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 HI=4 DI=6 o_lora=3 rows=9 values=gaussian seed=1")
-    (document,) = Trial(RIGHT, case).expected.documents
-    weights = Trial(RIGHT, case).expected.weights
+    (document,) = LayerTrial(RIGHT, case).expected.documents
+    weights = LayerTrial(RIGHT, case).expected.weights
 
     def growth(small: str, large: str) -> list[float]:
         """Return how much wider budgets are, per roundoff, at least, in the median and at most, over all stages."""
@@ -177,8 +177,8 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
         return vectorised(hidden.float(), narrow, geometry, positions, documents).out.to(hidden.dtype)
 
     case = Case.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
-    silent = Trial(Candidate("silent", {"": through_float32}), case)
-    honest = Trial(Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case)
+    silent = LayerTrial(Candidate("silent", {"": through_float32}), case)
+    honest = LayerTrial(Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case)
     assert compare(silent.expected, silent.output)[1] is not None
     assert compare(honest.expected, honest.output)[1] is None
     assert working_dtype("float64", "float32") is torch.float32
@@ -196,7 +196,7 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
 )
 def test_probabilities_below_the_normal_numbers_have_few_digits(line: str) -> None:
     """Under a sink far above the logits they are near 1e-8; float16 has 6e-8 or nothing, and keys are long."""
-    trial = Trial(VECTORISED, Case.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
+    trial = LayerTrial(VECTORISED, Case.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
     assert compare(trial.expected, trial.output)[1] is None
 
 
@@ -204,7 +204,7 @@ def test_probabilities_below_the_normal_numbers_have_few_digits(line: str) -> No
 def test_what_is_exactly_zero_has_a_budget_that_zero_meets(scores: str) -> None:
     """In float64, too, where the smallest number squared is zero: nothing divided by nothing is no error."""
     case = Case.parse(f"csa m=2 k=1 HI=2 rows=6 scores={scores} dtype=float64")
-    (document,) = Trial(RIGHT, case).expected.documents
+    (document,) = LayerTrial(RIGHT, case).expected.documents
     for query in document.trace.queries:
         budget = document.budgets.scores[query.t, query.visible]
         assert (error_ratios(query.scores, query.scores, budget) == 0).all()

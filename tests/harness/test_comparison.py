@@ -15,10 +15,10 @@ from csa_spec.harness.candidate import Candidate, LayerOutput
 from csa_spec.harness.case import Case
 from csa_spec.harness.comparison import Mismatch, Tally, compare, explain_stages
 from csa_spec.harness.failures import Failure
-from csa_spec.harness.trial import Trial
 from csa_spec.spec import SPEC, Geometry, LayerWeights, Spec, attend_batch
 from csa_spec.spec.attention import attend
 from csa_spec.spec.selection import select
+from csa_spec.stages.layer_trial import LayerTrial
 from harness.candidates import RIGHT, VECTORISED, as_specified, expose, trace_batch, with_stages
 
 LAYER = "E=4 H=2 D=4 q_lora=3 HI=2 DI=4 o_lora=2"
@@ -46,7 +46,7 @@ def candidate(stages: bool = False, **rules: object) -> Candidate:
 
 def judge(one: Candidate, case: Case) -> tuple[Tally, Mismatch | None]:
     """Compare a candidate with the specification on one case."""
-    trial = Trial(one, case)
+    trial = LayerTrial(one, case)
     return compare(trial.expected, trial.output)
 
 
@@ -75,7 +75,7 @@ def test_a_selection_beside_the_tie_is_wrong() -> None:
     wrong = candidate(select=lambda visible, scores, k: select(visible, [-score for score in scores], k))
     for seed in range(10):
         case = Case.parse(f"{weightless} seed={seed}")
-        expected = Trial(RIGHT, case).expected
+        expected = LayerTrial(RIGHT, case).expected
         (document,) = expected.documents
         contested = [choice for choice in document.choices if choice.ambiguous and choice.count < 6]
         if contested and judge(wrong, case)[1] is not None:
@@ -173,7 +173,7 @@ STAGES = Case.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=sepa
 
 def findings(one: Candidate, case: Case = STAGES) -> list[str]:
     """Return what the stages of a candidate show."""
-    trial = Trial(one, case)
+    trial = LayerTrial(one, case)
     return [
         finding.sentence for document in trial.expected.documents for finding in explain_stages(trial.output, document)
     ]

@@ -10,14 +10,14 @@ from torch import Tensor
 import csa_spec
 from csa_spec.harness.candidate import Candidate, Capabilities
 from csa_spec.harness.case import Case, Feature
-from csa_spec.harness.checks import SPECIFICATION
 from csa_spec.harness.coverage import REQUIRED, kinds_of, required
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.results import Verdict
-from csa_spec.harness.trial import Trial
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import summarise
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
+from csa_spec.stages import LAYER_STAGE, SPECIFICATION
+from csa_spec.stages.layer_trial import LayerTrial
 from csa_spec.strategies import cases, corner_cases
 from harness.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 
@@ -28,7 +28,7 @@ PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 def kinds(line: str) -> set[str]:
     """Return the kinds that a case belongs to."""
     case = Case.parse(line)
-    return kinds_of(case, Trial(RIGHT, case).expected)
+    return kinds_of(case, LayerTrial(RIGHT, case).expected)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,7 @@ def run(candidate: Candidate, kind: LayerKind, examples: int, corners: bool = Fa
     return run_check(
         SPECIFICATION,
         candidate,
+        LAYER_STAGE,
         kind,
         corner_cases(kind, ratios=ratios) if corners else [],
         cases(kind, ratios=ratios),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pytest
 
 import csa_spec
 from csa_spec.harness.case import Case
-from csa_spec.harness.checks import CHECKS
 from csa_spec.harness.failures import (
     CandidateRaised,
     Failure,
@@ -22,6 +22,7 @@ from csa_spec.harness.failures import (
 from csa_spec.harness.inputs import make_inputs
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind, split_documents
+from csa_spec.stages import LAYER_STAGE
 from harness.candidates import VECTORISED, WITH_STAGES
 from harness.wrong import BUGS, LAWS, Bug, caught, held, named
 
@@ -83,7 +84,7 @@ def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> No
 @pytest.mark.parametrize("kind", LayerKind)
 def test_a_right_candidate_passes_what_wrong_ones_fail(kind: LayerKind) -> None:
     """The same checks on the same draws."""
-    for check in CHECKS:
+    for check in LAYER_STAGE.checks:
         result = held(WITH_STAGES, check.name, kind, 3 if check.name == "weights" else 8)
         assert result.failures == []
         assert result.cases > 0
@@ -183,20 +184,23 @@ def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
     implied = {
         "leaks_the_future": {"future", "prefix"},
         "counts_rows": {"rows", "batch-order"},
+        "changes_by_a_hair": {"repeat", "rows"},
     }
     mine = LAWS[name]
     line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[mine.kind]
     case = Case.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
-    for check in CHECKS:
+    for check in LAYER_STAGE.checks:
         if not check.law or check.name in implied.get(name, {mine.check}):
             continue
-        csa_spec.check_case(named(name), case, check.name)
+        with suppress(csa_spec.UsageError):  # a law may have nothing to do here
+            csa_spec.check_case(named(name), case, check.name)
 
 
 def test_infinite_outputs_break_no_law_that_they_obey() -> None:
     """Infinity at the same place every time is not finite, and that is all it is."""
     case = "sliding W=2 rows=3,3"
     assert isinstance(check_text("infinite_at_first", case), NotFinite)
-    for check in CHECKS:
+    for check in LAYER_STAGE.checks:
         if check.law and check.name != "weights":  # it does ignore every weight there
-            csa_spec.check_case(named("infinite_at_first"), case, check.name)
+            with suppress(csa_spec.UsageError):
+                csa_spec.check_case(named("infinite_at_first"), case, check.name)

@@ -12,13 +12,13 @@ import pytest
 
 import csa_spec
 from csa_spec.harness.case import Case
-from csa_spec.harness.checks import SPECIFICATION
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure, FutureLeak, NotFinite, Place
 from csa_spec.harness.results import Report
 from csa_spec.report.json import VERSION, to_json, write_json
 from csa_spec.report.text import describe, summarise
 from csa_spec.spec import LayerKind
+from csa_spec.stages import SPECIFICATION
 from harness.wrong import named
 
 LEAK = "csa m=2 rows=4"
@@ -34,7 +34,9 @@ def failure_of(name: str, line: str, check: str = "specification") -> Failure:
 
 def report_of(*failures: Failure, candidate: str = "harness.wrong:leaks_the_future") -> Report:
     """Return a report of one check that found these failures."""
-    result = CheckResult("specification", SPECIFICATION.sentence, LayerKind.CSA, cases=3, failing=len(failures))
+    result = CheckResult(
+        "specification", SPECIFICATION.sentence, "layer", LayerKind.CSA, cases=3, failing=len(failures)
+    )
     result.failures = list(failures)
     result.tally.worst = math.inf
     result.reached = Counter({"one token": 2})

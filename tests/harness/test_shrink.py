@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
-from csa_spec.harness.checks import CHECKS
 from csa_spec.harness.failures import CandidateRaised, Failure, SeesTooLittle
-from csa_spec.harness.shrink import TRIALS, shrink, size
-from csa_spec.harness.trial import Trial
+from csa_spec.harness.shrink import LAYER_SHRINKING, TRIALS, shrink, size
 from csa_spec.spec import Geometry, GeometryError, LayerKind
+from csa_spec.stages import LAYER_STAGE
+from csa_spec.stages.layer_trial import LayerTrial
 from harness.wrong import named
 
 SIZES = "E=6 H=4 D=8 R=4 q_lora=4 HI=2 DI=6 groups=2 o_lora=3 compress_theta=1600 yarn=4/64/32/1 eps=0.01"
@@ -26,14 +26,14 @@ class Judge:
 
     def __init__(self, name: str, check: str) -> None:
         self.candidate = named(name)
-        (self.check,) = (one for one in CHECKS if one.name == check)
+        (self.check,) = (one for one in LAYER_STAGE.checks if one.name == check)
         self.calls = 0
 
     def __call__(self, case: Case) -> Failure | None:
         """Return how the candidate fails, if it does."""
         self.calls += 1
         try:
-            self.check.run(Trial(self.candidate, case))
+            self.check.run(LayerTrial(self.candidate, case))
         except Failure as failure:
             return failure
         return None
@@ -43,7 +43,7 @@ class Judge:
         failure = self(Case.parse(text))
         assert failure is not None
         self.calls = 0
-        return failure, shrink(failure, self)
+        return failure, shrink(failure, self, LAYER_SHRINKING)
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -135,7 +135,7 @@ def test_shrinking_what_is_small_changes_nothing() -> None:
     judge = Judge("leaks_the_future", "specification")
     _, shrunk = judge.shrunk("csa m=2 k=2 rows=5")
     assert str(shrunk.case) == "csa m=2 rows=2"
-    assert shrink(shrunk, judge) is shrunk
+    assert shrink(shrunk, judge, LAYER_SHRINKING) is shrunk
 
 
 @pytest.mark.parametrize("trials", [0, 1, 7])
@@ -145,7 +145,7 @@ def test_shrinking_stops_when_its_trials_are_used_up(trials: int) -> None:
     failure = judge(Case.parse("csa m=2 k=2 W=3 rows=5,4"))
     assert failure is not None
     judge.calls = 0
-    shrunk = shrink(failure, judge, trials)
+    shrunk = shrink(failure, judge, LAYER_SHRINKING, trials)
     assert judge.calls <= trials
     assert shrunk.kind == failure.kind
     assert (shrunk is failure) == (trials == 0)
@@ -160,7 +160,7 @@ def test_no_case_is_tried_twice_and_none_that_is_larger() -> None:
         return CandidateRaised(ValueError("always"), case) if case.columns >= 5 else None
 
     begin = CandidateRaised(ValueError("always"), Case.parse(f"csa {LARGE}"))
-    shrunk = shrink(begin, judge)
+    shrunk = shrink(begin, judge, LAYER_SHRINKING)
     assert len(tried) == len(set(tried))
     assert all(size(case) < size(begin.case) for case in tried)
     assert str(shrunk.case) == "csa k=0 rows=5"

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from csa_spec.harness.candidate import Candidate, LayerOutput, LayerStage, import_candidate
-from csa_spec.harness.checks import CHECKS
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.failures import (
     BatchOrderMatters,
@@ -39,6 +38,7 @@ from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights, Spec, attend_
 from csa_spec.spec.attention import attend
 from csa_spec.spec.rope import rope_frequencies
 from csa_spec.spec.selection import select
+from csa_spec.stages import LAYER_STAGE
 from csa_spec.strategies import cases
 from harness.candidates import as_specified, with_stages
 
@@ -272,7 +272,7 @@ BUGS = {
     "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, "ValueError: "),
     "returns_nothing": Bug(SPECIFICATION, WrongShape, "expected a tensor, got NoneType", LayerKind.SLIDING),
     "joins_rows": Bug(SPECIFICATION, WrongShape, "[B, S, hidden], got [", LayerKind.SLIDING),
-    "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected torch.float32, got torch.float64", LayerKind.SLIDING),
+    "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected float32, got float64", LayerKind.SLIDING),
     "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
     "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it"),
     "sees_every_entry": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA),
@@ -312,6 +312,6 @@ def caught(name: str, check: str) -> CheckResult:
 
 def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
     """Hold a candidate to one check on a few small draws."""
-    (found,) = (one for one in CHECKS if one.name == check)
+    (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
     small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(lambda case: case.columns <= 10)
-    return run_check(found, candidate, kind, [], small, examples)
+    return run_check(found, candidate, LAYER_STAGE, kind, [], small, examples)

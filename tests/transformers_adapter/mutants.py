@@ -19,9 +19,10 @@ from transformers.models.deepseek_v4 import configuration_deepseek_v4, modeling_
 from csa_spec.candidates.transformers import from_modules
 from csa_spec.checking import Target, resolve_profile
 from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.checks import CHECKS, Check
 from csa_spec.harness.engine import CheckResult
+from csa_spec.harness.stage import Check
 from csa_spec.spec import LayerKind
+from csa_spec.stages import LAYER_STAGE
 
 WRITTEN_FOR = "5.23.0"
 """The release whose lines are changed here."""
@@ -248,9 +249,11 @@ def hunt(candidate: Candidate, kinds: tuple[LayerKind, ...], profile: str, seed:
             raise _Found
 
     for kind in kinds:
-        for check in CHECKS:
+        for check in LAYER_STAGE.checks:
             try:
-                Target(candidate, kind, "float32", "cpu", resolve_profile(profile), seed).run(check, stop_at_once)
+                Target(candidate, LAYER_STAGE, kind, "float32", "cpu", resolve_profile(profile), seed).run(
+                    check, stop_at_once
+                )
             except _Found:
                 return Catch(kind, check, cases, time.perf_counter() - begin)
     return None

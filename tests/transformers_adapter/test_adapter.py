@@ -11,9 +11,9 @@ from csa_spec.candidates import find_candidate
 from csa_spec.candidates import transformers as adapter
 from csa_spec.harness.candidate import LayerOutput
 from csa_spec.harness.case import Case, Feature, Row, Sinks, Values
-from csa_spec.harness.checks import matches_specification
-from csa_spec.harness.trial import Trial
 from csa_spec.spec import Geometry, LayerKind, Yarn, weight_shapes
+from csa_spec.stages.layer import matches_specification
+from csa_spec.stages.layer_trial import LayerTrial
 
 CASE = Case(
     Geometry(
@@ -33,14 +33,14 @@ def of_kind(kind: LayerKind) -> Case:
 
 def run(case: Case) -> LayerOutput:
     """Run the installed transformers on a case."""
-    return Trial(find_candidate("transformers"), case).output
+    return LayerTrial(find_candidate("transformers"), case).output
 
 
 @pytest.mark.parametrize("mode", ["", "cache"])
 @pytest.mark.parametrize("kind", list(LayerKind), ids=str)
 def test_both_modes_match_the_specification(kind: LayerKind, mode: str) -> None:
     """Without a cache, and filling one."""
-    tally = matches_specification(Trial(find_candidate("transformers"), replace(of_kind(kind), mode=mode)))
+    tally = matches_specification(LayerTrial(find_candidate("transformers"), replace(of_kind(kind), mode=mode)))
     assert tally.queries == 15
 
 
@@ -77,7 +77,7 @@ def test_global_random_state_and_inputs_stay_as_they_are() -> None:
 def test_hooks_are_gone_after_a_call() -> None:
     """Also after a call that failed."""
     candidate = find_candidate("transformers")
-    trial = Trial(candidate, CASE)
+    trial = LayerTrial(candidate, CASE)
     bound = candidate.layers[""].func.__self__  # type: ignore[attr-defined]
     trial.run(trial.inputs)
     attention = bound._model(CASE.geometry, torch.float32, torch.device("cpu")).layers[0].self_attn
@@ -116,7 +116,7 @@ def test_what_upstream_does_not_support_is_really_wrong() -> None:
 
 def _fails(case: Case) -> bool:
     try:
-        matches_specification(Trial(find_candidate("transformers"), case))
+        matches_specification(LayerTrial(find_candidate("transformers"), case))
     except AssertionError:
         return True
     return False

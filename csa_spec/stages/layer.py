@@ -1,4 +1,4 @@
-"""The checks: equality with the specification, and laws that need no specification.
+"""The stage ``layer``: equality with the specification, and laws that need no specification.
 
 A check takes a trial. It raises a :class:`~csa_spec.harness.failures.Failure`, or returns a tally of what it
 covered, or None where the case gives it nothing to do.
@@ -7,55 +7,69 @@ covered, or None where the case gives it nothing to do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from csa_spec.harness.arrays import same_bits
+from csa_spec.harness.candidate import LAYER, Capabilities
 from csa_spec.harness.case import Case
-from csa_spec.harness.comparison import Mismatch, Tally, compare, error_ratios, explain_stages
+from csa_spec.harness.comparison import (
+    Mismatch,
+    Tally,
+    attention_with_own_selection,
+    compare,
+    error_ratios,
+    explain_stages,
+    wrong_selection,
+)
+from csa_spec.harness.coverage import kinds_of, required
 from csa_spec.harness.expected import Expected, ExpectedDocument, expect
 from csa_spec.harness.failures import (
     BatchOrderMatters,
     Failure,
     FutureLeak,
+    NotBatchInvariant,
     NotFinite,
-    NotRepeatable,
     Place,
     PrefixDiffers,
+    ReturnsZeros,
     RowsInteract,
     SeesTooLittle,
     SeesTooMuch,
     WeightIgnored,
     WrongNumbers,
+    WrongSelection,
     query_name,
 )
+from csa_spec.harness.gradients import gradients_match
 from csa_spec.harness.inputs import Inputs, fresh_tokens, fresh_weight
-from csa_spec.harness.trial import Trial
+from csa_spec.harness.shrink import LAYER_SHRINKING
+from csa_spec.harness.stage import MANNERS, Check, Stage
+from csa_spec.spec import PADDING, LayerKind
+from csa_spec.stages.layer_trial import LayerTrial
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One property of a candidate."""
-
-    name: str
-    """As in ``--check`` and in reports"""
-    sentence: str
-    """The property"""
-    run: Callable[[Trial], Tally | None]
-    law: bool
-    """Whether it needs no specification; a law is tried on fewer cases"""
-
-
-def matches_specification(trial: Trial) -> Tally:
+def matches_specification(trial: LayerTrial) -> Tally:
     """The output equals the specification's, within the error budget, for some valid selection."""
     tally, mismatch = compare(trial.expected, trial.output)
     if mismatch is not None:
         raise classify(trial, mismatch)
+    for document in trial.expected.documents:
+        finding = wrong_selection(trial.output, document)
+        if finding is not None:  # the output is right, so it was made with another selection than the one shown
+            raise WrongSelection(
+                f"the output is right, the selection shown with it is not: {finding.sentence}",
+                trial.case,
+                place=_place(document, finding.t),
+                document=document.trace,
+            )
     return tally
 
 
-def classify(trial: Trial, mismatch: Mismatch) -> Failure:
+def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
     """Say what kind of failure a mismatch is: not finite, sees too much, too little, or wrong numbers."""
     geometry, document = trial.case.geometry, mismatch.document
     dependence = trial.dependence(document)
@@ -65,8 +79,13 @@ def classify(trial: Trial, mismatch: Mismatch) -> Failure:
     t = mismatch.t
     where = f"query {query_name(t)}"
     detail = f"{mismatch.queries} of the queries differ from the specification, {where} the most"
+    own = attention_with_own_selection(trial.expected, trial.output, document)
+    if own is not None:
+        findings.append(own)
     if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
         kind, detail = NotFinite, f"{where} has NaN or infinity where the specification has finite numbers"
+    elif not trial.output.out.any() and trial.expected.out.any():
+        kind, detail = ReturnsZeros, "every element is zero"
     elif dependence is not None and dependence.too_much:
         kind, (t, token) = SeesTooMuch, dependence.too_much[0]
         detail = f"the output of query {query_name(t)} changes when token {token} changes; {_why(t, token)}"
@@ -114,7 +133,7 @@ def _place(document: ExpectedDocument, t: int) -> Place:
     return Place(place.row, place.begin + t, t)
 
 
-def future_tokens_do_not_matter(trial: Trial) -> Tally | None:
+def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:
     """Future tokens do not change earlier outputs."""
     cut = _cut(trial.case)
     if cut is None:
@@ -133,15 +152,23 @@ def future_tokens_do_not_matter(trial: Trial) -> Tally | None:
     )
 
 
-def rows_do_not_interact(trial: Trial) -> Tally | None:
+def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
     """Rows do not change each other: each row alone gives what it gives in the batch."""
     if len(trial.case.rows) < 2:
         return None
-    alone = [trial.run(_take(trial.inputs, [row])).out for row in range(len(trial.case.rows))]
-    return _agree(trial, torch.cat(alone), RowsInteract, lambda at: f"{at} differs when its row is run alone")
+    alone = torch.cat([trial.run(_take(trial.inputs, [row])).out for row in range(len(trial.case.rows))])
+    tally = _agree(trial, alone, RowsInteract, lambda at: f"{at} differs when its row is run alone")
+    real = trial.inputs.documents != PADDING
+    if trial.capabilities.batch_invariant and not same_bits(alone[real], trial.output.out[real]):
+        raise NotBatchInvariant(
+            "within rounding a row alone gives what it gives in the batch, but not bit for bit; a candidate that is "
+            "not batch invariant must declare it (batch_invariant=False)",
+            trial.case,
+        )
+    return tally
 
 
-def prefix_is_enough(trial: Trial) -> Tally | None:
+def prefix_is_enough(trial: LayerTrial) -> Tally | None:
     """A prefix gives the same outputs as the whole."""
     cut = _cut(trial.case)
     if cut is None:
@@ -157,7 +184,7 @@ def prefix_is_enough(trial: Trial) -> Tally | None:
     return _agree(trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut)
 
 
-def batch_order_does_not_matter(trial: Trial) -> Tally | None:
+def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
     """Permuting the batch permutes the output."""
     rows = len(trial.case.rows)
     if rows < 2:
@@ -173,44 +200,17 @@ def batch_order_does_not_matter(trial: Trial) -> Tally | None:
     )
 
 
-def two_runs_agree(trial: Trial) -> Tally | None:
-    """Two runs agree, bit for bit unless the candidate declares otherwise."""
-    again = trial.run(trial.inputs).out
-    if not trial.candidate.capabilities.deterministic:
-        return _agree(trial, again, NotRepeatable, lambda at: f"{at} differs between two runs by more than rounding")
-    for document in trial.expected.documents:
-        place = document.trace.context.document
-        first, second = trial.output.out[place.row, place.columns], again[place.row, place.columns]
-        differs = ~((first == second) | (first.isnan() & second.isnan())).all(dim=1)
-        if differs.any():
-            t = int(differs.nonzero()[0])
-            raise NotRepeatable(
-                f"query {query_name(t)} differs; a candidate that is not bitwise repeatable must declare it",
-                trial.case,
-                place=_place(document, t),
-                expected=first[t].tolist(),
-                got=second[t].tolist(),
-            )
-    return Tally(queries=sum(d.trace.context.document.length for d in trial.expected.documents))
-
-
-def inputs_are_not_changed(trial: Trial) -> Tally:
-    """Inputs are not mutated."""
-    trial.run(trial.inputs, watch_inputs=True)
-    return Tally(queries=sum(sum(row.lengths) for row in trial.case.rows))
-
-
 _CLEARLY = 3.0
 """A weight must matter where replacing it moves the specification by this many budgets, before and after together:
 then a right candidate moves by more than one."""
 
 
-def every_weight_matters(trial: Trial) -> Tally | None:
+def every_weight_matters(trial: LayerTrial) -> Tally | None:
     """Every weight matters where it should: replacing it moves the output where it moves the specification's."""
     tally = Tally()
     for name in trial.inputs.weights.named():
         changed = fresh_weight(trial.case, trial.inputs, name)
-        moved = expect(trial.case, changed, trial.candidate.capabilities.internal_dtype)
+        moved = expect(trial.case, changed, trial.capabilities.internal_dtype)
         target = _furthest(trial, moved)
         if target is None:
             continue
@@ -234,7 +234,7 @@ def every_weight_matters(trial: Trial) -> Tally | None:
     return tally if tally.queries else None
 
 
-def _furthest(trial: Trial, moved: Expected) -> tuple[ExpectedDocument, int] | None:
+def _furthest(trial: LayerTrial, moved: Expected) -> tuple[ExpectedDocument, int] | None:
     """Return the query whose specified output moved most, if it moved clearly and had no choice either time."""
     best: tuple[ExpectedDocument, int] | None = None
     furthest = _CLEARLY
@@ -247,8 +247,15 @@ def _furthest(trial: Trial, moved: Expected) -> tuple[ExpectedDocument, int] | N
     return best
 
 
+def gradients_of_a_layer_match(trial: LayerTrial) -> Tally | None:
+    """Gradients equal the specification's; a case in which a query could choose is left out."""
+    if any(document.ambiguous for document in trial.expected.documents):
+        return None
+    return gradients_match(trial)
+
+
 def _agree(
-    trial: Trial,
+    trial: LayerTrial,
     other: Tensor,
     failure: type[Failure],
     say: Callable[[str], str],
@@ -303,14 +310,46 @@ def _take(inputs: Inputs, rows: list[int]) -> Inputs:
     return Inputs(inputs.hidden[rows], inputs.weights, inputs.positions[rows], inputs.documents[rows])
 
 
+def fit(case: Case, capabilities: Capabilities) -> tuple[Case, list[str]]:
+    """Return the nearest case that a candidate supports, and what of this one it does not support."""
+    lacking = capabilities.lacking(case)
+    fitting = case.without(lacking) if lacking else case
+    names = [str(feature) for feature in lacking]
+    geometry = fitting.geometry
+    changes: dict[str, Any] = {}
+    ratios = capabilities.compress_ratios
+    if geometry.kind is not LayerKind.SLIDING and ratios is not None and geometry.compress_ratio not in ratios:
+        changes["compress_ratio"] = min(ratios, key=lambda one: (abs(one - geometry.compress_ratio), one))
+        names.append(f"m={geometry.compress_ratio}")
+    if capabilities.max_top_k is not None and geometry.top_k > capabilities.max_top_k:
+        changes["top_k"] = capabilities.max_top_k
+        names.append(f"k over {capabilities.max_top_k}")
+    return (replace(fitting, geometry=replace(geometry, **changes)) if changes else fitting), names
+
+
+def required_of(kind: LayerKind | None, capabilities: Capabilities) -> list[str]:
+    """Return the kinds of case that a run over one layer kind must reach."""
+    assert kind is not None
+    return required(kind, capabilities)
+
+
 SPECIFICATION = Check("specification", "the output equals the specification's", matches_specification, False)
-CHECKS = (
-    SPECIFICATION,
-    Check("future", "future tokens do not change earlier outputs", future_tokens_do_not_matter, True),
-    Check("rows", "rows do not change each other", rows_do_not_interact, True),
-    Check("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough, True),
-    Check("batch-order", "permuting the batch permutes the output", batch_order_does_not_matter, True),
-    Check("repeat", "two runs agree", two_runs_agree, True),
-    Check("inputs", "inputs are not mutated", inputs_are_not_changed, True),
-    Check("weights", "every weight matters where it should", every_weight_matters, True),
+LAYER_STAGE = Stage(
+    LAYER,
+    LayerTrial,
+    (
+        SPECIFICATION,
+        Check("future", "future tokens do not change earlier outputs", future_tokens_do_not_matter, True),
+        Check("rows", "rows do not change each other", rows_do_not_interact, True),
+        Check("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough, True),
+        Check("batch-order", "permuting the batch permutes the output", batch_order_does_not_matter, True),
+        *MANNERS,
+        Check("weights", "every weight matters where it should", every_weight_matters, True, costly=True),
+        Check("gradients", "gradients equal the specification's", gradients_of_a_layer_match, True, costly=True),
+    ),
+    fit,
+    lambda trial: kinds_of(trial.case, trial.expected),
+    required_of,
+    Case.parse,
+    LAYER_SHRINKING,
 )

@@ -1,0 +1,44 @@
+"""The stages that a candidate may offer, in the order of the data. One module per stage.
+
+Each module says what the stage takes and returns, how a case of it is made, and how an answer is judged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from csa_spec.harness.case import Case, CaseError
+from csa_spec.harness.stage import Check, Stage
+from csa_spec.spec import LayerKind
+from csa_spec.stages.attend import ATTEND
+from csa_spec.stages.compressor import COMPRESSOR
+from csa_spec.stages.index_scores import INDEX_SCORES
+from csa_spec.stages.layer import LAYER_STAGE, SPECIFICATION
+from csa_spec.stages.select import SELECT
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (COMPRESSOR, INDEX_SCORES, SELECT, ATTEND, LAYER_STAGE)}
+
+__all__ = ["LAYER_STAGE", "SPECIFICATION", "STAGES", "Check", "parse_case", "stage_of"]
+
+
+def stage_of(case: Any) -> Stage:
+    """Return the stage that a case is of."""
+    return LAYER_STAGE if isinstance(case, Case) else STAGES[case.stage]
+
+
+def parse_case(text: str) -> Any:
+    """Read a case of any stage: its first word is the stage, or the layer kind.
+
+    Raises
+    ------
+    CaseError
+        If a word is not known or its value cannot be used.
+    """
+    first = text.split(maxsplit=1)[0] if text.strip() else ""
+    if first in STAGES and first != LAYER_STAGE.name:
+        return STAGES[first].parse(text)
+    if first not in list(LayerKind):
+        kinds = ", ".join(LayerKind)
+        stages = ", ".join(name for name in STAGES if name != LAYER_STAGE.name)
+        raise CaseError(f"a case starts with a layer kind ({kinds}) or a stage ({stages}), not {first!r}")
+    return Case.parse(text)

@@ -1,0 +1,185 @@
+"""Cases of the stage ``attend``, and their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.harness.candidate import Capabilities
+from csa_spec.harness.inputs import choice, generator, normal
+from csa_spec.harness.recipe import Recipe, drawn, size
+
+
+class IndexLists(StrEnum):
+    """What the index list of a query looks like. Where it is wider than needed, -1 fill it up."""
+
+    PREFIX = "prefix"
+    """0, 1, 2, ...: what hides a kernel that ignores its list"""
+    ASCENDING = "ascending"
+    """Some rows, in order"""
+    SHUFFLED = "shuffled"
+    """Some rows, in any order"""
+    HOLES = "holes"
+    """Shuffled, with -1 anywhere; the row 0 is often beside them"""
+    LEADING = "leading"
+    """Nothing but -1 at first, for whole tiles where the list is wide"""
+    EMPTY = "empty"
+    """About half of the queries, the first among them, have no key at all"""
+    MIXED = "mixed"
+    """As in the layer: window tokens, padded on the left with -1, then entries behind all tokens"""
+    OUTSIDE = "outside"
+    """Holes of indices that are out of range in other ways than -1; only for candidates that declare it"""
+
+
+class CoreValues(StrEnum):
+    """How queries and keys are drawn."""
+
+    INTEGERS = "integers"
+    GAUSSIAN = "gaussian"
+    LARGE = "large-logits"
+    """The softmax is nearly one-hot"""
+    OVERFLOW = "overflow"
+    """exp of a logit overflows without a running maximum"""
+
+
+class CoreSinks(StrEnum):
+    """Sink logits."""
+
+    ZERO = "zero-sinks"
+    DRAWN = "drawn-sinks"
+    """About as large as the logits"""
+    LARGE = "large-sinks"
+    """Far above the logits"""
+    NONE = "no-sinks"
+    """-inf: a plain softmax"""
+    EXTREME = "extreme-sinks"
+    """Of all kinds, one per head"""
+
+
+class UnusedRows(StrEnum):
+    """What stands in the rows of ``kv`` that no index of their batch row names."""
+
+    DRAWN = "plain-unused"
+    NAN = "nan-unused"
+    HUGE = "huge-unused"
+    """The largest number of the dtype, and infinity"""
+
+
+class Scale(StrEnum):
+    """The factor on q . k."""
+
+    ONE = "scale-1"
+    ROOT = "scale-root"
+    """1 / sqrt(D), as in the layer"""
+    ODD = "scale-odd"
+    """0.3: an implementation that takes the scale from D shows"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttendCase(Recipe):
+    """One trial of ``attend``."""
+
+    stage = "attend"
+    rows: int = size("B", 1, "rows")
+    queries: int = size("S", 1, "queries")
+    heads: int = size("H", 1, "heads")
+    head_dim: int = size("D", 1, "channels")
+    keys: int = size("N", 0, "keys")
+    picks: int = size("n", 0, "picks per query")
+    indices: IndexLists = drawn(IndexLists)
+    values: CoreValues = drawn(CoreValues)
+    sinks: CoreSinks = drawn(CoreSinks)
+    unused: UnusedRows = drawn(UnusedRows)
+    scale: Scale = drawn(Scale)
+
+    def fit(self, capabilities: Capabilities) -> tuple[AttendCase, list[str]]:
+        """Return the nearest case that a candidate supports; other indices than -1 for none must be declared."""
+        fitting, lacking = super(AttendCase, self).fit(capabilities)
+        if fitting.indices is IndexLists.OUTSIDE and not capabilities.invalid_indices:
+            return replace(fitting, indices=IndexLists.HOLES), [*lacking, "indices outside"]
+        return fitting, lacking
+
+
+def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
+    """Make the tensors of a case, on the CPU."""
+    b, s, h, d, n = case.rows, case.queries, case.heads, case.head_dim, case.keys
+    dtype = getattr(torch, case.dtype)
+    if case.values is CoreValues.INTEGERS:
+        q = choice(case.seed, "q", (b, s, h, d), (-1.0, 1.0, 2.0))
+        kv = choice(case.seed, "kv", (b, n, d), (-2.0, -1.0, 1.0, 2.0, 3.0))
+    else:
+        q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
+    if case.values is CoreValues.LARGE:
+        kv = 6 * kv
+    elif case.values is CoreValues.OVERFLOW:
+        q, kv = 12 * q, 12 * kv
+    indices = torch.full((b, s, case.picks), -1, dtype=torch.long)
+    for row in range(b):
+        for t in range(s):
+            listed = _index_list(case, row, t)
+            indices[row, t, : len(listed)] = torch.tensor(listed, dtype=torch.long)
+    kv = kv.to(dtype)
+    if case.unused is not UnusedRows.DRAWN:
+        largest = torch.finfo(dtype).max
+        fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]
+        for row in range(b):
+            used = set(indices[row].flatten().tolist())
+            for number, key in enumerate(sorted(set(range(n)) - used)):
+                kv[row, key] = fill[number % len(fill)]
+    scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5, Scale.ODD: 0.3}[case.scale]
+    return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
+
+
+def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
+    """Return the index list of one query, without what fills it up at its end."""
+    rng = generator(case.seed, f"indices {row} {t}")
+    n, width, kind = case.keys, case.picks, case.indices
+
+    def some(most: int, pool: range) -> list[int]:
+        order = torch.randperm(len(pool), generator=rng)[: max(0, most)].tolist()
+        return [pool[i] for i in order]
+
+    def at_random(probability: float) -> bool:
+        return bool(torch.rand((), generator=rng) < probability)
+
+    if kind is IndexLists.PREFIX:
+        return list(range(min(n, width)))
+    if kind is IndexLists.ASCENDING:
+        return sorted(some(max(1, min(width, n) * 2 // 3), range(n)))[:width]
+    if kind is IndexLists.EMPTY:
+        return [] if t == 0 or at_random(0.5) else some(width, range(n))
+    if kind is IndexLists.LEADING:
+        few = min(n, max(1, width // 4))
+        return ([-1] * (width - few) + some(few, range(n)))[:width]
+    if kind is IndexLists.MIXED:
+        tokens = n - n // 3  # entries stand behind the tokens
+        window = max(1, width // 2)
+        seen = [j if j >= 0 else -1 for j in range(t - window + 1, t + 1)]
+        picks = some(width - window, range(tokens, n))
+        return [j if j < tokens else -1 for j in seen][:width] + picks
+    listed = some(width, range(n))
+    if kind is IndexLists.SHUFFLED:
+        return listed
+    if n and listed and 0 not in listed and at_random(0.5):
+        listed[0] = 0
+    holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
+    return [holes[int(torch.randint(len(holes), (), generator=rng))] if at_random(0.4) else index for index in listed]
+
+
+def _sinks(case: AttendCase) -> Tensor:
+    shape = (case.heads,)
+    if case.sinks is CoreSinks.ZERO:
+        return torch.zeros(shape, dtype=torch.float64)
+    if case.sinks is CoreSinks.LARGE:
+        return 50 + normal(case.seed, "sinks", shape)
+    if case.sinks is CoreSinks.NONE:
+        return torch.full(shape, -torch.inf, dtype=torch.float64)
+    if case.sinks is CoreSinks.EXTREME:
+        return choice(case.seed, "sinks", shape, (-torch.inf, -50.0, 0.5, 4.0, 50.0))
+    if case.values is CoreValues.INTEGERS:
+        return choice(case.seed, "sinks", shape, (-1.0, 1.0, 2.0))
+    return normal(case.seed, "sinks", shape)
