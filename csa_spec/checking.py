@@ -25,7 +25,7 @@ from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind
-from csa_spec.stages import STAGES, parse_case, stage_of
+from csa_spec.stages import STAGES, declaration_problem, parse_case, stage_of
 from csa_spec.strategies import cases, corner_cases, production_cases, stage_cases, stage_corners
 
 
@@ -150,6 +150,9 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
             f"{found.name} has no mode {parsed.mode!r}: it is none of {', '.join(map(repr, found.layers))}"
         )
     resolve_device(parsed.device)
+    reason = unsupported(found, stage, parsed.dtype, parsed.device)
+    if reason:
+        raise UsageError(reason)
     with _one_thread():
         try:
             if names[check].run(stage.trial(found, parsed)) is None:
@@ -197,23 +200,23 @@ class Target:
             return self.capabilities.gradients
         if check.name == "limits":
             declared = self.capabilities
-            return bool(declared.limits or declared.multiples or declared.max_top_k is not None)
+            return bool(declared.limits or declared.least or declared.multiples or declared.max_top_k is not None)
         return True
 
     def run(self, check: Check, progress: Progress = lambda result: None) -> CheckResult:
         """Run one check. Corner cases go to the equality with the specification; laws only draw."""
-        amount = self.profile.specification
+        amount = self.profile.stage if self.kind is None else self.profile.specification
         if check.law:
-            amount = self.profile.weights if check.costly else self.profile.law
+            amount = self.profile.costly if check.costly else self.profile.law
         if not self.offers(check):
             amount = 0
         corners, drawn = self._cases(corners=not check.law)
         with _one_thread():
             # Each check draws other cases, so that together they see more of them.
             own_seed = self.seed + zlib.crc32(check.name.encode())
-            result = run_check(check, self.candidate, self.stage, self.kind, corners, drawn, amount, own_seed, progress)
-        result.dtype = self.dtype
-        return result
+            return run_check(
+                check, self.candidate, self.stage, self.kind, corners, drawn, amount, own_seed, progress, self.dtype
+            )
 
     def _cases(self, corners: bool) -> tuple[list[Any], Any]:
         """Return the corner cases, and the strategy to draw from."""
@@ -256,6 +259,9 @@ def make_targets(
         If nothing is left to check of a dtype, or of what was asked for by name.
     """
     resolve_device(device)
+    problem = declaration_problem(candidate)
+    if problem:
+        raise UsageError(problem)
     targets: list[Target] = []
     declined: dict[tuple[str, str], str] = {}
     for dtype in dtypes:

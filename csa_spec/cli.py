@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
 
@@ -99,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Exit codes: 0 every case agrees, 1 some do not, 2 the folder cannot be used.",
     )
     vectors.add_argument("folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files")
+    vectors.add_argument(
+        "--attend",
+        metavar="CANDIDATE",
+        help="hold a candidate's attend against the figures in place of the specification",
+    )
     vectors.set_defaults(run=_vectors)
     return parser
 
@@ -149,9 +155,12 @@ def _case(options: argparse.Namespace) -> int:
 
 
 def _vectors(options: argparse.Namespace) -> int:
-    from csa_spec.vectors import TOLERANCE, check_vectors
+    from csa_spec.vectors import TOLERANCE, check_attend, check_vectors
 
-    results = list(check_vectors(options.folder))
+    if options.attend is None:
+        results = list(check_vectors(options.folder))
+    else:
+        results = list(check_attend(options.folder, _attend_of(options.attend)))
     for name in dict.fromkeys(result.file for result in results):
         mine = [result for result in results if result.file == name]
         errors = {
@@ -166,6 +175,18 @@ def _vectors(options: argparse.Namespace) -> int:
     wrong_cases = sum(not result.agrees for result in results)
     print(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
     return 1 if wrong_cases else 0
+
+
+def _attend_of(name: str) -> Callable[..., Any]:
+    """Return the function of a candidate's stage ``attend``, called as the checks call it."""
+    from csa_spec.checking import resolve_candidate, resolve_stages
+    from csa_spec.harness.call import Request
+    from csa_spec.harness.trial import main_output
+
+    candidate = resolve_candidate(name, "attend")
+    resolve_stages("attend", candidate)
+    names = ("q", "kv", "indices", "sinks", "scale")
+    return lambda *arguments: main_output(candidate.ask(Request("attend", dict(zip(names, arguments, strict=True)))))
 
 
 class ProgressLine:

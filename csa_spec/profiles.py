@@ -11,10 +11,12 @@ class Profile:
 
     name: str
     specification: int
-    """For the equality with the specification"""
+    """For the equality of a layer with the specification"""
+    stage: int
+    """For the equality of another stage, whose cases are much cheaper"""
     law: int
     """For each law"""
-    weights: int
+    costly: int
     """For costly laws: that every weight matters (one case replaces every weight in turn), that gradients agree"""
     production: bool = False
     """Whether stages are tried at the sizes of the released models too"""
@@ -23,9 +25,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", specification=25, law=4, weights=1),
-        Profile("default", specification=200, law=25, weights=5),
-        Profile("gpu", specification=200, law=25, weights=5, production=True),
-        Profile("thorough", specification=6700, law=300, weights=40),
+        Profile("smoke", specification=25, stage=60, law=4, costly=1),
+        Profile("default", specification=200, stage=400, law=25, costly=5),
+        Profile("gpu", specification=200, stage=400, law=25, costly=5, production=True),
+        Profile("thorough", specification=6700, stage=10_000, law=300, costly=40),
     )
 }

@@ -1,4 +1,4 @@
-"""Hold the specification against a folder of recorded figures: ``csa-spec vectors DIR``.
+"""Hold the specification, or somebody's ``attend``, against a folder of recorded figures: ``csa-spec vectors DIR``.
 
 The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer, with weights by
 their official names and, per case, the layer's input and output and the tensors of the attention core.
@@ -7,7 +7,7 @@ their official names and, per case, the layer's input and output and the tensors
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,41 @@ class VectorResult:
 
 
 def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
-    """Yield the result of every case of every file that the folder's index lists.
+    """Yield how far the specification is from every case of every file that the folder's index lists.
 
     Raises
     ------
     VectorsError
         If the folder cannot be used as it is.
     """
+    for name, case, tensors, weights, geometry in _cases(folder):
+        yield _check_case(name, case, tensors, weights, geometry, spec)
+
+
+def check_attend(folder: Path, attend: Callable[..., Tensor]) -> Iterator[VectorResult]:
+    """Yield how far an ``attend`` is from the recorded attention core of every case, in float32.
+
+    Parameters
+    ----------
+    folder
+        With an ``index.json``.
+    attend
+        ``attend(q [B,S,H,D], kv [B,N,D], indices [B,S,n], sinks [H], scale) -> [B,S,H,D]``.
+
+    Raises
+    ------
+    VectorsError
+        If the folder cannot be used as it is.
+    """
+    for name, case, tensors, weights, geometry in _cases(folder):
+        q, kv, indices, expected = (tensors[f"case{case}.core.{key}"] for key in ("q", "kv", "idx", "o"))
+        got = attend(q.float(), kv.float(), indices.long(), weights.attn_sink.float(), geometry.scale)
+        _hold_shape(got, tuple(expected.shape), f"{name}: what attend returns for case {case}")
+        yield VectorResult(name, case, {"core": _distance(got.double(), expected)})
+
+
+def _cases(folder: Path) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWeights, Geometry]]:
+    """Yield file, number, tensors, weights and geometry of every case."""
     for entry in _read_index(folder):
         name = _field(entry, "file", str, "index.json")
         try:
@@ -84,7 +112,7 @@ def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
             if not cases:
                 raise VectorsError(f"{folder / 'index.json'} lists no case for {name}")
             for case in cases:
-                yield _check_case(name, _field(case, "case", int, name), tensors, weights, geometry, spec)
+                yield name, _field(case, "case", int, name), tensors, weights, geometry
         except KeyError as error:
             raise VectorsError(f"{folder / name} has no tensor {error}") from None
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from csa_spec.harness.candidate import Candidate, CandidateError, as_candidate, import_candidate, one_line
 
 SHIPPED = {
-    name: f"csa_spec.candidates.{module}"
-    for name, module in {
-        "transformers": "transformers",
-        "gather": "gather",
-        "flattened": "flattened",
-        "dense": "dense",
-        "sdpa": "sdpa",
-        "flex": "flex",
-        "triton": "triton_kernel",
-    }.items()
+    name: f"csa_spec.candidates.{name}"
+    for name in ("transformers", "gather", "flattened", "dense", "sdpa", "flex", "triton")
 }
 """Name: module with a function ``load``."""
 GROUP = "csa_spec.candidates"
@@ -49,9 +42,19 @@ def find_candidate(name: str, stage: str | None = None) -> Candidate:
     for entry in entry_points(group=GROUP, name=name):
         return _load(entry, stage)
     others = sorted(entry_points(group=GROUP).names)
+    hint = ""
+    if all(part.isidentifier() for part in name.split(".")) and _is_module(name):
+        hint = f" ({name} is a module: give {name}:NAME)"
     raise CandidateError(
-        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, or your own as package.module:object"
+        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, or your own as package.module:object{hint}"
     )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _load(entry: EntryPoint, stage: str | None) -> Candidate:

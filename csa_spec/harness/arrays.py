@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -59,14 +60,30 @@ def to_library(tensor: Tensor, arrays: str) -> Any:
     return importlib.import_module(arrays).from_dlpack(tensor)
 
 
+def library_problem(arrays: str) -> str:
+    """Say why :func:`to_library` cannot make arrays of a library; nothing if it can."""
+    if arrays == "torch":
+        return ""
+    try:
+        found = hasattr(importlib.import_module(arrays), "from_dlpack")
+    except (ImportError, ValueError, TypeError) as error:
+        return f"the module {arrays!r} cannot be imported ({error})"
+    return "" if found else f"{arrays!r} is none of torch, numpy and modules with from_dlpack, such as jax.numpy"
+
+
 def from_library(value: Any) -> Any:
     """Return an array of any library as a tensor; what is no array comes back as it is."""
     if isinstance(value, Tensor) or not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
         return value
+    if any(stride < 0 for stride in getattr(value, "strides", None) or ()):
+        value = value.copy()  # torch ends the process on a reversed view
     try:
         return torch.utils.dlpack.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, ValueError):  # a read-only array, say
-        return torch.as_tensor(value).clone()
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):  # a read-only array, say
+        array = value.__array__() if hasattr(value, "__array__") else value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: nothing here writes to it
+        return torch.as_tensor(array)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

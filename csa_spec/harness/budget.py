@@ -8,7 +8,8 @@ error analysis", 2019). With unit roundoff u of the case's dtype and unit roundo
 accumulators:
 
 * a stored result y:            u^2 y^2
-* a sum of products x . w:      u^2 (y^2 + sum (x w)^2) + a^2 (sum |x w|)^2, plus sum var(x) w^2
+* a sum of products x . w:      u^2 (y^2 + sum (x w)^2) + g a^2 (sum |x w|)^2, plus sum var(x) w^2; over n terms
+                                g = max(1, n / 9), since partial sums are rounded n times
 * a norm, a rotation, a softmax: the derivative applied to the incoming variance, plus a few roundings
 * an angle position * f:        (2 a angle)^2, since rotary tables are made in float32 even in bfloat16 models
 * the core o = sum p k:         sum p^2 (k - o)^2 var(z) + sum p^2 var(k), plus roundings
@@ -68,7 +69,8 @@ class Arithmetic:
         info = torch.finfo(dtype)
         self.unit = info.eps / 2
         self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
-        self.underflow = info.smallest_normal * info.eps
+        # Below the smallest normal number hardware may flush to zero; not in float16, which could not do without.
+        self.underflow = info.smallest_normal * (info.eps if dtype == torch.float16 else 1)
 
     @classmethod
     def of(cls, dtype: torch.dtype, internal_dtype: str | None = None) -> Arithmetic:
@@ -80,6 +82,15 @@ class Arithmetic:
         own = (roundings * self.unit * value).square() + self.underflow**2
         return Rounded(value, variance + own)
 
+    def summed(self, magnitude: Tensor, terms: int | Tensor) -> Tensor:
+        """Return the variance that adding ``terms`` numbers up leaves, whose absolute values sum to ``magnitude``.
+
+        One after the other there are as many roundings, of partial sums that grow linearly where all terms have one
+        sign: a^2 / 3 each in the mean, sum (i / n)^2 = n / 3 together. Blocked sums do better.
+        """
+        growth = terms.double().div(9).clamp(min=1) if isinstance(terms, Tensor) else max(1.0, terms / 9)
+        return growth * (self.accumulator * magnitude).square()
+
     def linear(self, x: Rounded, weight: Tensor) -> Rounded:
         """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``."""
         return self.products(x, Rounded.exact(weight))
@@ -88,7 +99,7 @@ class Arithmetic:
         """Multiply ``x`` ``[..., i, n]`` with ``y`` ``[..., j, n]`` over their last dimension."""
         x2, y2 = x.value.square(), y.value.square()
         variance = x.variance @ y2.mT + x2 @ y.variance.mT + self.unit**2 * (x2 @ y2.mT)
-        variance = variance + (self.accumulator * (x.value.abs() @ y.value.abs().mT)).square()
+        variance = variance + self.summed(x.value.abs() @ y.value.abs().mT, x.value.shape[-1])
         return self.store(x.value @ y.value.mT, variance)
 
     def norm(self, x: Rounded, weight: Tensor | None, eps: float) -> Rounded:
@@ -237,7 +248,7 @@ def _compress(
     c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
     pooled = (p * c).sum(1)
     variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
-    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + (do.accumulator * (p * c.abs()).sum(1)).square()
+    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + do.summed((p * c.abs()).sum(1), p.shape[1])
     normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
     return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
 
@@ -271,7 +282,7 @@ def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, cons
     w, w_variance = head_weights.value[..., None], head_weights.variance[..., None]
     terms = w * positive
     total = (w.square() * variance + positive.square() * w_variance + (3 * do.unit * terms).square()).sum(1)
-    total = total + (do.accumulator * terms.abs().sum(1)).square()
+    total = total + do.summed(terms.abs().sum(1), terms.shape[1])
     return do.store(constant * terms.sum(1), constant**2 * total)
 
 
@@ -302,7 +313,9 @@ def _attend(
     o = p @ k
     variance = weight @ k2 - 2 * o * (weight @ k) + o.square() * weight.sum(-1, keepdim=True)
     variance = variance.clamp(min=0) + p.square() @ (keys.variance + (3 * do.unit) ** 2 * k2)
-    variance = variance + (do.accumulator * (p @ k.abs())).square()
+    # The sum of p k, and the softmax's denominator, whose error all p share.
+    terms = attended.sum(-1, keepdim=True)
+    variance = variance + do.summed(p @ k.abs(), terms) + do.summed(o, terms)
     # A small probability may underflow (in float16 below 6e-8), and its key may be long.
     variance = variance + (do.underflow / 2) ** 2 * (attended.double() @ k2)
     common = weight.sum(-1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from csa_spec.harness.arrays import library_problem
 from csa_spec.harness.call import Answer, Caller, LocalCaller, Request
 from csa_spec.harness.case import DEVICES, DTYPES, Case, Feature
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
@@ -17,6 +19,14 @@ from csa_spec.spec import Geometry, LayerKind, LayerWeights
 LAYER = "layer"
 STAGES = ("compressor", "index_scores", "select", "attend", LAYER)
 """What a candidate may offer, in the order of the data. ``docs/stages.md`` has their signatures."""
+ARGUMENTS = {
+    "compressor": ("hidden", "weights", "geometry"),
+    "index_scores": ("index_q", "index_k", "head_weights"),
+    "select": ("scores", "positions", "compress_ratio", "top_k"),
+    "attend": ("q", "kv", "indices", "sinks", "scale"),
+    LAYER: ("hidden", "weights", "geometry", "positions", "documents"),
+}
+"""What each stage is called with, by position."""
 
 
 class CandidateError(Exception):
@@ -93,6 +103,8 @@ class Capabilities:
     """None: any"""
     limits: Mapping[str, int] = field(default_factory=lambda: _NO_SIZES)
     """Largest sizes of a stage by their letters, e.g. ``{"S": 1}`` for decoding only"""
+    least: Mapping[str, int] = field(default_factory=lambda: _NO_SIZES)
+    """Smallest sizes of a stage, e.g. ``{"n": 1}`` where an empty index list is refused"""
     multiples: Mapping[str, int] = field(default_factory=lambda: _NO_SIZES)
     """What sizes of a stage must be multiples of, e.g. ``{"n": 64}``"""
     lacks: Mapping[tuple[LayerKind, Feature], str] | Mapping[tuple[str, str], str] = field(
@@ -172,12 +184,12 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     name
         What to call it.
     stage
-        What a bare function is; None for a layer.
+        What a bare function is. None: the stage that it is named after, or a layer.
 
     Raises
     ------
     CandidateError
-        If it offers no stage.
+        If it offers no stage, or cannot be called as its stage is.
     """
     if isinstance(thing, Candidate):
         if not thing.offers:
@@ -188,7 +200,8 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
     found = {one: function for one in STAGES if callable(function := getattr(thing, one, None))}
     if not found and callable(thing):
-        found = {stage or LAYER: thing}
+        own_name = getattr(thing, "__name__", "")
+        found = {stage or (own_name if own_name in STAGES else LAYER): thing}
     if not found:
         raise CandidateError(
             f"{name} offers no stage: it is neither callable nor has a callable attribute "
@@ -203,8 +216,24 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
             raise CandidateError(f"{owner}.capabilities must be csa_spec.Capabilities, not {type(declared).__name__}")
         if declared is not None:
             _check_capabilities(declared, owner)
+    for one, function in found.items():
+        _check_signature(function, one, name if function is thing else f"{name}.{one}")
     layers = {"": found.pop(LAYER)} if LAYER in found else {}
     return Candidate(name, layers, capabilities, stages=found)
+
+
+def _check_signature(function: Callable[..., Any], stage: str, name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin, say
+        return
+    names = ARGUMENTS[stage]
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        raise CandidateError(
+            f"{name} cannot be called with the {len(names)} arguments of {stage} ({', '.join(names)}): {error}"
+        ) from None
 
 
 def _check_capabilities(capabilities: Capabilities, name: str) -> None:
@@ -213,7 +242,19 @@ def _check_capabilities(capabilities: Capabilities, name: str) -> None:
     ratios = capabilities.compress_ratios
     if ratios is not None and (not ratios or min(ratios) < 1):
         raise CandidateError(f"{name} supports no compression ratio: {sorted(ratios)}")
-    for what, sizes, least in (("limits", capabilities.limits, 0), ("multiples", capabilities.multiples, 1)):
+    for what, known in (("dtypes", DTYPES), ("devices", DEVICES), ("kinds", tuple(LayerKind))):
+        declared = getattr(capabilities, what)
+        unknown = [declared] if isinstance(declared, str) else sorted(set(declared) - set(known))
+        if unknown:
+            raise CandidateError(
+                f"{name}: capabilities.{what} must be a set out of {', '.join(known)}, not {unknown[0]!r}"
+            )
+    problem = library_problem(capabilities.arrays)
+    if problem:
+        raise CandidateError(f"{name}: capabilities.arrays: {problem}")
+    for what, sizes, least in (
+        ("limits", capabilities.limits, 0), ("least", capabilities.least, 0), ("multiples", capabilities.multiples, 1),
+    ):  # fmt: skip
         wrong = {size: number for size, number in sizes.items() if number < least}
         if wrong:
             raise CandidateError(f"{name}: capabilities.{what} must be at least {least}, not {wrong}")
@@ -241,7 +282,8 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
         thing = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise CandidateError(f"there is no module {error.name!r} on the Python path") from None
+            hint = f"; write {module_name[:-3]}:{attribute}, without .py" if module_name.endswith(".py") else ""
+            raise CandidateError(f"there is no module {error.name!r} on the Python path{hint}") from None
         raise CandidateError(f"importing {module_name} failed: {error}") from error
     except (Exception, SystemExit) as error:
         raise CandidateError(f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}") from error

@@ -80,6 +80,7 @@ def run_check(
     examples: int,
     run_seed: int = 0,
     progress: Callable[[CheckResult], None] = lambda result: None,
+    dtype: str = "float32",
 ) -> CheckResult:
     """Run a check on hand-written cases, then on drawn ones, and shrink each kind of failure.
 
@@ -99,8 +100,10 @@ def run_check(
         Seed of the draws; the same seed gives the same cases.
     progress
         Called after each case.
+    dtype
+        Dtype of all cases; a label here.
     """
-    result = CheckResult(check.name, check.sentence, stage.name, kind)
+    result = CheckResult(check.name, check.sentence, stage.name, kind, dtype)
     found: dict[str, Failure] = {}
     begin = time.perf_counter()
 

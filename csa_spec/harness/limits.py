@@ -14,7 +14,7 @@ from csa_spec.harness.trial import Trial
 
 
 def limits_check(make: Callable[[Candidate, Recipe], Trial], trial: Trial) -> Tally | None:
-    """Just beyond each declared limit and multiple, the candidate raises an exception or is right."""
+    """Just beyond each declared size, the candidate raises an exception or is right."""
     tally = Tally()
     for case, limit in _beyond(trial.case, trial.capabilities):
         beyond = make(trial.candidate, case)
@@ -45,6 +45,9 @@ def _beyond(case: Recipe, capabilities: Capabilities) -> Iterator[tuple[Recipe, 
         limits = [capabilities.limits.get(letter), capabilities.max_top_k if one.name == "top_k" else None]
         for limit in (limit for limit in limits if limit is not None):
             yield _with(case, one.name, limit + 1), f"a limit of {letter}={limit}"
+        least = capabilities.least.get(letter, 0)
+        if least > one.metadata["least"]:
+            yield _with(case, one.name, least - 1), f"at least {letter}={least}"
         multiple = capabilities.multiples.get(letter, 1)
         if multiple > 1:
             size = max(getattr(case, one.name) - 1, one.metadata["least"], 1)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -44,7 +44,7 @@ class Nursery:
         if not hasattr(os, "fork"):
             raise CandidateError("a process of its own needs fork, which this system does not have")
         self._control, control = socket.socketpair()
-        self._channel, _ = socket.socketpair()
+        self._channels: list[socket.socket] = []  # to the worker; a list, which _end can have
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with everything else
         ours = [name for name in sys.modules if name.startswith("csa_spec.") and ".candidates." not in name]
         code = (
@@ -61,7 +61,7 @@ class Nursery:
         )
         control.close()
         # When the interpreter exits, too.
-        self.close = weakref.finalize(self, _end, self._process, self._control, self._words)
+        self.close = weakref.finalize(self, _end, self._process, self._control, self._words, self._channels)
 
     @property
     def alive(self) -> bool:
@@ -70,8 +70,10 @@ class Nursery:
 
     def start_worker(self) -> None:
         """Fork; nothing of the worker before is left."""
-        self._channel.close()
-        self._channel, theirs = socket.socketpair()
+        while self._channels:
+            self._channels.pop().close()
+        ours, theirs = socket.socketpair()
+        self._channels.append(ours)
         with theirs, contextlib.suppress(OSError):  # if the nursery is gone, the next question says so
             socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
 
@@ -79,20 +81,20 @@ class Nursery:
         """Return what the worker replies. If it does not, it is ended, and Fault raised."""
         os.ftruncate(self._words.fileno(), 0)
         os.lseek(self._words.fileno(), 0, os.SEEK_SET)  # the worker's position, too
-        end = time.monotonic() + seconds
-        self._channel.settimeout(seconds)
+        end, channel = time.monotonic() + seconds, self._channels[0]
+        channel.settimeout(seconds)
         with contextlib.suppress(OSError):
-            self._channel.sendall(packed(message))
-        received, watched = bytearray(), [self._channel, self._control]
+            channel.sendall(packed(message))
+        received, watched = bytearray(), [channel, self._control]
         while ready := wait(watched, max(0.0, end - time.monotonic())):
-            if self._channel not in ready:
+            if channel not in ready:
                 raise Fault(self._cause_of_death() + self._last_words())
             part = b""
             with contextlib.suppress(OSError):
-                part = self._channel.recv(1 << 20)
+                part = channel.recv(1 << 20)
             received += part
             if not part:
-                watched.remove(self._channel)
+                watched.remove(channel)
             elif len(received) >= 8 and len(received) - 8 >= int.from_bytes(received[:8]):
                 return unpacked(memoryview(received)[8:])
         self.end_worker(signal.SIGABRT, signal.SIGKILL)  # SIGABRT makes faulthandler say where it is
@@ -132,11 +134,14 @@ class Nursery:
         return where + (f"; the last it wrote to stderr: {last[:200]}" if last else "")
 
 
-def _end(process: subprocess.Popen[bytes], control: socket.socket, words: IO[bytes]) -> None:
+def _end(
+    process: subprocess.Popen[bytes], control: socket.socket, words: IO[bytes], channels: list[socket.socket]
+) -> None:
     with contextlib.suppress(OSError):
         control.shutdown(socket.SHUT_RDWR)  # unlike close, it is seen though a fork of ours holds a copy
-    control.close()
     words.close()
+    for one in (control, *channels):
+        one.close()
     try:
         process.wait(ENDING)
     except subprocess.TimeoutExpired:
@@ -146,12 +151,16 @@ def _end(process: subprocess.Popen[bytes], control: socket.socket, words: IO[byt
 
 def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
     """Fork workers, report how each ended, and take it along at the end. Runs in the nursery."""
+    import resource  # not there on systems that cannot isolate
+
     torch.set_num_threads(1)
-    for name in modules:  # what was imported once need not be in each worker
+    # What is imported once need not be in each worker; numpy.random is part of the state that calls must leave alone.
+    for name in (*modules, "numpy.random"):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # gigabytes each
     faulthandler.enable(words_fd)
+    gc.freeze()  # so that collections in workers do not copy every page
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
     wake, waker = socket.socketpair()

@@ -74,10 +74,19 @@ class Recipe:
 
     def in_words(self) -> str:
         """Return its sizes in words."""
-        parts = [
-            f"{getattr(self, one.name)} {one.metadata['words']}" for one in fields(self) if "letter" in one.metadata
-        ]
+        sizes = [one for one in fields(self) if "letter" in one.metadata]
+        parts = [f"{one.metadata['words']} {getattr(self, one.name)}" for one in sizes]
         return ", ".join([*parts, self.dtype, self.device])
+
+    @classmethod
+    def letters(cls) -> list[str]:
+        """Return the letters of its sizes."""
+        return [one.metadata["letter"] for one in fields(cls) if "letter" in one.metadata]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return every name that its data may have."""
+        return [str(name) for one in fields(cls) if "kind" in one.metadata for name in one.metadata["kind"]]
 
     @property
     def id(self) -> str:
@@ -162,6 +171,9 @@ def _fitting_size(name: str, letter: str, value: int, capabilities: Capabilities
     if fitting % multiple:
         fitting, reason = fitting + -fitting % multiple, f"{letter} not a multiple of {multiple}"
     limits = [capabilities.limits.get(letter), capabilities.max_top_k if name == "top_k" else None]
+    least = capabilities.least.get(letter, 0)
+    if fitting < least:
+        fitting, reason = least + -least % multiple, f"{letter} under {least}"
     limit = min((one for one in limits if one is not None), default=None)
     if limit is not None and fitting > limit:
         fitting, reason = limit - limit % multiple, f"{letter} over {limit}"

@@ -16,7 +16,7 @@ from csa_spec.harness.manners import (
     state_is_left_alone,
     two_runs_agree,
 )
-from csa_spec.harness.recipe import recipe_size, simpler_recipes
+from csa_spec.harness.recipe import Recipe, recipe_size, simpler_recipes
 from csa_spec.harness.trial import Trial
 
 
@@ -75,4 +75,6 @@ class Stage:
     """The kinds of case that a run (over a layer kind, or None) must reach to mean anything"""
     parse: Callable[[str], Any]
     """Reads one line of text"""
+    recipe: type[Recipe] | None = None
+    """The class of its cases, where they are flat"""
     shrinking: Shrinking = Shrinking(recipe_size, (simpler_recipes,))

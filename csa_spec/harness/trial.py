@@ -103,7 +103,10 @@ class Trial(ABC):
     def _check_form(self, out: object, arguments: Mapping[str, Any]) -> None:
         shape, dtypes, letters = self.form(arguments)
         if not isinstance(out, Tensor):
-            raise WrongShape(f"expected a tensor, got {type(out).__name__}", self.case)
+            what = type(out).__name__
+            if isinstance(out, (tuple, list)):
+                what = f"a {what} of {len(out)} (return the output alone)"
+            raise WrongShape(f"expected one tensor, got {what}", self.case)
         if out.dim() != len(shape) or any(w is not None and w != h for w, h in zip(shape, out.shape, strict=True)):
             wanted = ", ".join("any" if one is None else str(one) for one in shape)
             raise WrongShape(f"expected [{wanted}] {letters}, got {list(out.shape)}", self.case)

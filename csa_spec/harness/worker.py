@@ -81,16 +81,23 @@ class WorkerCaller:
             self.close()
             self._nursery = Nursery()
         if not self._works:
-            try:
-                self._nursery.start_worker()
-                failed = self._nursery.ask(self._loader, LOADING)
-            except Fault as fault:
-                failed = ("Fault", str(fault), "")
-            if failed is not None:
-                name, message, _ = failed
-                sentence = message if name == CandidateError.__name__ else f"loading it failed: {name}: {message}"
-                if self._has_loaded:  # a run that has found something goes on
-                    raise Fault(f"it cannot be loaded any more in a new process: {sentence}")
+            sentence = self._load(self._nursery)
+            if sentence and self._has_loaded:  # a run that has found something goes on
+                raise Fault(f"it cannot be loaded any more in a new process: {sentence}")
+            if sentence:
                 raise CandidateError(f"in a process of its own: {sentence}")
             self._works = self._has_loaded = True
         return self._nursery
+
+    def _load(self, nursery: Nursery) -> str:
+        """Start a worker and load the candidate there; return what is wrong, if something is."""
+        try:
+            nursery.start_worker()
+            failed = nursery.ask(self._loader, LOADING)
+        except Fault as fault:
+            return f"loading it: {fault}"
+        if failed is None:
+            return ""
+        nursery.end_worker()
+        name, message, _ = failed
+        return message if name == CandidateError.__name__ else f"loading it failed: {name}: {message}"

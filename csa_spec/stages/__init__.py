@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from csa_spec.harness.case import Case, CaseError
+from csa_spec.harness.candidate import Candidate
+from csa_spec.harness.case import Case, CaseError, Feature
 from csa_spec.harness.stage import Check, Stage
 from csa_spec.spec import LayerKind
 from csa_spec.stages.attend import ATTEND
@@ -18,7 +19,31 @@ from csa_spec.stages.select import SELECT
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (COMPRESSOR, INDEX_SCORES, SELECT, ATTEND, LAYER_STAGE)}
 
-__all__ = ["LAYER_STAGE", "SPECIFICATION", "STAGES", "Check", "parse_case", "stage_of"]
+__all__ = ["LAYER_STAGE", "SPECIFICATION", "STAGES", "Check", "declaration_problem", "parse_case", "stage_of"]
+
+
+def declaration_problem(candidate: Candidate) -> str:
+    """Say which size or name a candidate's capabilities declare that none of its stages has; nothing if all is well."""
+    sizes: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for stage in candidate.offers:
+        recipe = STAGES[stage].recipe
+        sizes[stage] = [] if recipe is None else recipe.letters()
+        names[stage] = [] if recipe is None else recipe.names()
+    for owner in candidate.offers:
+        capabilities = candidate.capabilities_of(owner)
+        for what in ("limits", "least", "multiples"):
+            unknown = set(getattr(capabilities, what)) - {letter for letters in sizes.values() for letter in letters}
+            if unknown:
+                known = "; ".join(f"{stage} has the sizes {', '.join(own) or 'none'}" for stage, own in sizes.items())
+                return f"{candidate.name}: capabilities.{what} names {min(unknown)!r}; {known}"
+        for place, name in capabilities.lacks:
+            known_names = names.get(str(place), []) if place in STAGES else [str(one) for one in Feature]
+            if place not in STAGES and place not in list(LayerKind):
+                return f"{candidate.name}: capabilities.lacks names {str(place)!r}, which is no stage and no layer kind"
+            if place in candidate.offers + tuple(LayerKind) and str(name) not in known_names:
+                return f"{candidate.name}: capabilities.lacks names {str(name)!r}; {place} has {', '.join(known_names)}"
+    return ""
 
 
 def stage_of(case: Any) -> Stage:

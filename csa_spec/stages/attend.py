@@ -91,7 +91,10 @@ class AttendTrial(NumbersTrial):
         listed = self.arguments["indices"][b, i].tolist()
         shown = ", ".join(map(str, listed[:24])) + (", ..." if len(listed) > 24 else "")
         sinks = ", ".join(f"{sink:.4g}" for sink in self.arguments["sinks"].tolist())
-        return (f"indices of the query   [{shown}], of {self.case.keys} keys; sinks [{sinks}]",)
+        return (
+            f"indices of the query  [{shown}], of {self.case.keys} keys",
+            f"sinks                 [{sinks}]",
+        )
 
     def sight(self, b: int, i: int) -> tuple[type[Failure], str] | None:
         """Replace one key at a time and watch whether the query's output moves when it must, and only then."""
@@ -108,12 +111,19 @@ class AttendTrial(NumbersTrial):
                 return SeesTooMuch, (
                     f"the output of {self.name(b, i)} changes when key {j} changes, which its indices do not name"
                 )
-            must = attend_budget(changed, self.named, None)[0][b, i] - expected[b, i]
-            if not moved and j in named and bool((must.abs() > 8 * budget[b, i]).any()):
+            if moved or j not in named:
+                continue
+            must = self._alone(changed, b, i) - expected[b, i]
+            if bool((must.abs() > 8 * budget[b, i]).any()):
                 return SeesTooLittle, (
                     f"the output of {self.name(b, i)} does not change when key {j} changes, which its indices name"
                 )
         return None
+
+    def _alone(self, arguments: Mapping[str, Any], b: int, i: int) -> Tensor:
+        """Return what one query must give, in float64."""
+        q, keys = arguments["q"][b, i].double(), arguments["kv"][b][self.named[b][i]].double()
+        return SPEC.attend(q, keys, arguments["sinks"].double(), arguments["scale"])[0]
 
 
 _MOST_PROBES = 128
@@ -129,8 +139,8 @@ def attend_budget(
     Per query, with z = scale q . k, p the softmax with sink and o = sum p k: the derivation of
     :mod:`csa_spec.harness.budget`, with exact q and k, since the specification gets the rounded numbers:
     var(z) = u^2 (sum (q k)^2 + 2 z^2 + (z - max z)^2) + a^2 (sum \|q k\|)^2 and
-    var(o) = sum p^2 (k - o)^2 var(z) + (3 u)^2 sum p^2 k^2 + a^2 (sum p \|k\|)^2 + (2 u o)^2,
-    u the unit roundoff of the dtype and a that of float32 accumulators.
+    var(o) = sum p^2 (k - o)^2 var(z) + (3 u)^2 sum p^2 k^2 + g a^2 ((sum p \|k\|)^2 + o^2) + (2 u o)^2,
+    u the unit roundoff of the dtype, a that of float32 accumulators, g = max(1, n / 9) for n keys.
     """
     q, kv, sinks, scale = (arguments[name] for name in ("q", "kv", "sinks", "scale"))
     arithmetic = Arithmetic.of(q.dtype, internal_dtype)
@@ -245,4 +255,5 @@ ATTEND = Stage(
     kinds_of,
     required,
     AttendCase.parse,
+    AttendCase,
 )

@@ -44,7 +44,9 @@ class TokenValues(StrEnum):
     INTEGERS = "integers"
     GAUSSIAN = "gaussian"
     LARGE_GATES = "large-gates"
-    """Pooling logits up to hundreds: exp overflows without a running maximum, and -1e4 is no -inf any more"""
+    """Pooling logits up to hundreds: exp overflows without a running maximum"""
+    FAR_GATES = "far-gates"
+    """All pooling logits near -20000: -1e4 in the place of -inf is no mask any more"""
     BLOCKS_ALIKE = "blocks-alike"
     """All blocks hold the same tokens: only rotation and the missing block before the first tell entries apart"""
 
@@ -63,11 +65,11 @@ class CompressorCase(Recipe):
     stage = "compressor"
     rows: int = size("B", 1, "rows")
     blocks: int = size("blocks", 0, "complete blocks")
-    tail: int = size("tail", 0, "tokens after the last complete block (fewer than a block)")
+    tail: int = size("tail", 0, "tokens after them")
     compress_ratio: int = size("m", 1, "tokens per entry")
     hidden: int = size("E", 1, "hidden")
     head_dim: int = size("D", 2, "channels")
-    rotated: int = size("pairs", 1, "rotated pairs of channels (as far as there are)")
+    rotated: int = size("pairs", 1, "rotated pairs of channels")
     overlap: Blocks = drawn(Blocks)
     values: TokenValues = drawn(TokenValues)
     interpolation: Interpolation = drawn(Interpolation)
@@ -161,7 +163,7 @@ class CompressorTrial(NumbersTrial):
         geometry = self.case.geometry
         pooled = SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)
         names = ", ".join(f"{one.token} ({one.half.value})" if geometry.overlap else str(one.token) for one in pooled)
-        return (f"entry {i} pools        tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",)
+        return (f"{f'entry {i} pools':<22}tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",)
 
 
 _MOST_PROBES = 64
@@ -189,6 +191,8 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
             weights[name] = choice(seed, name, weight_shape, (-1.0, 0.0, 1.0) if name == "ape" else (-1.0, 1.0, 2.0))
     if case.values is TokenValues.LARGE_GATES:
         weights["wgate"], weights["ape"] = 100 * weights["wgate"], 100 * weights["ape"]
+    elif case.values is TokenValues.FAR_GATES:
+        weights["ape"] = weights["ape"] - 20_000
     return {
         "hidden": hidden.to(dtype),
         "weights": CompressorWeights(**{name: tensor.to(dtype) for name, tensor in weights.items()}),
@@ -286,4 +290,5 @@ COMPRESSOR = Stage(
     kinds_of,
     required,
     CompressorCase.parse,
+    CompressorCase,
 )

@@ -96,7 +96,7 @@ class IndexScoresTrial(NumbersTrial):
     def context(self, b: int, i: int) -> tuple[str, ...]:
         """Show the query's head weights."""
         weights = self.arguments["head_weights"][b, i].tolist()
-        return (f"head weights        [{', '.join(f'{w:.4g}' for w in weights[:8])}]",)
+        return (f"head weights          [{', '.join(f'{w:.4g}' for w in weights[:8])}]",)
 
 
 def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
@@ -179,4 +179,5 @@ INDEX_SCORES = Stage(
     kinds_of,
     required,
     IndexScoresCase.parse,
+    IndexScoresCase,
 )

@@ -351,5 +351,5 @@ LAYER_STAGE = Stage(
     lambda trial: kinds_of(trial.case, trial.expected),
     required_of,
     Case.parse,
-    LAYER_SHRINKING,
+    shrinking=LAYER_SHRINKING,
 )

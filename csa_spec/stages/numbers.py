@@ -74,7 +74,8 @@ class NumbersTrial(Trial):
         wrong = [(int(b), int(i)) for b, i in (worst > 1).nonzero().tolist()]
         b, i = divmod(int(worst.argmax()), worst.shape[1])
         kind: type[Failure] = WrongNumbers
-        detail = f"{len(wrong)} of {worst.numel()} ({self.item} by {self.item}) differ, {self.name(b, i)} the most"
+        items = {"query": "queries", "entry": "entries"}[self.item]
+        detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
         broken = [(x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()]
         if broken:
             (b, i), kind = broken[0], NotFinite
@@ -112,7 +113,8 @@ class NumbersTrial(Trial):
             return None  # a single number coincides too easily
         for b, i in wrong:
             ratios = error_ratios(got[b, i].expand_as(expected), expected, budget)
-            close = (ratios.flatten(2).amax(-1) <= 1).nonzero().tolist()
+            apart = error_ratios(expected[b, i].expand_as(expected), expected, budget)
+            close = ((ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)).nonzero().tolist()
             if not close:
                 return None
             found = found or (b, i, *close[0])
@@ -125,6 +127,10 @@ class NumbersTrial(Trial):
         """Whether an item differs from that of the case as it is by more than both may be off."""
         first, other = (self.relevant(one)[b, i].double().nan_to_num() for one in (self.answer, second))
         return bool(((first - other).abs() > 2 * self.expected[1][b, i]).any())
+
+
+_APART = 8
+"""Budgets between two answers that are told apart; others may coincide by chance."""
 
 
 def equals_the_specification(trial: Trial) -> Tally:

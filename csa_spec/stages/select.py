@@ -84,7 +84,7 @@ class SelectCase(Recipe):
     entries: int = size("T", 0, "entries")
     compress_ratio: int = size("m", 1, "tokens per entry")
     top_k: int = size("k", 0, "picks at most")
-    start: int = size("start", 0, "as the first position")
+    start: int = size("start", 0, "first position")
     values: ScoreValues = drawn(ScoreValues)
     invisible: Invisible = drawn(Invisible)
 
@@ -207,8 +207,8 @@ class SelectTrial(Trial):
             expected=[float(s) for s in must],
             got=[float(s) for s in picks],
             context=(
-                f"the query           position {position}, sees {_first(visible)}, selects {self.case.top_k} at most",
-                f"scores              [{', '.join(f'{x:.7g}' for x in scores[:16])}"
+                f"the query             position {position}, sees {_first(visible)}, selects {self.case.top_k} at most",
+                f"scores                [{', '.join(f'{x:.7g}' for x in scores[:16])}"
                 + (", ...]" if len(scores) > 16 else "]"),
             ),
         )
@@ -330,4 +330,5 @@ SELECT = Stage(
     kinds_of,
     required,
     SelectCase.parse,
+    SelectCase,
 )
