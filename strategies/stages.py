@@ -51,7 +51,7 @@ def select_cases() -> st.SearchStrategy[SelectCase]:
         rows=st.sampled_from((1, 1, 2, 3)),
         queries=st.integers(1, 8),
         entries=st.integers(0, 12) | st.sampled_from((31, 64, 65, 300)),
-        compress_ratio=st.sampled_from((1, 2, 3, 4, 8)),
+        compress_ratio=st.sampled_from((1, 2, 3, 4, 4, 5, 7, 8, 128)),
         top_k=st.integers(0, 8) | st.sampled_from((13, 64)),
         start=st.integers(0, 48) | st.sampled_from((255, 1024, 4096)),
         values=_any(ScoreValues),
@@ -83,7 +83,7 @@ def compressor_cases() -> st.SearchStrategy[CompressorCase]:
         rows=st.sampled_from((1, 1, 2, 3)),
         blocks=st.sampled_from((0, 1, 2, 3, 5)),
         tail=st.sampled_from((0, 1, 2, 3, 7)),
-        compress_ratio=st.sampled_from((1, 2, 3, 4, 8)),
+        compress_ratio=st.sampled_from((1, 2, 3, 4, 4, 5, 6, 7, 8, 16)),
         hidden=st.integers(1, 12),
         head_dim=st.sampled_from((2, 4, 6, 8, 7)),
         rotated=st.integers(1, 3),
@@ -195,6 +195,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         replace(_COMPRESSOR, compress_ratio=1, tail=0),
         replace(_COMPRESSOR, compress_ratio=2, rotated=3, head_dim=6),
         replace(_COMPRESSOR, compress_ratio=16, blocks=2, tail=5, overlap=Blocks.HCA),
+        replace(_COMPRESSOR, rows=1, compress_ratio=128, blocks=2, tail=1, overlap=Blocks.HCA),
     ),
 }
 _PRODUCTION: dict[str, tuple[Any, ...]] = {

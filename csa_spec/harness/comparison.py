@@ -128,16 +128,15 @@ def _picks(selection: Tensor, row: int, t: int) -> list[int]:
 def attention_with_own_selection(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> Finding | None:
     """Judge the attention by itself: run the specification with the selections that the candidate shows.
 
-    None unless a selection that it shows is wrong, but usable.
+    None unless a selection that it shows is wrong, but usable: of entries that there are, none of them twice.
     """
-    place = document.trace.context.document
-    if output.selection is None or place.begin != 0:
+    place, entries = document.trace.context.document, len(document.trace.context.index_keys)
+    if output.selection is None or place.begin != 0 or not entries:
         return None
     shown = {t: _picks(output.selection, place.row, t) for t in range(place.length)}
-    entries = len(document.trace.context.entries)
     if all(choice.allows(shown[t]) for t, choice in enumerate(document.choices)):
         return None
-    if any(s >= entries for picks in shown.values() for s in picks):
+    if any(max(picks, default=0) >= entries or len(set(picks)) < len(picks) for picks in shown.values()):
         return None
     own = expected.reselect(document, shown)
     got = output.out[place.row, place.columns]

@@ -33,9 +33,15 @@ def declaration_problem(candidate: Candidate) -> str:
     for owner in candidate.offers:
         capabilities = candidate.capabilities_of(owner)
         for what in ("limits", "least", "multiples"):
-            unknown = set(getattr(capabilities, what)) - {letter for letters in sizes.values() for letter in letters}
+            own_sizes = {**sizes, LAYER_STAGE.name: ["S"] if what == "multiples" and LAYER_STAGE.name in sizes else []}
+            unknown = set(getattr(capabilities, what)) - {
+                letter for letters in own_sizes.values() for letter in letters
+            }
             if unknown:
-                known = "; ".join(f"{stage} has the sizes {', '.join(own) or 'none'}" for stage, own in sizes.items())
+                known = (
+                    "; ".join(f"{stage} has the sizes {', '.join(own)}" for stage, own in own_sizes.items() if own)
+                    or f"{LAYER_STAGE.name} knows no {what}"
+                )
                 return f"{candidate.name}: capabilities.{what} names {min(unknown)!r}; {known}"
         for place, name in capabilities.lacks:
             known_names = names.get(str(place), []) if place in STAGES else [str(one) for one in Feature]

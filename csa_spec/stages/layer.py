@@ -171,7 +171,11 @@ def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
 def prefix_is_enough(trial: LayerTrial) -> Tally | None:
     """A prefix gives the same outputs as the whole."""
     cut = _cut(trial.case)
-    if cut is None:
+    multiple = trial.capabilities.multiples.get("S", 1)
+    if cut is not None and multiple > 1:  # the prefix must be a case that the candidate supports
+        plain = all(len(row.lengths) == 1 and not row.left_padding for row in trial.case.rows)
+        cut = cut // multiple * multiple if plain else 0
+    if not cut:
         return None
     inputs = trial.inputs
     shorter = Inputs(
@@ -324,13 +328,23 @@ def fit(case: Case, capabilities: Capabilities) -> tuple[Case, list[str]]:
     if capabilities.max_top_k is not None and geometry.top_k > capabilities.max_top_k:
         changes["top_k"] = capabilities.max_top_k
         names.append(f"k over {capabilities.max_top_k}")
-    return (replace(fitting, geometry=replace(geometry, **changes)) if changes else fitting), names
+    if changes:
+        fitting = replace(fitting, geometry=replace(geometry, **changes))
+    multiple = capabilities.multiples.get("S", 1)
+    rows = tuple(replace(row, lengths=tuple(n + -n % multiple for n in row.lengths)) for row in fitting.rows)
+    if rows != fitting.rows:
+        names.append(f"S not a multiple of {multiple}")
+        fitting = replace(fitting, rows=rows)
+    return fitting, names
 
 
 def required_of(kind: LayerKind | None, capabilities: Capabilities) -> list[str]:
     """Return the kinds of case that a run over one layer kind must reach."""
     assert kind is not None
-    return required(kind, capabilities)
+    kinds = required(kind, capabilities)
+    if capabilities.multiples.get("S", 1) > 1:
+        kinds = [name for name in kinds if name not in ("one token", "shorter than one block", "partial tail")]
+    return kinds
 
 
 SPECIFICATION = Check("specification", "the output equals the specification's", matches_specification, False)
