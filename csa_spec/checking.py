@@ -304,6 +304,8 @@ def unsupported(candidate: Candidate, stage: Stage, dtype: str, device: str) -> 
 def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
     """Return the candidate that a name, a function or an object stands for; a bare function is ``stage``."""
     wanted = None if stage in (None, "all") else stage
+    if wanted is not None:
+        _hold_stage(wanted)
     if isinstance(candidate, str):
         return find_candidate(candidate, wanted)
     named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
@@ -355,6 +357,8 @@ def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) ->
     """
     if not isinstance(candidate, str):
         name = found.name
+        if name.startswith("__main__:"):
+            raise UsageError(f"an isolated candidate is imported by name in another process; move {name} to a module")
         try:
             same = find_candidate(name, None if stage == "all" else stage)
         except CandidateError:
@@ -370,11 +374,15 @@ def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
     """Return the stages of a candidate that ``--stage`` stands for."""
     if stage == "all":
         return list(candidate.offers)
-    if stage not in STAGES:
-        raise UsageError(f"unknown stage {stage!r}: it is none of {', '.join(STAGES)}, all")
+    _hold_stage(stage)
     if stage not in candidate.offers:
         raise UsageError(f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}")
     return [stage]
+
+
+def _hold_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage {stage!r}: it is none of {', '.join(STAGES)}, all")
 
 
 def resolve_kinds(layer: str) -> list[LayerKind]:

@@ -112,19 +112,20 @@ def _cases(folder: Path) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWei
             if not cases:
                 raise VectorsError(f"{folder / 'index.json'} lists no case for {name}")
             for case in cases:
-                yield name, _field(case, "case", int, name), tensors, weights, geometry
+                number = _field(case, "case", int, name)
+                _hold_case(name, number, tensors, geometry)
+                yield name, number, tensors, weights, geometry
         except KeyError as error:
             raise VectorsError(f"{folder / name} has no tensor {error}") from None
 
 
-def _check_case(
-    name: str, case: int, tensors: dict[str, Tensor], weights: LayerWeights, geometry: Geometry, spec: Spec
-) -> VectorResult:
+def _hold_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Geometry) -> None:
+    """Refuse a case that lacks a tensor (KeyError), or has one of another shape."""
+
     def recorded(key: str) -> Tensor:
         return tensors[f"case{case}.{key}"]
 
-    x = recorded("x").double()
-    g = geometry
+    x, g = recorded("x"), geometry
     if x.dim() != 3 or 0 in x.shape:
         raise VectorsError(f"{name}: case{case}.x has the shape {list(x.shape)}, not [B, S, {g.hidden}]")
     rows, length, _ = x.shape
@@ -143,6 +144,16 @@ def _check_case(
         raise VectorsError(f"{name}: case{case}.core.idx is not [B, S, n] of integers")
     if recorded_indices.numel() and recorded_indices.max() >= keys_there:
         raise VectorsError(f"{name}: case{case}.core.idx points past the {keys_there} keys")
+
+
+def _check_case(
+    name: str, case: int, tensors: dict[str, Tensor], weights: LayerWeights, geometry: Geometry, spec: Spec
+) -> VectorResult:
+    def recorded(key: str) -> Tensor:
+        return tensors[f"case{case}.{key}"]
+
+    x = recorded("x").double()
+    rows, length, _ = x.shape
     positions = torch.arange(length).expand(rows, length)
     trace = attend_batch(x, weights, geometry, positions, torch.zeros(rows, length, dtype=torch.long), spec)
     errors = {"output": _distance(trace.out, recorded("y"))}

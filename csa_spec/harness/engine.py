@@ -14,14 +14,19 @@ from hypothesis.strategies import SearchStrategy
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.case import Scores
 from csa_spec.harness.comparison import Tally
-from csa_spec.harness.failures import Failure
+from csa_spec.harness.failures import CandidateHung, Failure
 from csa_spec.harness.shrink import shrink
 from csa_spec.harness.stage import Check, Stage
 from csa_spec.spec import LayerKind
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
+HUNG_ENOUGH = 3
+"""The same for calls that hang, each of which takes its whole time."""
 
+
+_SHORT: dict[str, Any] = {"trials": 40, "seconds": 60.0}
+"""How far a hang is shrunk."""
 
 Regime = tuple[str, ...]
 """How the data of a case are drawn: one name for each thing that is drawn"""
@@ -109,11 +114,15 @@ def run_check(
 
     size = stage.shrinking.size
 
+    hung = 0
+
     def attempt(case: Any) -> None:
-        if result.failing >= ENOUGH:
+        nonlocal hung
+        if result.failing >= ENOUGH or hung >= HUNG_ENOUGH:
             return
         failure = _try(check, candidate, stage, case, result)
         if failure is not None:
+            hung += isinstance(failure, CandidateHung)
             known = found.get(failure.kind)
             if known is None or size(failure.case) < size(known.case):
                 found[failure.kind] = failure
@@ -152,7 +161,10 @@ def run_check(
             return failure
         return None
 
-    result.failures = [shrink(failure, judge, stage.shrinking) for failure in found.values()]
+    result.failures = [
+        shrink(failure, judge, stage.shrinking, **(_SHORT if isinstance(failure, CandidateHung) else {}))
+        for failure in found.values()
+    ]
     result.failures.sort(key=lambda failure: size(failure.case))
     result.seconds = time.perf_counter() - begin
     return result

@@ -131,6 +131,7 @@ def gradients_match(trial: Trial) -> Tally | None:
         nothing = (squares[name] == 0) & (ours == 0)
         typical = squares[name].mean() * 0.1  # an element whose few runs happened to agree
         floor = arithmetic.underflow * 64 + arithmetic.unit**2 * ours.abs().amax() if ours.numel() else 0.0
+        floor = floor + 1e-150  # squares of smaller spreads underflow in float64
         budget = MARGIN * (squares[name] + typical).sqrt() + floor
         ratios = error_ratios(theirs.double(), ours, torch.where(nothing, 0.0, budget))
         if not ratios.numel():

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import weakref
 from multiprocessing.connection import wait
 from typing import IO, Any, NoReturn
@@ -46,7 +47,8 @@ class Nursery:
         self._control, control = socket.socketpair()
         self._channels: list[socket.socket] = []  # to the worker; a list, which _end can have
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with everything else
-        ours = [name for name in sys.modules if name.startswith("csa_spec.") and ".candidates." not in name]
+        rooms = ("checking", "harness", "spec", "stages", "strategies")  # candidates may touch CUDA when imported
+        ours = [name for name in sys.modules if name.startswith(tuple(f"csa_spec.{room}" for room in rooms))]
         code = (
             f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}\n"
             f"from csa_spec.harness.nursery import nurse; nurse({control.fileno()}, {self._words.fileno()}, {ours!r})"
@@ -106,12 +108,19 @@ class Nursery:
             with contextlib.suppress(OSError):
                 self._control.send(bytes([number]))
             if wait([self._control], ENDING if number == signal.SIGKILL else 0.5):
-                self._control.recv(4)
+                self._status()
                 return
         self.close()
 
+    def _status(self) -> bytes:
+        """Return how the worker ended, or nothing if the nursery has ended too."""
+        try:
+            return self._control.recv(4)
+        except OSError:
+            return b""
+
     def _cause_of_death(self) -> str:
-        status = self._control.recv(4)
+        status = self._status()
         if not status:
             self._process.wait()
             return "the process that its own was forked from has ended"
@@ -123,6 +132,8 @@ class Nursery:
 
     def _last_words(self) -> str:
         """Return where the candidate was, innermost first, and the last that it wrote to stderr."""
+        if self._words.closed:
+            return ""
         text = os.pread(self._words.fileno(), 1 << 20, 0).decode(errors="replace")
         written, _, dump = text.partition("Fatal Python error: ")
         frames = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', dump.partition("Current thread")[2], re.MULTILINE)
@@ -180,6 +191,8 @@ def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
             for one in (control, wake, waker):
                 one.close()
             _work(socket.socket(fileno=fds[0]))
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # as the worker does: whoever comes first
         os.close(fds[0])
         ended = 0
         while not ended:
@@ -199,22 +212,28 @@ def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
 
 def _work(channel: socket.socket) -> NoReturn:
     """Load the candidate and make its calls. Runs in a worker."""
+    worker = os.getpid()
     try:
         os.setpgid(0, 0)
         channel.set_inheritable(False)
         candidate: Candidate | None = None
         while True:
+            data = received_from(channel)
             reply: Any = None
             try:
-                message = pickle.loads(received_from(channel))
+                message = pickle.loads(data)
                 if candidate is None:
                     candidate = message()
                 else:
                     reply = candidate.ask(message)
-            except EOFError:
-                break
             except BaseException as error:
                 reply = told(error)
+            if os.getpid() != worker:
+                os._exit(0)  # the candidate forked, and forgot to end the fork
             channel.sendall(packed(reply))
-    finally:
+    except EOFError:
         os._exit(0)  # without the candidate's exit handlers
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)

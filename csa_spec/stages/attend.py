@@ -226,6 +226,7 @@ _NEED = {
     "several rows": ("B", 2),
     "several queries": ("S", 2),
     "several heads": ("H", 2),
+    "a query without keys beside others": ("S", 2),
     "wider than a tile": ("n", 65),
 }
 
