@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -67,6 +68,45 @@ class Lazy:
         raise RuntimeError("lazy import failed")
 
 
+def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Follow the specification query by query, and round once."""
+    out = torch.zeros_like(q)
+    for b, t in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        keys = kv[b, indices[b, t][indices[b, t] >= 0]]
+        out[b, t] = SPEC.attend(q[b, t].double(), keys.double(), sinks.double(), scale)[0].to(q.dtype)
+    return out
+
+
+def select(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+    """Sort stably, what is not visible last."""
+    visible = ((positions + 1) // compress_ratio)[..., None]
+    ranked = scores.masked_fill((torch.arange(scores.shape[2]) >= visible) | scores.isnan(), -torch.inf)
+    picks = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return picks.masked_fill(picks >= visible, -1)
+
+
+def selects_the_lowest(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+    """Sort the wrong way round."""
+    return select(-scores, positions, compress_ratio, top_k)
+
+
+def refuses_float64(q: Tensor, *others: object) -> Tensor:
+    """Attend in what it declares."""
+    assert q.dtype != torch.float64
+    return attend(q, *others)  # type: ignore[arg-type]
+
+
+refuses_float64.capabilities = Capabilities(dtypes=frozenset({"float32"}))  # type: ignore[attr-defined]
+
+
+class Kernels:
+    """Two stages, one of which knows only one dtype."""
+
+    attend = staticmethod(refuses_float64)
+    select = staticmethod(select)
+
+
+kernels = Kernels()
 layer_object = Layer()
 number = 3
 lazy = Lazy()

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
+
+import cli_candidates
 import pytest
 from harness.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
+from csa_spec.candidates import GROUP
 from csa_spec.checking import Target, resolve_candidate
-from csa_spec.harness.candidate import Candidate
+from csa_spec.harness.candidate import Candidate, CandidateError
 from csa_spec.harness.case import Scores, Sinks, Values
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.coverage import required
 from csa_spec.harness.engine import CheckResult, RegimeCount
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report, Verdict
-from csa_spec.profiles import Profile
+from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE, SPECIFICATION
 
 RIGHT = Candidate("right", {"": as_specified()})
-TINY = Profile("tiny", specification=3, law=2, weights=1)
+TINY = Profile("tiny", specification=3, stage=3, law=2, costly=1)
 
 
 def target(dtype: str = "float32") -> Target:
@@ -56,9 +62,8 @@ def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> No
     """Counts of queries are a fingerprint of the cases."""
     twice = [target().run(LAYER_STAGE.checks[1]).tally.queries for _ in range(2)]
     assert twice[0] == twice[1]
-    fingerprints = {Target(RIGHT, LAYER_STAGE, LayerKind.CSA, "float32", "cpu", TINY, seed).run(LAYER_STAGE.checks[1]).tally.queries
-                    for seed in range(4)}  # fmt: skip
-    assert len(fingerprints) > 1
+    others = [Target(RIGHT, LAYER_STAGE, LayerKind.CSA, "float32", "cpu", TINY, seed) for seed in range(4)]
+    assert len({one.run(LAYER_STAGE.checks[1]).tally.queries for one in others}) > 1
 
 
 @pytest.mark.parametrize(
@@ -85,9 +90,111 @@ def test_layer_kinds_that_a_candidate_declines_are_named_and_not_run() -> None:
         check(sliding, layer="csa")
 
 
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Add a profile that draws hardly anything; return its name."""
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
+    return "tiny"
+
+
+def test_functions_may_be_given_by_the_names_of_their_stages(tiny: str) -> None:
+    """Each is judged as its stage, whichever order they are given in, and named as itself."""
+    report = check(select=cli_candidates.selects_the_lowest, attend="cli_candidates:attend", profile=tiny)
+    assert report.candidate == "cli_candidates:selects_the_lowest, cli_candidates:attend"
+    assert [*dict.fromkeys((result.stage, result.kind) for result in report.results)] == [
+        ("select", None), ("attend", None),
+    ]  # fmt: skip
+    assert {result.stage for result in report.results if result.failures} == {"select"}
+    assert report.verdict is Verdict.NOT_CONFORMANT
+    assert check(attend=cli_candidates.attend, profile=tiny).verdict is Verdict.CONFORMANT
+
+
+def test_functions_given_together_keep_their_own_capabilities(tiny: str) -> None:
+    """One that lacks a dtype does not take it from the others."""
+    report = check(select=cli_candidates.select, attend=cli_candidates.kernels, dtype="float64", profile=tiny)
+    assert report.verdict is Verdict.CONFORMANT
+    assert {result.stage for result in report.results} == {"select"}
+    (reason,) = report.declined.values()
+    assert reason.startswith("attend of ")
+    assert reason.endswith(" does not support float64")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "give one candidate, or single stages such as attend=function, not both and not neither"),
+        (
+            {"candidate": RIGHT, "attend": cli_candidates.attend},
+            "give one candidate, or single stages such as attend=function, not both and not neither",
+        ),
+        ({"compressor": cli_candidates.kernels}, "is not a function and has no compressor; it offers select, attend"),
+        ({"attend": cli_candidates.attend, "stage": "select"}, "does not offer the stage select; it offers attend"),
+        ({"attend": cli_candidates.attend, "stage": "nosuch"}, "unknown stage 'nosuch'"),
+        ({"candidate": RIGHT, "stage": "attend"}, "right does not offer the stage attend; it offers layer"),
+        ({"candidate": RIGHT, "profile": "nosuch"}, "unknown profile 'nosuch'"),
+    ],
+)
+def test_what_cannot_be_put_together_is_a_usage_error(given: dict[str, Any], sentence: str) -> None:
+    """Before anything is run."""
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        check(**given)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """Have other packages declare entry points, by name."""
+    found = EntryPoints(EntryPoint(name, value, GROUP) for name, value in values.items())
+    monkeypatch.setattr("csa_spec.candidates.entry_points", lambda **wanted: found.select(**wanted))
+
+
+def test_entry_points_of_installed_packages_are_candidates(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    """By their names, a module as well as an object or a function; shipped names stay what they are."""
+    install(monkeypatch, mine="cli_candidates:kernels", layered="cli_candidates:right", gather="cli_candidates:raises",
+            whole="csa_spec.candidates.gather")  # fmt: skip
+    kernels = resolve_candidate("mine")
+    assert (kernels.name, kernels.offers) == ("mine", ("select", "attend"))
+    assert resolve_candidate("layered").offers == ("layer",)
+    assert resolve_candidate("layered", "attend").offers == ("attend",)
+    assert resolve_candidate("whole").offers == ("attend",)
+    assert len(resolve_candidate("gather").offers) > 1
+    assert check("mine", stage="select", profile=tiny).verdict is Verdict.CONFORMANT
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("a_module_that_nobody_has:attend", "the entry point mine = a_module_that_nobody_has:attend cannot be loaded: "
+                                            "ModuleNotFoundError: No module named 'a_module_that_nobody_has'"),
+        ("cli_candidates:absent", "the entry point mine = cli_candidates:absent cannot be loaded: AttributeError: "
+                                  "module 'cli_candidates' has no attribute 'absent'"),
+        ("cli_candidates:lazy", "the entry point mine = cli_candidates:lazy cannot be loaded: RuntimeError: "
+                                "lazy import failed"),
+        ("cli_candidates:number", "cli_candidates:number offers no stage: it is neither callable nor"),
+        ("cli_candidates:Layer", "cli_candidates:Layer is a class; give an instance of it, or a function"),
+    ],
+)  # fmt: skip
+def test_an_entry_point_that_cannot_be_used_says_why(
+    monkeypatch: pytest.MonkeyPatch, value: str, sentence: str
+) -> None:
+    """In one sentence that names it."""
+    install(monkeypatch, mine=value)
+    with pytest.raises(CandidateError, match=re.escape(sentence)) as raised:
+        check("mine")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_name_is_answered_with_all_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other packages, too."""
+    install(monkeypatch, mine="cli_candidates:kernels")
+    with pytest.raises(
+        CandidateError, match=r"unknown candidate 'nosuch': give transformers, .*, mine, or your own as"
+    ):
+        check("nosuch")
+
+
 def test_a_function_is_named_so_that_a_failure_can_be_repeated() -> None:
     """``module:name`` is what ``check_case`` takes."""
-    assert resolve_candidate(as_specified).name == "harness.candidates:as_specified"
+    assert resolve_candidate(cli_candidates.right).name == "cli_candidates:right"
+    assert resolve_candidate(cli_candidates.attend, "attend").name == "cli_candidates:attend"
 
 
 def test_one_case_can_be_tried_again() -> None:

@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TINY_PROFILE = Profile("tiny", specification=2, law=1, weights=1)
+TINY_PROFILE = Profile("tiny", specification=2, stage=2, law=1, costly=1)
 
 
 # Verdicts
@@ -273,10 +273,13 @@ def test_transformers_that_cannot_be_used_are_refused(folder: Path, stub: str) -
 
 
 OPTIONS = {
+    ("--stage", "nosuch"): ["unknown stage 'nosuch'", "compressor, index_scores, select, attend, layer, all"],
+    ("--stage", "Layer"): ["unknown stage 'Layer'"],
+    ("--stage", ""): ["unknown stage ''"],
     ("--layer", "nosuch"): ["unknown layer 'nosuch'", "csa, hca, sliding, all"],
     ("--layer", "CSA"): ["unknown layer 'CSA'"],
     ("--layer", ""): ["unknown layer ''"],
-    ("--profile", "nosuch"): ["unknown profile 'nosuch'", "smoke, default, thorough"],
+    ("--profile", "nosuch"): ["unknown profile 'nosuch'", "smoke, default, gpu, thorough"],
     ("--dtype", "nosuch"): ["unknown dtype 'nosuch'", "float32, float64, bfloat16, float16"],
     ("--dtype", "torch.float32"): ["unknown dtype 'torch.float32'"],
     ("--dtype", ""): ["unknown dtype ''"],
@@ -314,6 +317,18 @@ def test_what_a_candidate_does_not_declare_is_refused() -> None:
     assert refusal("check", "cli_candidates:float32_only", "--dtype", "float64", *TINY) == (
         "cli_candidates:float32_only does not support float64"
     )
+    assert refusal("check", "cli_candidates:kernels", "--stage", "attend", "--dtype", "float64", *TINY) == (
+        "attend of cli_candidates:kernels does not support float64"
+    )
+    assert refusal("check", "cli_candidates:kernels", "--stage", "compressor") == (
+        "cli_candidates:kernels does not offer the stage compressor; it offers select, attend"
+    )
+    assert refusal("check", "cli_candidates:layer_object", "--stage", "attend") == (
+        "cli_candidates:layer_object does not offer the stage attend; it offers layer"
+    )
+    assert refusal("case", "cli_candidates:layer_object", "attend n=1") == (
+        "cli_candidates:layer_object does not offer the stage attend; it offers layer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -329,6 +344,56 @@ def test_a_command_line_that_cannot_be_read_shows_the_usage(arguments: list[str]
     assert lines[0].startswith("usage: csa-spec")
     assert lines[-1].startswith("csa-spec")
     assert "error: " in lines[-1]
+
+
+# Single stages
+
+
+def test_a_function_is_the_stage_that_is_named() -> None:
+    """Exit 0, progress and verdict by the stage's name."""
+    outcome = run("check", "cli_candidates:attend", "--stage", "attend", "--profile", "tiny")
+    assert (outcome.code, outcome.err) == (0, "checking attend float32 ...\n")
+    assert outcome.out.endswith("\ncli_candidates:attend: CONFORMANT for attend\n")
+
+
+def test_of_several_stages_each_is_checked_and_the_wrong_one_is_named(folder: Path) -> None:
+    """In the order of the data; ``--stage`` picks one."""
+    imports = "import sys\nfrom cli_candidates import attend, selects_the_lowest as select\n"
+    (folder / "two_stages.py").write_text(f"{imports}both = sys.modules[__name__]\n")
+    importlib.invalidate_caches()
+    outcome = run("check", "two_stages:both", "--profile", "tiny")
+    assert outcome.code == 1
+    assert outcome.err == "checking select float32 ...\nchecking attend float32 ...\n"
+    assert outcome.out.endswith("two_stages:both: NOT CONFORMANT for select (nothing found for attend)\n")
+    assert 'check_case("two_stages:both", "select ' in outcome.out
+    assert run("check", "two_stages:both", "--stage", "attend", "--profile", "tiny").code == 0
+
+
+def test_a_dtype_that_one_stage_lacks_is_declined_while_the_others_run(folder: Path) -> None:
+    """It is named in the text and in the JSON report, and is no reason to fail."""
+    path = folder / "report.json"
+    options = ("--dtype", "float32,float64", "--profile", "tiny", "--json", path)
+    outcome = run("check", "cli_candidates:kernels", *options)
+    assert outcome.code == 0, outcome.text
+    reason = "attend of cli_candidates:kernels does not support float64"
+    assert f"not applicable: {reason}\n" in outcome.out
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["declined"] == {"attend-float64": reason}
+    ran = {(result["stage"], result["layer"], result["dtype"]) for result in data["results"]}
+    assert ran == {("select", None, "float32"), ("select", None, "float64"), ("attend", None, "float32")}
+    assert {missing["subject"] for missing in data["missing"]} == {"select", "attend"}
+
+
+def test_a_case_of_a_stage_is_tried_and_explained() -> None:
+    """The first word of the case says what a bare function is."""
+    line = "select S=4 T=4 k=1 values=gaussian"
+    assert run("case", "cli_candidates:select", line).out == f"cli_candidates:select passes specification on: {line}\n"
+    outcome = run("case", "cli_candidates:selects_the_lowest", line)
+    assert outcome.code == 1
+    assert "A query leaves out an entry that scores higher than one that it selects:" in outcome.out
+    code = "\n".join(line.strip() for line in outcome.out.split("to see it again")[1].splitlines())
+    with pytest.raises(AssertionError, match="scores higher"):
+        exec(code)
 
 
 # The JSON report
@@ -354,12 +419,12 @@ def without_times(data: Any) -> Any:
 def test_a_report_says_what_was_run_and_how_it_ended(folder: Path) -> None:
     """Version, verdict and counts; the counts are those of the text."""
     outcome, data = report(folder / "report.json", "cli_candidates:right", "--seed", "3")
-    assert data["csa_spec_report"] == 1
+    assert data["csa_spec_report"] == 2
     assert (data["verdict"], data["exit_code"], outcome.code) == ("conformant", 0, 0)
     assert (data["candidate"], data["profile"], data["dtypes"]) == ("cli_candidates:right", "tiny", ["float32"])
     assert (data["device"], data["seed"]) == ("cpu", 3)
     assert data["environment"]["torch"] == torch.__version__
-    assert {result["layer"] for result in data["results"]} == {"sliding"}
+    assert {(result["stage"], result["layer"]) for result in data["results"]} == {("layer", "sliding")}
     for result in data["results"]:
         row = next(line for line in outcome.out.splitlines() if line.startswith(result["property"]))
         assert row.split()[-2:] == ([str(result["cases"]), "ok"] if result["cases"] else ["no", "case"])
@@ -484,8 +549,13 @@ def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
 
 
 LINES = {
-    "": ["layer kind ''", "csa, hca, sliding"],
-    "dense rows=4": ["layer kind 'dense'", "csa, hca, sliding"],
+    "": ["layer kind (csa, hca, sliding)", "a stage (compressor, index_scores, select, attend), not ''"],
+    "dense rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'dense'"],
+    "layer rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'layer'"],
+    "attend rows=4": ["'rows=4' is not part of a case"],
+    "attend banana": ["'banana' is not part of a case"],
+    "attend n=x": ["'n=x'"],
+    "select k=-1": ["k (picks at most)", "at least 0"],
     "csa banana=4": ["'banana=4' is not part of a case"],
     "csa banana": ["'banana' is not part of a case"],
     "csa m=x": ["'m=x'"],
@@ -572,6 +642,25 @@ def test_the_official_figures_agree() -> None:
     for entry in index:
         (line,) = (line for line in outcome.out.splitlines() if line.startswith(entry["file"]))
         assert f" {len(entry['cases'])} cases agree" in line
+
+
+def test_an_attend_is_held_against_the_official_core(recorded: Recorded) -> None:
+    """In place of the specification; what is wrong with the folder, or with the name, is said as ever."""
+    outcome = run("vectors", recorded.write(), "--attend", "cli_candidates:attend")
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (0, "2 of 2 cases agree within 2e-05")
+    assert "cli_candidates:layer_object does not offer the stage attend" in refusal(
+        "vectors", recorded.folder, "--attend", "cli_candidates:layer_object"
+    )
+    recorded.tensors["case2.core.o"][0, 0, 0, 0] += 1e-3
+    outcome = run("vectors", recorded.write(), "--attend", "cli_candidates:attend")
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (1, "1 of 2 cases agree within 2e-05")
+    assert "case2.core.q" in refusal("vectors", without_tensor(recorded, "case2.core.q"), "--attend", "gather")
+
+
+def test_far_indices_are_not_handed_to_an_attend(recorded: Recorded) -> None:
+    """They would be its error, or its crash."""
+    folder = with_tensor(recorded, "case2.core.idx", lambda t: t + 99)
+    assert "case2.core.idx" in refusal("vectors", folder, "--attend", "gather")
 
 
 @pytest.mark.parametrize("tensor", ["y", "y_prefill_then_decode", "core.q", "core.kv", "core.o"])

@@ -15,6 +15,7 @@ import torch
 
 from csa_spec import check as check_function
 from csa_spec.profiles import PROFILES, Profile
+from csa_spec.stages import LAYER_STAGE, STAGES
 
 pytest_plugins = ["pytester"]
 
@@ -23,10 +24,11 @@ REPOSITORY = TESTS.parent
 CHECK_MODULE = sys.modules[check_function.__module__]
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
-CHECKS = 8
+CHECKS, OTHERS = len(LAYER_STAGE.checks), sum(len(one.checks) for one in STAGES.values() if one is not LAYER_STAGE)
+"""Tests of a layer, and of all other stages: one per check."""
 
 
-TINY_PROFILE = Profile("tiny", specification=2, law=1, weights=1)
+TINY_PROFILE = Profile("tiny", specification=2, stage=2, law=1, costly=1)
 ADD_TINY_PROFILE = f"""
 from csa_spec.profiles import PROFILES, Profile
 PROFILES["tiny"] = {TINY_PROFILE!r}
@@ -68,8 +70,9 @@ def test_a_right_candidate_passes_and_the_summary_shows_what_was_covered(pyteste
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "csa-spec: candidates cli_candidates:right; layer sliding, profile tiny, dtype float32, device cpu, seed 5",
-            f"collected {CHECKS} items",
+            "csa-spec: candidates cli_candidates:right; stage all, layer sliding, profile tiny, dtype float32, "
+            "device cpu, seed 5",
+            f"collected {CHECKS + OTHERS} items / {OTHERS} deselected / {CHECKS} selected",
             "*csa-spec: what was covered*",
             "cli_candidates:right sliding float32: inputs are not mutated * 1 cases *",
             "cli_candidates:right sliding float32: the output equals the specification's * 2? cases * queries*",
@@ -89,20 +92,21 @@ def test_several_candidates_layers_and_dtypes_each_get_their_own_tests(pytester:
         f"cli_candidates:{name}-{kind}-{dtype}"
         for name in ("right", "leaky") for kind in ("csa", "hca", "sliding") for dtype in ("float32", "bfloat16")
     }  # fmt: skip
-    result.stdout.fnmatch_lines([f"{CHECKS * len(names)} tests collected*"])
+    tests = CHECKS * len(names)
+    result.stdout.fnmatch_lines([f"{tests}/{tests + OTHERS} tests collected ({OTHERS} deselected)*"])
 
 
 def test_a_candidate_may_lie_in_the_folder_that_pytest_is_run_in(pytester: pytest.Pytester) -> None:
     """Without an installation and without a conftest.py."""
     pytester.makepyfile(my_layer="from cli_candidates import right as layer")
-    result = suite(pytester, "--csa-candidate", "my_layer:layer", *TINY, "-k", "inputs")
-    result.assert_outcomes(passed=1, deselected=CHECKS - 1)
+    result = suite(pytester, "--csa-candidate", "my_layer:layer", *TINY, "-k", "mutated")
+    result.assert_outcomes(passed=1, deselected=CHECKS - 1 + OTHERS)
 
 
 def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: pytest.Pytester) -> None:
     """Everything that is needed to see it again, and nothing of how the suite works."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "specification", "--tb=long")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "output_equals", "--tb=long")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(
         [
             "the output equals the specification's, but not here:",
@@ -119,14 +123,14 @@ def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: 
 def test_a_law_that_is_broken_names_its_check_in_the_line_to_try_again(pytester: pytest.Pytester) -> None:
     """Without it the line would try something else."""
     result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", "mutated")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(['*check_case("cli_candidates:raises", "sliding *", check="inputs")'])
 
 
 def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest.Pytester) -> None:
     """With the case, and without a traceback through the suite."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:exits", *TINY, "-k", "specification")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:exits", *TINY, "-k", "output_equals")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(['*check_case("cli_candidates:exits", "sliding *")'])
     assert "plugin.py" not in text_of(result)
 
@@ -134,9 +138,9 @@ def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest
 def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     """So that they show."""
     result = suite(
-        pytester, "--csa-candidate", "cli_candidates:sliding_only", "--csa-profile", "tiny", "-k", "inputs", "-rs"
+        pytester, "--csa-candidate", "cli_candidates:sliding_only", "--csa-profile", "tiny", "-k", "mutated", "-rs"
     )
-    result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1))
+    result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1) + OTHERS)
     for kind in ("csa", "hca"):
         result.stdout.fnmatch_lines([f"SKIPPED*cli_candidates:sliding_only does not offer {kind} layers"])
 
@@ -144,9 +148,131 @@ def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(pyte
 def test_a_run_that_misses_a_required_kind_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two drawn cases alone do not reach everything."""
     monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
-    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "specification")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "output_equals")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(["inconclusive: no case of these kinds was reached: *extreme sink*"])
+
+
+# Single stages
+
+KERNELS = ("--csa-candidate", "cli_candidates:kernels", "--csa-profile", "tiny")
+
+
+def checks_of(*stages: str) -> int:
+    """Return how many tests these stages have."""
+    return sum(len(STAGES[stage].checks) for stage in stages)
+
+
+def test_every_stage_that_a_candidate_offers_has_its_tests(pytester: pytest.Pytester) -> None:
+    """One per check; those of stages that it does not offer are deselected. ``--csa-stage`` leaves only one."""
+    for options, stages in ((), ("select", "attend")), (("--csa-stage", "attend"), ("attend",)):
+        result = suite(pytester, *KERNELS, *options, "--collect-only", "-q")
+        names = [line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line]
+        assert sorted(set(names)) == sorted(f"cli_candidates:kernels-{stage}-float32" for stage in stages)
+        others = checks_of(*(stage for stage in STAGES if stage not in stages))
+        tests = checks_of(*stages)
+        result.stdout.fnmatch_lines([f"{tests}/{tests + others} tests collected ({others} deselected)*"])
+
+
+def test_a_stage_alone_passes_and_the_header_says_which(pytester: pytest.Pytester) -> None:
+    """What the candidate does not declare is skipped, and says so."""
+    result = suite(pytester, *KERNELS, "--csa-stage", "attend", "-rs")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "csa-spec: candidates cli_candidates:kernels; stage attend, layer all, *",
+            "cli_candidates:kernels attend float32: the output equals the specification's *",
+            "SKIPPED*the candidate declares nothing that gradients could hold it to",
+            "SKIPPED*the candidate declares nothing that limits could hold it to",
+        ]
+    )
+
+
+def test_a_function_is_the_stage_that_is_named(pytester: pytest.Pytester) -> None:
+    """As with ``--stage``; a wrong one fails with a line that names the stage in the case."""
+    options = ("--csa-stage", "select", "--csa-profile", "tiny")
+    result = suite(pytester, "--csa-candidate", "cli_candidates:selects_the_lowest", *options)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(['*check_case("cli_candidates:selects_the_lowest", "select *")'])
+
+
+def test_a_dtype_that_one_stage_lacks_is_skipped_with_the_reason_while_the_others_run(
+    pytester: pytest.Pytester,
+) -> None:
+    """The stage's tests in the other dtype run, too."""
+    result = suite(pytester, *KERNELS, "--csa-dtype", "float32,float64", "-k", "mutated", "-rs")
+    result.assert_outcomes(passed=3, skipped=1, deselected=2 * (checks_of("select", "attend") - 2) + OTHER_STAGES)
+    result.stdout.fnmatch_lines(["SKIPPED*attend of cli_candidates:kernels does not support float64"])
+
+
+OTHER_STAGES = len(LAYER_STAGE.checks) + len(STAGES["compressor"].checks) + len(STAGES["index_scores"].checks)
+
+
+# Candidates of a conftest.py
+
+
+OWN = """
+import cli_candidates
+from cli_candidates import *
+
+
+def pytest_csa_candidates(config):
+    return {
+        "mine": cli_candidates.right,
+        "pair": {"attend": cli_candidates.attend, "select": "cli_candidates:selects_the_lowest"},
+        "odd": {"attend": cli_candidates.attend, "layer": cli_candidates.right},
+        "typo": {"atend": cli_candidates.attend},
+        "number": 3,
+        "gather": cli_candidates.kernels,
+    }
+"""
+
+
+def own(pytester: pytest.Pytester, name: str, *options: str) -> pytest.RunResult:
+    """Run the suite on a candidate that the conftest.py of the folder names."""
+    pytester.makeconftest(OWN)
+    return suite(pytester, f"--confcutdir={pytester.path}", "--csa-candidate", name, "--csa-profile", "tiny", *options)
+
+
+def test_a_conftest_names_a_function(pytester: pytest.Pytester) -> None:
+    """It is a layer, and goes by the name that it got there."""
+    result = own(pytester, "mine", "--csa-layer", "sliding", "-k", "mutated")
+    result.assert_outcomes(passed=1, deselected=CHECKS - 1 + OTHERS)
+    result.stdout.fnmatch_lines(["csa-spec: candidates mine; *", "mine sliding float32: inputs are not mutated *"])
+
+
+def test_a_conftest_names_stages(pytester: pytest.Pytester) -> None:
+    """Functions, or names of functions; each is judged as its stage."""
+    result = own(pytester, "pair")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*pair attend float32: inputs are not mutated *"])
+    failed = [line for line in result.outlines if line.startswith("FAILED")]
+    assert failed
+    assert all("[pair-select-float32]" in line for line in failed)
+
+
+def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pytester) -> None:
+    """Whoever names a candidate means that one; names that it does not give are the command's."""
+    tests = own(pytester, "gather", "--collect-only", "-q").outlines
+    names = {line.partition("[")[2].rstrip("]") for line in tests if "::" in line}
+    assert names == {"gather-select-float32", "gather-attend-float32"}
+    own(pytester, "cli_candidates:right", "--csa-layer", "sliding", "-k", "mutated").assert_outcomes(
+        passed=1, deselected=CHECKS - 1 + OTHERS
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("odd", "unknown stage 'layer': it is none of compressor, index_scores, select, attend"),
+        ("typo", "unknown stage 'atend': it is none of compressor, index_scores, select, attend"),
+        ("number", "builtins:int offers no stage: it is neither callable nor"),
+        ("nosuch", "unknown candidate 'nosuch'"),
+    ],
+)
+def test_what_a_conftest_names_wrongly_is_a_usage_error(pytester: pytest.Pytester, name: str, sentence: str) -> None:
+    """As any other name."""
+    assert sentence in refusal(own(pytester, name))
 
 
 # What is refused
@@ -155,11 +281,20 @@ def test_a_run_that_misses_a_required_kind_fails(pytester: pytest.Pytester, monk
 @pytest.mark.parametrize(
     ("options", "fragment"),
     [
-        (["--csa-candidate", "nosuch"], "unknown candidate 'nosuch': give transformers, or"),
+        (["--csa-candidate", "nosuch"], "unknown candidate 'nosuch': give transformers, gather, "),
         (["--csa-candidate", "nosuch:layer"], "no module 'nosuch'"),
         (["--csa-candidate", "cli_candidates:Layer"], "cli_candidates:Layer is a class"),
         (["--csa-candidate", "cli_candidates:cuda_only"], "cli_candidates:cuda_only does not run on cpu"),
-        (["--csa-profile", "nosuch"], "unknown profile 'nosuch': it is none of smoke, default, thorough"),
+        (["--csa-profile", "nosuch"], "unknown profile 'nosuch': it is none of smoke, default, gpu, thorough"),
+        (["--csa-stage", "nosuch"], "unknown stage 'nosuch': it is none of compressor, index_scores, select, attend,"),
+        (
+            ["--csa-candidate", "cli_candidates:kernels", "--csa-stage", "layer"],
+            "cli_candidates:kernels does not offer the stage layer; it offers select, attend",
+        ),
+        (
+            ["--csa-candidate", "cli_candidates:kernels", "--csa-stage", "attend", "--csa-dtype", "float64"],
+            "attend of cli_candidates:kernels does not support float64",
+        ),
         (["--csa-layer", "nosuch"], "unknown layer 'nosuch'"),
         (["--csa-dtype", "float32,nosuch"], "unknown dtype 'nosuch'"),
         (["--csa-device", "nosuch"], "unknown device 'nosuch': it is none of cpu, cuda"),
@@ -217,9 +352,10 @@ def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester)
         command, cwd=pytester.path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert "csa-spec: candidates cli_candidates:right; layer sliding, profile tiny" in done.stdout
+    assert "csa-spec: candidates cli_candidates:right; stage all, layer sliding, profile tiny" in done.stdout
     covered = done.stdout.split("csa-spec: what was covered")[1].splitlines()
-    assert len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")]) == CHECKS
+    assert len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")]) == CHECKS - 1
+    assert "gradients" not in "".join(covered)  # which the candidate does not declare
     outcomes = pytest.RunResult.parse_summary_nouns(covered)
     assert set(outcomes) <= {"passed", "skipped"}  # a single drawn case may give a law nothing to do
     assert sum(outcomes.values()) == CHECKS
@@ -305,6 +441,7 @@ def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(wheel: Path
     places = ("__init__.py", "plugin.py", "conformance/__init__.py", "strategies/__init__.py")
     assert imported == {str(package / place) for place in places}
     outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())
+    assert outcomes.pop("deselected") == OTHERS
     assert set(outcomes) <= {"passed", "skipped"}
     assert sum(outcomes.values()) == CHECKS
     assert "csa-spec: what was covered" in done.stdout

@@ -15,7 +15,7 @@ from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.case import Scores
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.failures import CandidateHung, Failure
-from csa_spec.harness.shrink import shrink
+from csa_spec.harness.shrink import SECONDS, shrink
 from csa_spec.harness.stage import Check, Stage
 from csa_spec.spec import LayerKind
 
@@ -25,8 +25,8 @@ HUNG_ENOUGH = 3
 """The same for calls that hang, each of which takes its whole time."""
 
 
-_SHORT: dict[str, Any] = {"trials": 40, "seconds": 60.0}
-"""How far a hang is shrunk."""
+HUNG_SECONDS = 60.0
+"""For how long a hang is shrunk."""
 
 Regime = tuple[str, ...]
 """How the data of a case are drawn: one name for each thing that is drawn"""
@@ -162,7 +162,7 @@ def run_check(
         return None
 
     result.failures = [
-        shrink(failure, judge, stage.shrinking, **(_SHORT if isinstance(failure, CandidateHung) else {}))
+        shrink(failure, judge, stage.shrinking, seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS)
         for failure in found.values()
     ]
     result.failures.sort(key=lambda failure: size(failure.case))

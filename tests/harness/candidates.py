@@ -177,8 +177,8 @@ def _highest(scores: Tensor, top_k: int) -> Tensor:
 RIGHT = Candidate("harness.candidates:RIGHT", {"": as_specified()})
 """The specification, held against itself."""
 
-WITH_STAGES = Candidate("harness.candidates:WITH_STAGES", {"": with_stages()})
-"""The specification with every stage exposed."""
+WITH_STAGES = Candidate("harness.candidates:WITH_STAGES", {"": with_stages()}, Capabilities(gradients=True))
+"""The specification with every stage exposed, and with autograd running through it."""
 
 _ONE_DOCUMENT_PER_ROW = "computes one document per row, from its first column on"
 VECTORISED = Candidate(
@@ -191,7 +191,8 @@ VECTORISED = Candidate(
                 for kind in LayerKind
                 for feature in (Feature.LEFT_PADDING, Feature.PACKING)
             }
-        )
+        ),
+        batch_invariant=False,  # matrix products of another shape add up in another order
     ),
 )
 """The independent layer; it shows its entries, index scores and probabilities."""

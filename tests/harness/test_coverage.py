@@ -134,7 +134,7 @@ def test_a_candidate_that_takes_no_padding_gets_none(kind: LayerKind) -> None:
 def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It found nothing, and says what it would have had to try."""
     monkeypatch.setattr(RUNNER, "corner_cases", lambda *args, **options: [])
-    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, law=0, weights=0))
+    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE
     assert all(result.cases == 0 for result in report.results)
@@ -152,7 +152,7 @@ def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) ->
         return [case for case in found if case.geometry.yarn is None]
 
     monkeypatch.setattr(RUNNER, "corner_cases", without_yarn)
-    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, law=0, weights=0))
+    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, layer="hca", profile="nothing")
     assert report.missing["float32", LayerKind.HCA] == ["YaRN"]
     assert report.verdict is Verdict.INCONCLUSIVE
@@ -160,6 +160,6 @@ def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_corner_cases_alone_make_a_run_conclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few cases are drawn."""
-    monkeypatch.setitem(PROFILES, "corners", Profile("corners", specification=0, law=0, weights=0))
+    monkeypatch.setitem(PROFILES, "corners", Profile("corners", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(Candidate("right", {"": as_specified()}), layer="hca", profile="corners")
     assert report.verdict is Verdict.CONFORMANT

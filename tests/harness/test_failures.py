@@ -13,11 +13,13 @@ from csa_spec.harness.failures import (
     CandidateRaised,
     Failure,
     InputsChanged,
+    NoGradient,
     NotFinite,
     SeesTooLittle,
     SeesTooMuch,
     WeightIgnored,
     WrongNumbers,
+    WrongSelection,
 )
 from csa_spec.harness.inputs import make_inputs
 from csa_spec.report.text import describe
@@ -27,6 +29,10 @@ from harness.candidates import VECTORISED, WITH_STAGES
 from harness.wrong import BUGS, LAWS, Bug, caught, held, named
 
 TABLE = [*BUGS.items(), *LAWS.items()]
+WITHOUT_A_PLACE = (
+    "CandidateRaised", "WrongShape", "WrongDtype", "InputsChanged", "StateChanged", "OverwritesOutput",
+    "ReturnsPrevious", "NotBatchInvariant",
+)  # fmt: skip
 EACH = pytest.mark.parametrize(("name", "bug"), TABLE, ids=[f"{name}-{bug.check}" for name, bug in TABLE])
 
 
@@ -53,7 +59,7 @@ def test_a_failure_says_where_it_is(name: str, bug: Bug) -> None:
     failure = found_failure(name, bug)
     place, case = failure.place, failure.case
     if place is None:
-        assert bug.failure.__name__ in ("CandidateRaised", "WrongShape", "WrongDtype", "InputsChanged")
+        assert bug.failure.__name__ in WITHOUT_A_PLACE
         return
     inputs = make_inputs(case)
     begins = [d.begin for d in split_documents(inputs.positions, inputs.documents) if d.row == place.row]
@@ -85,18 +91,34 @@ def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> No
 def test_a_right_candidate_passes_what_wrong_ones_fail(kind: LayerKind) -> None:
     """The same checks on the same draws."""
     for check in LAYER_STAGE.checks:
-        result = held(WITH_STAGES, check.name, kind, 3 if check.name == "weights" else 8)
+        result = held(WITH_STAGES, check.name, kind, 3 if check.costly else 8)
         assert result.failures == []
         assert result.cases > 0
 
 
 def test_an_independent_layer_passes_the_whole_suite() -> None:
-    """Corner cases included; what it declines is counted, not failed."""
+    """Corner cases included; what it declines is counted, not failed, and what it does not declare is not run."""
     report = csa_spec.check(VECTORISED, profile="smoke")
     assert str(report.verdict) == "conformant"
     assert all(
         result.not_applicable["packed documents"] for result in report.results if result.check == "specification"
     )
+    assert {result.check for result in report.results} == {one.name for one in LAYER_STAGE.checks} - {"gradients"}
+
+
+def test_every_law_has_a_candidate_that_breaks_it() -> None:
+    """A law that nothing breaks may be asleep. Gradients, which take long, have a test of their own."""
+    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER_STAGE.checks if one.law} - {"gradients"}
+
+
+def test_a_layer_without_a_path_for_gradients_is_told_to_which_input() -> None:
+    """Where it declares them; where it does not, the check has nothing to do."""
+    failure = check_text("detaches_hidden", "sliding W=2 rows=2", "gradients")
+    assert isinstance(failure, NoGradient)
+    assert failure.kind == "NoGradient[hidden]"
+    assert failure.detail == "autograd finds no path from the output to hidden"
+    with pytest.raises(csa_spec.UsageError, match="nothing to do"):
+        csa_spec.check_case(named("drops_the_sink"), "sliding W=2 rows=2", "gradients")
 
 
 def check_text(name: str, text: str, check: str = "specification") -> Failure:
@@ -145,6 +167,55 @@ def test_attending_to_everything_visible_is_wrong_numbers_unless_the_candidate_s
     assert "selects entries 0, 1 where the scores say entry 1" in failure.findings[0]
 
 
+CROWDED = "csa m=2 k=1 W=2 rows=6 seed=1"
+"""Query D sees two entries and may attend to one of them."""
+
+
+def test_a_wrong_selection_beside_a_right_output_is_wrong() -> None:
+    """Whoever builds on the selection that is shown builds on another one than the output was made with."""
+    failure = check_text("shows_the_oldest", CROWDED)
+    assert isinstance(failure, WrongSelection)
+    assert failure.detail.startswith(
+        "the output is right, the selection shown with it is not: selection: query D (t=3)"
+    )
+    assert "selects entry 0 where the scores say entry 1" in failure.detail
+    assert str(failure.place) == "row 0, query D (t=3)"
+    csa_spec.check_case(named("shows_the_oldest"), CROWDED.replace("k=1", "k=3"))  # all that is visible is right again
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("selects_the_oldest_and_shows_it", "attention: right for the selections that the candidate made"),
+        (
+            "selects_the_oldest_without_a_sink",
+            "attention: wrong even for the selections that the candidate made; query",
+        ),
+    ],
+)
+def test_the_attention_is_judged_by_itself_where_a_wrong_selection_is_shown(name: str, finding: str) -> None:
+    """So that the selection is repaired where the selection is wrong, and both where both are."""
+    findings = check_text(name, CROWDED).findings
+    assert findings[0].startswith("selection: query D (t=3) selects entry 0 where the scores say entry 1")
+    assert findings[-1].startswith(finding)
+    assert sum("selections that the candidate made" in one for one in findings) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("selects_the_lowest", CROWDED),  # shows nothing
+        ("without_a_sink_but_selects_rightly", CROWDED),
+        ("selects_nothing_there_is", CROWDED),
+        ("selects_twice", CROWDED),
+        ("shows_no_selection_in_hca", "hca m=2 W=2 rows=6 values=gaussian"),
+    ],
+)
+def test_the_attention_is_not_judged_by_a_selection_that_says_nothing(name: str, line: str) -> None:
+    """None shown, a right one, entries that are not there or there twice, a layer that selects nothing."""
+    assert not [one for one in check_text(name, line).findings if "selections that the candidate made" in one]
+
+
 def test_exceptions_of_different_types_are_different_failures() -> None:
     """So that one does not hide the other."""
     failure = check_text("raises_on_a_tail", "csa m=2 rows=3")
@@ -185,6 +256,7 @@ def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
         "leaks_the_future": {"future", "prefix"},
         "counts_rows": {"rows", "batch-order"},
         "changes_by_a_hair": {"repeat", "rows"},
+        "remembers_shapes": {"own-inputs", "rows", "batch-order", "weights"},
     }
     mine = LAWS[name]
     line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[mine.kind]

@@ -49,13 +49,13 @@ def report_of(*failures: Failure, candidate: str = "harness.wrong:leaks_the_futu
 def test_json_has_a_version_and_everything_a_program_needs() -> None:
     """The keys are a promise; whoever removes one raises the version."""
     data = to_json(report_of(failure_of("leaks_the_future", LEAK)))
-    assert data["csa_spec_report"] == VERSION == 1
+    assert data["csa_spec_report"] == VERSION == 2
     assert set(data) == {
         "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
         "exit_code", "missing", "declined", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
-    assert data["missing"] == [{"dtype": "float32", "layer": "csa", "kinds": ["partial tail"]}]
+    assert data["missing"] == [{"dtype": "float32", "subject": "csa", "kinds": ["partial tail"]}]
     assert data["declined"] == {"hca": "it does not offer hca layers"}
     (result,) = data["results"]
     assert {"check", "property", "stage", "layer", "dtype", "cases", "failing_cases", "queries", "ambiguous_queries",

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import Candidate, LayerOutput, LayerStage, import_candidate
+from csa_spec.harness.candidate import Candidate, Capabilities, LayerOutput, LayerStage, import_candidate
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.failures import (
     BatchOrderMatters,
@@ -22,12 +22,16 @@ from csa_spec.harness.failures import (
     Failure,
     FutureLeak,
     InputsChanged,
+    NotBatchInvariant,
     NotFinite,
     NotRepeatable,
+    OverwritesOutput,
     PrefixDiffers,
+    ReturnsPrevious,
     RowsInteract,
     SeesTooLittle,
     SeesTooMuch,
+    StateChanged,
     WeightIgnored,
     WrongDtype,
     WrongNumbers,
@@ -148,6 +152,10 @@ selects_everything = as_specified(replace(SPEC, select=lambda visible, scores, t
 """No top-k at all. https://github.com/hw-native-sys/pypto-lib/pull/593"""
 selects_everything_and_shows_it = with_stages(replace(SPEC, select=lambda visible, scores, top_k: list(visible)))
 """The same, with its stages exposed: now it can be seen that it attends to too much."""
+selects_the_oldest_and_shows_it = with_stages(
+    replace(SPEC, select=lambda visible, scores, top_k: list(visible)[:top_k])
+)
+"""The first that are visible, whatever their scores; it attends rightly to those."""
 selects_the_lowest = as_specified(
     replace(SPEC, select=lambda visible, scores, top_k: select(visible, [-score for score in scores], top_k))
 )
@@ -158,6 +166,39 @@ drops_the_sink = as_specified(
     replace(SPEC, attend=lambda q, keys, sink, scale: attend(q, keys, torch.full_like(sink, -math.inf), scale))
 )
 """A plain softmax. https://github.com/vllm-project/vllm/pull/54568"""
+_without_sink = replace(
+    SPEC, attend=lambda q, keys, sink, scale: attend(q, keys, torch.full_like(sink, -math.inf), scale)
+)
+selects_the_oldest_without_a_sink = with_stages(
+    replace(_without_sink, select=lambda visible, scores, top_k: list(visible)[:top_k])
+)
+"""Two mistakes at once: it also attends wrongly."""
+without_a_sink_but_selects_rightly = with_stages(_without_sink)
+"""The selection that it shows is right."""
+
+
+def showing(inner: LayerStage, change: Callable[[Tensor], Tensor]) -> LayerStage:
+    """Return a layer that shows another selection than the one that it uses."""
+
+    def layer(
+        hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /
+    ) -> LayerOutput:
+        output = inner(hidden, weights, geometry, positions, documents)
+        assert isinstance(output, LayerOutput)
+        assert output.selection is not None
+        return LayerOutput(output.out, selection=change(output.selection))
+
+    return layer
+
+
+shows_the_oldest = showing(with_stages(), lambda s: torch.where(s >= 0, (s >= 0).cumsum(-1) - 1, -1))
+"""The output is right, the selection shown with it is that of the first entries."""
+selects_nothing_there_is = showing(with_stages(_without_sink), lambda s: torch.where(s >= 0, s + 99, -1))
+"""It shows entries that do not exist."""
+selects_twice = showing(with_stages(_without_sink), lambda s: torch.cat((s, s), -1))
+"""It shows each entry twice."""
+shows_no_selection_in_hca = showing(with_stages(_without_sink), lambda s: torch.full_like(s, -1))
+"""It shows a list of none, as an implementation may where nothing is selected."""
 uses_one_theta = as_specified(
     replace(SPEC, layer_frequencies=lambda g: rope_frequencies(g.rope_dim, g.rope_theta, None))
 )
@@ -228,6 +269,56 @@ def replaces_minus_infinity_in_place(
     return _tensor(_right(hidden, weights, geometry, positions, documents))
 
 
+def rounds_with_the_batch(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Add up in another order where there are more rows, as matrix products do; far within the budget."""
+    out = _tensor(_right(hidden, weights, geometry, positions, documents))
+    return out * (1 + torch.finfo(out.dtype).eps) if len(out) > 1 else out
+
+
+def draws_random_numbers(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Draw from the global generator, and drop what it drew."""
+    torch.rand(1)
+    return _tensor(_right(hidden, weights, geometry, positions, documents))
+
+
+_buffers: dict[tuple[int, ...], Tensor] = {}
+
+
+def reuses_its_buffer(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Write every output of a shape to the same memory."""
+    out = _tensor(_right(hidden, weights, geometry, positions, documents))
+    return _buffers.setdefault(tuple(out.shape), torch.empty_like(out)).copy_(out)
+
+
+_answers: dict[tuple[object, ...], Tensor] = {}
+
+
+def remembers_shapes(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Keep answers by the shape of the question."""
+    key = (geometry, tuple(hidden.shape), *positions.flatten().tolist(), *documents.flatten().tolist())
+    if key not in _answers:
+        _answers[key] = _tensor(_right(hidden, weights, geometry, positions, documents))
+    return _answers[key].clone()
+
+
+def detaches_hidden(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Cut autograd's path to the hidden states, though gradients are declared."""
+    return _tensor(_right(hidden.detach(), weights, geometry, positions, documents))
+
+
+detaches_hidden.capabilities = Capabilities(gradients=True)  # type: ignore[attr-defined]
+
+
 def ignoring(weight: str, make: Callable[[Tensor], Tensor]) -> LayerStage:
     """Return a layer that uses ``make(weight)`` in place of a weight."""
 
@@ -270,7 +361,7 @@ class Bug:
 SPECIFICATION = "specification"
 BUGS = {
     "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, "ValueError: "),
-    "returns_nothing": Bug(SPECIFICATION, WrongShape, "expected a tensor, got NoneType", LayerKind.SLIDING),
+    "returns_nothing": Bug(SPECIFICATION, WrongShape, "expected one tensor, got NoneType", LayerKind.SLIDING),
     "joins_rows": Bug(SPECIFICATION, WrongShape, "[B, S, hidden], got [", LayerKind.SLIDING),
     "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected float32, got float64", LayerKind.SLIDING),
     "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
@@ -294,6 +385,10 @@ LAWS = {
     "changes_by_a_hair": Bug("repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING),
     "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
     "scales_the_sink_in_place": Bug("inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING),
+    "rounds_with_the_batch": Bug("rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING),
+    "draws_random_numbers": Bug("state", StateChanged, "torch's random generator is not", LayerKind.SLIDING),
+    "reuses_its_buffer": Bug("memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING),
+    "remembers_shapes": Bug("own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING),
     "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
 }
 """Candidates that break a law, by name."""
