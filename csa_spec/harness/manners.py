@@ -38,7 +38,7 @@ def inputs_are_not_changed(trial: Trial) -> Tally:
 def state_is_left_alone(trial: Trial) -> Tally:
     """The process is left as it was: random generators, default dtype, threads, grad mode, working directory."""
     for what in trial.answer.changed_state:
-        raise StateChanged(what, f"the call changes the process's {what}", trial.case)
+        raise StateChanged(what, f"what the call changes: {what}", trial.case)
     return Tally(queries=trial.queries)
 
 
