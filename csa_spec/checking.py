@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from csa_spec.candidates import find_candidate
-from csa_spec.harness.candidate import LAYER, Candidate, CandidateError, Capabilities, as_candidate
+from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, Capabilities, as_candidate
 from csa_spec.harness.case import DEVICES, DTYPES
 from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
-from csa_spec.harness.engine import CheckResult, run_check
+from csa_spec.harness.engine import CheckResult, run_check, subject_of
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report
 from csa_spec.harness.stage import Check, Stage
@@ -26,7 +26,15 @@ from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES, declaration_problem, parse_case, stage_of
-from csa_spec.strategies import cases, corner_cases, production_cases, stage_cases, stage_corners
+from csa_spec.strategies import (
+    cache_cases,
+    cache_corners,
+    cases,
+    corner_cases,
+    production_cases,
+    stage_cases,
+    stage_corners,
+)
 
 
 class UsageError(Exception):
@@ -187,7 +195,7 @@ class Target:
     @property
     def subject(self) -> str:
         """What is checked: the layer kind, or the stage."""
-        return str(self.kind or self.stage.name)
+        return subject_of(self.stage.name, self.kind)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -206,6 +214,8 @@ class Target:
     def run(self, check: Check, progress: Progress = lambda result: None) -> CheckResult:
         """Run one check. Corner cases go to the equality with the specification; laws only draw."""
         amount = self.profile.stage if self.kind is None else self.profile.specification
+        if self.stage.name == CACHE:
+            amount = self.profile.cache
         if check.law:
             amount = self.profile.costly if check.costly else self.profile.law
         if not self.offers(check):
@@ -225,6 +235,9 @@ class Target:
             written = stage_corners(*place) if corners else []
             written += production_cases(*place) if corners and self.profile.production else []
             return written, stage_cases(*place)
+        if self.stage.name == CACHE:
+            placed = {"dtype": self.dtype, "device": self.device}
+            return cache_corners(self.kind, **placed) if corners else [], cache_cases(self.kind, **placed)
         ratios, modes = self.capabilities.compress_ratios, tuple(self.candidate.layers)
         options: dict[str, Any] = {"ratios": ratios, "modes": modes, "dtype": self.dtype, "device": self.device}
         return corner_cases(self.kind, **options) if corners else [], cases(self.kind, **options)
@@ -233,6 +246,8 @@ class Target:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
         names = [name for name in self.stage.required(self.kind, self.capabilities) if not result.reached[name]]
         if self.kind is None:
+            return names
+        if self.stage.name == CACHE:
             return names
         share, most = result.ambiguous_share(WITHOUT_DRAWN_TIES), AMBIGUOUS_SHARE[self.dtype]
         if share > most:
@@ -269,11 +284,11 @@ def make_targets(
             raise UsageError(f"unknown dtype {dtype!r}: it is none of {', '.join(DTYPES)}")
         before = len(targets)
         for name in resolve_stages(stage, candidate):
-            kinds = resolve_kinds(layer) if name == LAYER else [None]
+            kinds = resolve_kinds(layer) if name in (LAYER, CACHE) else [None]
             for kind in kinds:
                 reason = unsupported(candidate, STAGES[name], dtype, device)
-                subject = str(kind or name)
-                if kind is not None and kind not in candidate.capabilities_of(LAYER).kinds:
+                subject = subject_of(name, kind)
+                if kind is not None and kind not in candidate.capabilities_of(name).kinds:
                     reason = f"{candidate.name} does not offer {kind} layers"
                     if layer != "all":
                         raise UsageError(reason)

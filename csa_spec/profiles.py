@@ -14,6 +14,8 @@ class Profile:
     """For the equality of a layer with the specification"""
     stage: int
     """For the equality of another stage, whose cases are much cheaper"""
+    cache: int
+    """Schedules of calls, per layer kind"""
     law: int
     """For each law"""
     costly: int
@@ -25,9 +27,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", specification=25, stage=60, law=4, costly=1),
-        Profile("default", specification=200, stage=400, law=25, costly=5),
-        Profile("gpu", specification=200, stage=400, law=25, costly=5, production=True),
-        Profile("thorough", specification=6700, stage=10_000, law=300, costly=40),
+        Profile("smoke", specification=25, stage=60, cache=12, law=4, costly=1),
+        Profile("default", specification=200, stage=400, cache=60, law=25, costly=5),
+        Profile("gpu", specification=200, stage=400, cache=60, law=25, costly=5, production=True),
+        Profile("thorough", specification=6700, stage=10_000, cache=1500, law=300, costly=40),
     )
 }

@@ -8,6 +8,7 @@
 Import them as ``csa_spec.strategies``.
 """
 
+from csa_spec.strategies.cache import cache_cases, cache_corners
 from csa_spec.strategies.cases import cases, top_ks, windows
 from csa_spec.strategies.corners import corner_cases
 from csa_spec.strategies.geometry import compress_ratios, geometries, yarns
@@ -16,6 +17,8 @@ from csa_spec.strategies.stages import production_cases, stage_cases, stage_corn
 
 __all__ = [
     "batches",
+    "cache_cases",
+    "cache_corners",
     "cases",
     "compress_ratios",
     "corner_cases",

@@ -149,8 +149,9 @@ _INDEX_SCORES = IndexScoresCase(
     rows=2, queries=3, entries=5, index_heads=4, index_head_dim=6, values=ProductValues.GAUSSIAN
 )
 _COMPRESSOR = CompressorCase(
-    rows=2, blocks=3, tail=1, compress_ratio=4, hidden=6, head_dim=6, overlap=Blocks.CSA, values=TokenValues.GAUSSIAN
-)
+    rows=2, blocks=3, tail=1, compress_ratio=4, hidden=6, head_dim=8, rotated=3, overlap=Blocks.CSA,
+    values=TokenValues.GAUSSIAN,
+)  # fmt: skip
 _BASES: dict[str, tuple[Any, ...]] = {
     "attend": (_ATTEND, replace(_ATTEND, rows=1, picks=12)),
     "select": (_SELECT, replace(_SELECT, rows=1, top_k=1, compress_ratio=1, start=0)),

@@ -67,7 +67,8 @@ class Arithmetic:
 
     def __init__(self, dtype: torch.dtype) -> None:
         info = torch.finfo(dtype)
-        self.unit = info.eps / 2
+        # In float64 the specification, which is no finer, rounds as much as the candidate.
+        self.unit = info.eps / 2 * (2**0.5 if dtype == torch.float64 else 1)
         self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
         # Below the smallest normal number hardware may flush to zero; not in float16, which could not do without.
         self.underflow = info.smallest_normal * (info.eps if dtype == torch.float16 else 1)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -14,10 +15,12 @@ from torch import Tensor
 from csa_spec.harness.arrays import library_problem
 from csa_spec.harness.call import Answer, Caller, LocalCaller, Request
 from csa_spec.harness.case import DEVICES, DTYPES, Case, Feature
+from csa_spec.harness.stream import drive
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 
 LAYER = "layer"
-STAGES = ("compressor", "index_scores", "select", "attend", LAYER)
+CACHE = "cache"
+STAGES = ("compressor", "index_scores", "select", "attend", LAYER, CACHE)
 """What a candidate may offer, in the order of the data. ``docs/stages.md`` has their signatures."""
 ARGUMENTS = {
     "compressor": ("hidden", "weights", "geometry"),
@@ -25,6 +28,7 @@ ARGUMENTS = {
     "select": ("scores", "positions", "compress_ratio", "top_k"),
     "attend": ("q", "kv", "indices", "sinks", "scale"),
     LAYER: ("hidden", "weights", "geometry", "positions", "documents"),
+    CACHE: ("weights", "geometry", "batch"),
 }
 """What each stage is called with, by position."""
 
@@ -126,8 +130,8 @@ class Capabilities:
     internal_dtype: str | None = None
     """Widest dtype of the candidate's own arithmetic, where that is narrower than the case's dtype"""
     tie_tolerance: float = 0.0
-    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-8 if it rounds to
-    bfloat16 first"""
+    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-7 if it rounds to
+    bfloat16 first, which moves each by up to 2**-8"""
     lowest_index_first: bool = False
     """A promise: among equal scores select takes the lowest entries. Without it any choice is right"""
     deterministic: bool = True
@@ -171,7 +175,8 @@ class Candidate:
         """Call a stage; raises whatever it raises."""
         stage = request.stage
         function = self.layers[request.mode] if stage == LAYER else self.stages[stage]
-        return self.caller(function, request, self.capabilities_of(stage).arrays)
+        called: Callable[..., Any] = partial(drive, function) if stage == CACHE else function  # type: ignore[arg-type]
+        return self.caller(called, request, self.capabilities_of(stage).arrays)
 
 
 def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
@@ -205,7 +210,7 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     if not found:
         raise CandidateError(
             f"{name} offers no stage: it is neither callable nor has a callable attribute "
-            f"{', '.join(repr(one) for one in STAGES[:-1])} or {LAYER!r} (it is of type {type(thing).__name__})"
+            f"{', '.join(repr(one) for one in STAGES[:-1])} or {STAGES[-1]!r} (it is of type {type(thing).__name__})"
         )
     capabilities = getattr(thing, "capabilities", None)
     if capabilities is None:

@@ -11,12 +11,13 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from csa_spec.harness.candidate import Candidate
+from csa_spec.harness.candidate import LAYER, Candidate
 from csa_spec.harness.case import Scores
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.failures import CandidateHung, Failure
 from csa_spec.harness.shrink import SECONDS, shrink
 from csa_spec.harness.stage import Check, Stage
+from csa_spec.harness.stream import NotOffered
 from csa_spec.spec import LayerKind
 
 ENOUGH = 12
@@ -67,12 +68,19 @@ class CheckResult:
     @property
     def subject(self) -> str:
         """What was checked: the layer kind, or the stage."""
-        return str(self.kind or self.stage)
+        return subject_of(self.stage, self.kind)
 
     def ambiguous_share(self, scores: Collection[Scores]) -> float:
         """Return which share of the queries was ambiguous in the regimes with such scores."""
         tallies = [count.tally for regime, count in self.regimes.items() if set(regime) & set(scores)]
         return sum(tally.ambiguous for tally in tallies) / max(1, sum(tally.queries for tally in tallies))
+
+
+def subject_of(stage: str, kind: LayerKind | None) -> str:
+    """Return what a run checks in one or two words: the layer kind, the stage, or e.g. ``cache csa``."""
+    if kind is None:
+        return stage
+    return str(kind) if stage == LAYER else f"{stage} {kind}"
 
 
 def run_check(
@@ -159,6 +167,8 @@ def run_check(
             check.run(stage.trial(candidate, case))
         except Failure as failure:
             return failure
+        except NotOffered:
+            return None
         return None
 
     result.failures = [
@@ -182,6 +192,9 @@ def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: Ch
             return None
     except Failure as caught:
         failure = caught
+    except NotOffered as refusal:
+        result.not_applicable[str(refusal)] += 1
+        return None
     result.cases += 1
     regime = result.regimes.setdefault(case.regime, RegimeCount())
     regime.cases += 1

@@ -242,6 +242,21 @@ class NoGradient(WrongGradient):
     title = "an argument gets no gradient"
 
 
+class StreamDiffers(Failure):
+    """A call on a stream answers otherwise than the specification on the tokens that are then in the row."""
+
+    title = "calls in sequence give other answers than all tokens at once"
+
+    def __init__(self, after: str, detail: str, case: AnyCase, **details: Any) -> None:
+        super().__init__(detail, case, **details)
+        self.after = after
+
+    @property
+    def kind(self) -> str:
+        """What goes wrong after different operations are different kinds."""
+        return f"{type(self).__name__}[after {self.after}]"
+
+
 class FutureLeak(Failure):
     """Law: future tokens do not change earlier outputs."""
 

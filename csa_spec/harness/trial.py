@@ -16,6 +16,7 @@ from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities
 from csa_spec.harness.case import AnyCase
 from csa_spec.harness.comparison import Tally
 from csa_spec.harness.failures import CandidateDied, CandidateHung, CandidateRaised, Place, WrongDtype, WrongShape
+from csa_spec.harness.stream import NotOffered
 
 
 class Form(NamedTuple):
@@ -96,6 +97,8 @@ class Trial(ABC):
         except Fault as fault:
             raise (CandidateHung if fault.hung else CandidateDied)(str(fault), self.case) from None
         except (Exception, SystemExit) as error:
+            if type(error).__name__ == NotOffered.__name__:  # a worker's has only the name in common
+                raise NotOffered(str(error)) from error
             raise CandidateRaised(error, self.case) from error
         self._check_form(main_output(answer), arguments)
         return answer

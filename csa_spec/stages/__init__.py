@@ -10,14 +10,18 @@ from typing import Any
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.case import Case, CaseError, Feature
 from csa_spec.harness.stage import Check, Stage
+from csa_spec.harness.stream import Op
 from csa_spec.spec import LayerKind
 from csa_spec.stages.attend import ATTEND
+from csa_spec.stages.cache import CACHE_STAGE
 from csa_spec.stages.compressor import COMPRESSOR
 from csa_spec.stages.index_scores import INDEX_SCORES
 from csa_spec.stages.layer import LAYER_STAGE, SPECIFICATION
 from csa_spec.stages.select import SELECT
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (COMPRESSOR, INDEX_SCORES, SELECT, ATTEND, LAYER_STAGE)}
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (COMPRESSOR, INDEX_SCORES, SELECT, ATTEND, LAYER_STAGE, CACHE_STAGE)
+}
 
 __all__ = ["LAYER_STAGE", "SPECIFICATION", "STAGES", "Check", "declaration_problem", "parse_case", "stage_of"]
 
@@ -45,6 +49,8 @@ def declaration_problem(candidate: Candidate) -> str:
                 return f"{candidate.name}: capabilities.{what} names {min(unknown)!r}; {known}"
         for place, name in capabilities.lacks:
             known_names = names.get(str(place), []) if place in STAGES else [str(one) for one in Feature]
+            if place == CACHE_STAGE.name:
+                known_names = [str(op) for op in Op]
             if place not in STAGES and place not in list(LayerKind):
                 return f"{candidate.name}: capabilities.lacks names {str(place)!r}, which is no stage and no layer kind"
             if place in candidate.offers + tuple(LayerKind) and str(name) not in known_names:

@@ -1,0 +1,163 @@
+"""Strategies for schedules of calls on a stream, and the ready-made schedules that every run tries.
+
+A schedule is drawn as a recipe, call by call, against the model of which rows and tokens there are: a state machine
+whose runs are text. So a failing schedule shrinks call by call, and can be pasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from hypothesis import event
+from hypothesis import strategies as st
+
+from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
+from csa_spec.harness.stream import Call, Op
+from csa_spec.spec import Geometry, LayerKind
+from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.strategies.geometry import compress_ratios, geometries
+
+LONGEST = 28
+"""Tokens of a row; what goes wrong between calls goes wrong early."""
+_SEEDS = st.integers(0, 2**16 - 1)
+
+
+def _boundaries(ratio: int, window: int) -> list[int]:
+    near = (ratio - 1, ratio, ratio + 1, 2 * ratio - 1, 2 * ratio, 2 * ratio + 1, window - 1, window, window + 1)
+    return sorted({length for length in near if 0 < length <= LONGEST})
+
+
+@st.composite
+def schedules(
+    draw: st.DrawFn, ratio: int, window: int, batch: int, ops: Collection[Op] = tuple(Op)
+) -> tuple[Call, ...]:
+    """Schedules that are legal for ``batch`` rows: extends up to, over and past blocks and window, and more."""
+    lengths, saved, calls = [0] * batch, None, []
+    others = [op for op in Op if op is not Op.EXTEND and op in ops]
+    for _ in range(draw(st.integers(2, 7), label="calls")):
+        op = draw(
+            st.sampled_from([Op.EXTEND, Op.EXTEND, *others[:0]] if not any(lengths) else _mix(others)), label="op"
+        )
+        room = LONGEST - max(lengths)
+        numbers: tuple[int, ...] = ()
+        if op is Op.EXTEND:
+            if room < 1:
+                break
+            to_boundary = [length - max(lengths) for length in _boundaries(ratio, window) if length > max(lengths)]
+            amounts = st.integers(1, ratio + 2) | st.just(1)
+            if to_boundary:
+                amounts = amounts | st.sampled_from(to_boundary)
+            amount = min(draw(amounts, label="tokens"), room)
+            numbers, lengths = (amount,), [length + amount for length in lengths]
+        elif op is Op.ROLLBACK:
+            most = min(lengths)
+            if most == 0:
+                continue
+            amount = draw(st.integers(1, min(most, ratio + 2)), label="rollback")
+            numbers, lengths = (amount,), [length - amount for length in lengths]
+        elif op in (Op.REORDER, Op.SELECT):
+            count = len(lengths) if op is Op.REORDER else draw(st.integers(1, len(lengths)), label="kept")
+            rows = st.integers(0, len(lengths) - 1)
+            numbers = tuple(draw(st.lists(rows, min_size=count, max_size=count), label="rows"))
+            lengths = [lengths[row] for row in numbers]
+        elif op is Op.REPEAT:
+            if len(lengths) > 2:
+                continue
+            numbers, lengths = (2,), [length for length in lengths for _ in range(2)]
+        elif op is Op.CLEAR:
+            row = draw(st.integers(0, len(lengths) - 1), label="cleared")
+            numbers, lengths[row] = (row,), 0
+        elif op is Op.RESET:
+            lengths = [0] * len(lengths)
+        elif op is Op.SAVE:
+            saved = list(lengths)
+        elif op is Op.RESTORE:
+            if saved is None:
+                continue
+            lengths = list(saved)
+        calls.append(Call(op, numbers))
+    amount = min(max(1, LONGEST - max(lengths)), draw(st.integers(1, ratio + 1), label="last"))
+    return (*calls, Call(Op.EXTEND, (amount,)))
+
+
+def _mix(others: Sequence[Op]) -> list[Op]:
+    """Return as many extends as other operations."""
+    return [Op.EXTEND] * max(2, len(others)) + list(others)
+
+
+@st.composite
+def cache_cases(
+    draw: st.DrawFn, kind: LayerKind = LayerKind.CSA, *, dtype: str = "float32", device: str = "cpu"
+) -> CacheCase:
+    """Schedules on small layers; half of them only extend."""
+    ratio = min(8, draw(compress_ratios(), label="compress_ratio"))
+    window = draw(st.integers(1, 4) | st.sampled_from((ratio, ratio + 1, 8)), label="window")
+    geometry = replace(
+        draw(geometries(kind), label="geometry"),
+        compress_ratio=1 if kind is LayerKind.SLIDING else ratio,
+        window=window,
+        top_k=draw(st.integers(0, 4), label="top_k") if kind is LayerKind.CSA else 1,
+    )
+    layer = Case(
+        geometry=geometry,
+        values=draw(st.sampled_from((Values.GAUSSIAN, Values.INTEGERS, Values.LARGE_LOGITS)), label="values"),
+        sinks=draw(st.sampled_from((Sinks.DRAWN, Sinks.ZERO, Sinks.EXTREME)), label="sinks"),
+        seed=draw(_SEEDS, label="seed"),
+        dtype=dtype,
+        device=device,
+    )
+    batch = draw(st.sampled_from((1, 1, 2, 3)), label="batch")
+    ops = draw(st.sampled_from((tuple(Op), (Op.EXTEND,))), label="operations")
+    case = CacheCase(layer, batch, draw(schedules(ratio, window, batch, ops), label="calls"))
+    for call in case.calls:
+        event("call", str(call.op))
+    return case
+
+
+def cache_corners(kind: LayerKind, *, dtype: str = "float32", device: str = "cpu") -> list[CacheCase]:
+    """Return the ready-made schedules of one layer kind."""
+    m, window = 4, 6
+    geometry = Geometry(
+        kind=kind, compress_ratio=1 if kind is LayerKind.SLIDING else m, window=window, hidden=6, heads=2, head_dim=8,
+        rope_dim=4, q_lora_rank=4, index_head_dim=6, o_groups=2, o_lora_rank=3,
+    )  # fmt: skip
+    if kind is LayerKind.CSA:
+        geometry = replace(geometry, top_k=2, index_heads=4)
+    layer = Case(geometry, (Row((1,)),), Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, dtype=dtype, device=device)
+    total = 3 * m + 1
+    texts = [
+        str(total),  # one shot ...
+        *(f"{first},{total - first}" for first in range(1, total)),  # ... is every split
+        ",".join(["1"] * total),  # ... is token by token
+        *(",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)),  # blocks of drafts to verify
+        f"{window - 1},1,1,1",
+        f"{window},1,{window + 2}",
+        f"{2 * m + 1},reset,{m - 1},1,1",  # a shorter request after a longer one
+        f"{2 * m + 3},reset,{m - 2},{m}",
+        f"{m + 1},3,rollback:2,2,1",  # drafts rejected inside a block, over its border, and all of a block
+        f"{2 * m},{m},rollback:{m},{m + 1}",
+        f"{m + 2},rollback:3,1,1,1,1",
+        f"{2 * m + 1},save,3,restore,2,1",
+        f"{m + 1},fork,2,{m}",
+    ]
+    several = [
+        f"{m + 2},reorder:1.0,1,1,1",  # in the middle of a block
+        f"{m},reorder:1.1,{m + 1}",
+        f"{2 * m + 1},select:1,2,1",
+        f"{m + 1},repeat:2,3,2",
+        f"{m + 2},clear:0,{m - 1},1,{m}",  # a new request beside an old one
+        f"{2 * m + 3},clear:1,1,1,1,1,1",
+        f"{window},clear:0,{window + 1},reorder:1.0,3",
+        f"{m + 2},1,1,1",
+    ]
+    found = [CacheCase(layer, 1, _calls(text)) for text in texts] + [
+        CacheCase(layer, 2, _calls(text)) for text in several
+    ]
+    narrow = replace(layer, geometry=replace(geometry, window=1))
+    found += [CacheCase(narrow, 1, _calls(text)) for text in (f"{m + 1},1,{m}", "1,1,1,1,1")]
+    return [replace(case, layer=replace(case.layer, seed=n)) for n, case in enumerate(found)]
+
+
+def _calls(text: str) -> tuple[Call, ...]:
+    return tuple(map(Call.parse, text.split(",")))
