@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from csa_spec.harness.case import DEVICES, DTYPES
 from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
 from csa_spec.harness.engine import CheckResult, run_check, subject_of
 from csa_spec.harness.failures import Failure
+from csa_spec.harness.limitations import Limitation, probe, with_known_limitations
 from csa_spec.harness.results import Report
 from csa_spec.harness.stage import Check, Stage
 from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
@@ -59,6 +61,7 @@ def check(
     seed: int = 0,
     isolate: bool = False,
     time_limit: float = TIME_LIMIT,
+    known: Path | None = None,
     progress: Progress = lambda result: None,
 ) -> Report:
     """Hold a candidate against the specification and the laws.
@@ -88,6 +91,9 @@ def check(
         Run the candidate in a process of its own, so that a hang or a crash is a failure like any other.
     time_limit
         Seconds for one call of an isolated candidate.
+    known
+        A TOML file of known limitations (see :mod:`csa_spec.harness.limitations`), beside those that the candidate
+        declares itself.
     progress
         Called after each case.
 
@@ -104,10 +110,12 @@ def check(
     found = _resolve(candidate, {name: one for name, one in single.items() if one is not None}, stage)
     resolve_stages(stage, found)
     resolve_kinds(layer)
+    if known is not None:
+        found = with_known_limitations(found, known)
     if isolate:
         found = isolated(found, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
-    results, missing = [], {}
+    results, missing, limitations = [], {}, []
     try:
         targets, declined = make_targets(found, stage, layer, dtypes, device, resolve_profile(profile), seed)
         for target in targets:
@@ -118,6 +126,8 @@ def check(
                 results.append(result)
                 if each is target.stage.checks[0]:
                     missing[target.dtype, target.subject] = target.missing(result)
+            if target.dtype == dtypes[0]:
+                limitations += target.limitations()
     finally:
         if isinstance(found.caller, WorkerCaller):
             found.caller.close()
@@ -125,7 +135,7 @@ def check(
     return Report(
         found.name, environment, profile, dtypes, device, seed, results, missing,
         {subject: reason for (_, subject), reason in declined.items()},
-        time.perf_counter() - begin,
+        time.perf_counter() - begin, limitations,
     )  # fmt: skip
 
 
@@ -241,6 +251,21 @@ class Target:
         ratios, modes = self.capabilities.compress_ratios, tuple(self.candidate.layers)
         options: dict[str, Any] = {"ratios": ratios, "modes": modes, "dtype": self.dtype, "device": self.device}
         return corner_cases(self.kind, **options) if corners else [], cases(self.kind, **options)
+
+    def limitations(self) -> list[Limitation]:
+        """Try what the candidate is known not to support; in the smoke profile without making cases small."""
+        if self.capabilities is not self.candidate.capabilities:
+            return []
+        places = (self.kind,) if self.stage.name == LAYER else (self.stage.name, self.subject)
+        written, _ = self._cases(corners=True)
+        if self.stage.name == LAYER:  # corner cases take turns with the candidate's modes
+            written = [replace(case, mode=mode) for case in written for mode in self.candidate.layers]
+        with _one_thread():
+            return [
+                probe(self.candidate, self.stage, self.subject, str(where), str(name), written, self.profile.shrinks)
+                for where, name in self.capabilities.lacks
+                if where in places
+            ]
 
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     check.add_argument("--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)")
+    check.add_argument("--known", type=Path, metavar="FILE", help="known limitations of the candidate, as TOML")
     check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
     check.add_argument(
         "--time-limit", default=30.0, type=float, metavar="S", help="seconds for one call with --isolate (default 30)"
@@ -130,6 +131,7 @@ def _check(options: argparse.Namespace) -> int:
             seed=options.seed,
             isolate=options.isolate,
             time_limit=options.time_limit,
+            known=options.known,
             progress=line.show,
         )
     finally:

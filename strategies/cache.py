@@ -35,15 +35,20 @@ def schedules(
     """Schedules that are legal for ``batch`` rows: extends up to, over and past blocks and window, and more."""
     lengths, saved, calls = [0] * batch, None, []
     others = [op for op in Op if op is not Op.EXTEND and op in ops]
-    for _ in range(draw(st.integers(2, 7), label="calls")):
-        op = draw(
-            st.sampled_from([Op.EXTEND, Op.EXTEND, *others[:0]] if not any(lengths) else _mix(others)), label="op"
-        )
+    count = draw(st.integers(2, 7), label="calls")
+    of_rows = (Op.REORDER, Op.SELECT, Op.CLEAR)
+    planned = _planned(draw, [op for op in others if batch > 1 or op not in of_rows], count)
+    for number in range(count):
+        op = planned.get(number, Op.EXTEND) if number in planned or not any(lengths) else draw(_mix(others), label="op")
+        if op is Op.RESTORE and saved is None:
+            op = Op.SAVE
+        if (op is Op.ROLLBACK and not min(lengths)) or (op is Op.REPEAT and len(lengths) > 3):
+            op = Op.EXTEND
         room = LONGEST - max(lengths)
         numbers: tuple[int, ...] = ()
         if op is Op.EXTEND:
             if room < 1:
-                break
+                continue
             to_boundary = [length - max(lengths) for length in _boundaries(ratio, window) if length > max(lengths)]
             amounts = st.integers(1, ratio + 2) | st.just(1)
             if to_boundary:
@@ -51,19 +56,14 @@ def schedules(
             amount = min(draw(amounts, label="tokens"), room)
             numbers, lengths = (amount,), [length + amount for length in lengths]
         elif op is Op.ROLLBACK:
-            most = min(lengths)
-            if most == 0:
-                continue
-            amount = draw(st.integers(1, min(most, ratio + 2)), label="rollback")
+            amount = draw(st.integers(1, min(*lengths, ratio + 2)), label="rollback")
             numbers, lengths = (amount,), [length - amount for length in lengths]
         elif op in (Op.REORDER, Op.SELECT):
-            count = len(lengths) if op is Op.REORDER else draw(st.integers(1, len(lengths)), label="kept")
+            kept = len(lengths) if op is Op.REORDER else draw(st.integers(1, len(lengths)), label="kept")
             rows = st.integers(0, len(lengths) - 1)
-            numbers = tuple(draw(st.lists(rows, min_size=count, max_size=count), label="rows"))
+            numbers = tuple(draw(st.lists(rows, min_size=kept, max_size=kept), label="rows"))
             lengths = [lengths[row] for row in numbers]
         elif op is Op.REPEAT:
-            if len(lengths) > 2:
-                continue
             numbers, lengths = (2,), [length for length in lengths for _ in range(2)]
         elif op is Op.CLEAR:
             row = draw(st.integers(0, len(lengths) - 1), label="cleared")
@@ -73,24 +73,32 @@ def schedules(
         elif op is Op.SAVE:
             saved = list(lengths)
         elif op is Op.RESTORE:
-            if saved is None:
-                continue
+            assert saved is not None
             lengths = list(saved)
         calls.append(Call(op, numbers))
     amount = min(max(1, LONGEST - max(lengths)), draw(st.integers(1, ratio + 1), label="last"))
     return (*calls, Call(Op.EXTEND, (amount,)))
 
 
-def _mix(others: Sequence[Op]) -> list[Op]:
-    """Return as many extends as other operations."""
-    return [Op.EXTEND] * max(2, len(others)) + list(others)
+def _planned(draw: st.DrawFn, others: Sequence[Op], count: int) -> dict[int, Op]:
+    """Return which operation comes where in any case, after a first extend: left to chance, some would never come."""
+    if not others:
+        return {}
+    op = draw(st.sampled_from(others), label="planned")
+    place = draw(st.integers(1, count - 1), label="place")
+    return {1: Op.SAVE, max(3, place): op} if op is Op.RESTORE and count > 3 else {place: op}
+
+
+def _mix(others: Sequence[Op]) -> st.SearchStrategy[Op]:
+    """Draw extends as often as all other operations together."""
+    return st.sampled_from([Op.EXTEND] * max(2, len(others)) + list(others))
 
 
 @st.composite
 def cache_cases(
     draw: st.DrawFn, kind: LayerKind = LayerKind.CSA, *, dtype: str = "float32", device: str = "cpu"
 ) -> CacheCase:
-    """Schedules on small layers; half of them only extend."""
+    """Schedules on small layers; a third of them only extend."""
     ratio = min(8, draw(compress_ratios(), label="compress_ratio"))
     window = draw(st.integers(1, 4) | st.sampled_from((ratio, ratio + 1, 8)), label="window")
     geometry = replace(
@@ -108,7 +116,7 @@ def cache_cases(
         device=device,
     )
     batch = draw(st.sampled_from((1, 1, 2, 3)), label="batch")
-    ops = draw(st.sampled_from((tuple(Op), (Op.EXTEND,))), label="operations")
+    ops = draw(st.sampled_from((tuple(Op), tuple(Op), (Op.EXTEND,))), label="operations")
     case = CacheCase(layer, batch, draw(schedules(ratio, window, batch, ops), label="calls"))
     for call in case.calls:
         event("call", str(call.op))
@@ -133,21 +141,29 @@ def cache_corners(kind: LayerKind, *, dtype: str = "float32", device: str = "cpu
         *(",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)),  # blocks of drafts to verify
         f"{window - 1},1,1,1",
         f"{window},1,{window + 2}",
+        f"{m + 1},other,2,other,{m},other",  # requests that take turns
         f"{2 * m + 1},reset,{m - 1},1,1",  # a shorter request after a longer one
         f"{2 * m + 3},reset,{m - 2},{m}",
         f"{m + 1},3,rollback:2,2,1",  # drafts rejected inside a block, over its border, and all of a block
         f"{2 * m},{m},rollback:{m},{m + 1}",
         f"{m + 2},rollback:3,1,1,1,1",
+        f"{m},rollback:1,1,1",  # inside the window, where a ring still holds all
+        f"{m + 2},{m + 1},rollback:{m + 1},{m}",  # more drafts than a block
         f"{2 * m + 1},save,3,restore,2,1",
+        f"{m + 1},save,2,restore,1,restore,{m}",  # the same state twice
         f"{m + 1},fork,2,{m}",
     ]
     several = [
         f"{m + 2},reorder:1.0,1,1,1",  # in the middle of a block
         f"{m},reorder:1.1,{m + 1}",
+        f"{3 * m + 1},reorder:1.0,1,{m}",  # more entries than are selected
         f"{2 * m + 1},select:1,2,1",
+        f"{m + 2},select:1.0,2,1",
+        f"{m + 2},3,rollback:2,1,{m}",
         f"{m + 1},repeat:2,3,2",
         f"{m + 2},clear:0,{m - 1},1,{m}",  # a new request beside an old one
         f"{2 * m + 3},clear:1,1,1,1,1,1",
+        f"{m + 2},clear:0,{m - 1},rollback:2,1,2",  # over the border of one row's block, but not of the other's
         f"{window},clear:0,{window + 1},reorder:1.0,3",
         f"{m + 2},1,1,1",
     ]

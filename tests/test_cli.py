@@ -273,7 +273,7 @@ def test_transformers_that_cannot_be_used_are_refused(folder: Path, stub: str) -
 
 
 OPTIONS = {
-    ("--stage", "nosuch"): ["unknown stage 'nosuch'", "compressor, index_scores, select, attend, layer, all"],
+    ("--stage", "nosuch"): ["unknown stage 'nosuch'", "compressor, index_scores, select, attend, layer, cache, all"],
     ("--stage", "Layer"): ["unknown stage 'Layer'"],
     ("--stage", ""): ["unknown stage ''"],
     ("--layer", "nosuch"): ["unknown layer 'nosuch'", "csa, hca, sliding, all"],
@@ -549,7 +549,7 @@ def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
 
 
 LINES = {
-    "": ["layer kind (csa, hca, sliding)", "a stage (compressor, index_scores, select, attend), not ''"],
+    "": ["layer kind (csa, hca, sliding)", "a stage (compressor, index_scores, select, attend, cache), not ''"],
     "dense rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'dense'"],
     "layer rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'layer'"],
     "attend rows=4": ["'rows=4' is not part of a case"],

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa_spec.candidates.transformers_cache import CacheStream
 from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, one_line
 from csa_spec.harness.case import Feature
 from csa_spec.spec import PADDING, Geometry, LayerKind, LayerWeights
@@ -29,12 +30,9 @@ _LAYER_TYPES = {
 }
 _COMPRESSED = (LayerKind.CSA, LayerKind.HCA)
 _PADDING_URL = "pads are pooled into entries: https://github.com/huggingface/transformers/issues/45938"
-_LACKS = {
+_LACKS: dict[tuple[str, str], str] = {
     **{(kind, Feature.LEFT_PADDING): _PADDING_URL for kind in _COMPRESSED},
-    **{
-        (kind, Feature.SHIFTED_START): "without a cache, entries are placed as if the first position were 0"
-        for kind in _COMPRESSED
-    },
+    **{(kind, Feature.SHIFTED_START): "entries are placed as if the first position were 0" for kind in _COMPRESSED},
     **{
         (
             kind,
@@ -46,6 +44,19 @@ _LACKS = {
         LayerKind.SLIDING,
         Feature.PACKING,
     ): "documents are told apart only without a cache and without a 2-D mask",
+    **{
+        (f"cache {kind}", name): reason
+        for kind in _COMPRESSED
+        for name, reason in (
+            ("rollback", "crop leaves the state of the compressor as it is"),
+            ("select", "batch_select_indices leaves the state of the compressor as it is"),
+            ("repeat", "batch_repeat_interleave leaves the state of the compressor as it is"),
+        )
+    },
+    **{
+        (f"cache {kind}", "window of one token"): "a window of one token keeps all tokens in the cache"
+        for kind in LayerKind
+    },
 }
 
 _WEIGHT_NAMES = {
@@ -109,6 +120,7 @@ def from_modules(modeling: ModuleType, configuration: ModuleType, environment: M
         # Norms, rotary tables and index scores are float32 inside, whatever the dtype of the model.
         Capabilities(lacks=_LACKS, internal_dtype="float32", batch_invariant=False),
         dict(environment),
+        {"cache": adapter.open},
     )
 
 
@@ -120,6 +132,7 @@ class _Adapter:
     def __init__(self, modeling: ModuleType, configuration: ModuleType) -> None:
         self._model_class: Callable[[Any], torch.nn.Module] = modeling.DeepseekV4Model
         self._config_class: Callable[..., Any] = configuration.DeepseekV4Config
+        self._cache_class: Callable[..., Any] = modeling.DynamicCache
         self._model = lru_cache(maxsize=16)(self._build_model)
 
     def run(
@@ -131,12 +144,25 @@ class _Adapter:
         documents: Tensor,
         use_cache: bool,
     ) -> LayerOutput:
-        """Run the attention layer inside the model's own forward."""
+        """Run the attention layer on one batch."""
+        return _exposed(self.attend(hidden, weights, geometry, use_cache=use_cache, **_rows(positions, documents)))
+
+    def attend(self, hidden: Tensor, weights: LayerWeights, geometry: Geometry, **arguments: Any) -> dict[str, Any]:
+        """Run the attention layer inside the model's own forward; return what its modules returned.
+
+        Parameters
+        ----------
+        hidden, weights, geometry
+            As for a layer.
+        arguments
+            The model's own, beside ``inputs_embeds``.
+        """
         model = self._model(geometry, hidden.dtype, hidden.device)
         attention = model.layers[0].self_attn  # type: ignore[union-attr, index]
         named = weights.named()
-        for name, parameter in attention.named_parameters():
-            parameter.copy_(named[_WEIGHT_NAMES[name]])
+        with torch.no_grad():
+            for name, parameter in attention.named_parameters():
+                parameter.copy_(named[_WEIGHT_NAMES[name]])
         seen: dict[str, Any] = {}
         handles = [
             attention.register_forward_pre_hook(partial(_hand_over, hidden), with_kwargs=True),
@@ -152,13 +178,23 @@ class _Adapter:
         if scorer is not None:
             handles.append(scorer.register_forward_hook(partial(_keep, seen, "index_scores")))
         try:
-            model(inputs_embeds=hidden, use_cache=use_cache, **_rows(positions, documents))
+            model(inputs_embeds=hidden, **arguments)
         except _LayerDone:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        return _exposed(seen)
+        return seen
+
+    def open(self, weights: LayerWeights, geometry: Geometry, batch: int) -> CacheStream:
+        """Open a stream on an empty cache of the kind that the release makes for such a layer."""
+        return self.open_as(CacheStream, weights, geometry)
+
+    def open_as(self, kind: type[CacheStream], weights: LayerWeights, geometry: Geometry) -> CacheStream:
+        """Open a stream of a class of its own."""
+        model = self._model(geometry, weights.wkv.dtype, weights.wkv.device)
+        # Other streams on the same model may have other weights, so every call brings its own.
+        return kind(partial(self.attend, weights=weights, geometry=geometry), self._cache_class(config=model.config))
 
     def _build_model(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         logger = logging.getLogger("transformers")

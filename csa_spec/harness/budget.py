@@ -317,6 +317,8 @@ def _attend(
     # The sum of p k, and the softmax's denominator, whose error all p share.
     terms = attended.sum(-1, keepdim=True)
     variance = variance + do.summed(p @ k.abs(), terms) + do.summed(o, terms)
+    # A sink that is applied afterwards goes through a log-sum-exp as large as the peak, which is kept in float32.
+    variance = variance + (do.accumulator * peak.nan_to_num(0.0, 0.0, 0.0) * o).square()
     # A small probability may underflow (in float16 below 6e-8), and its key may be long.
     variance = variance + (do.underflow / 2) ** 2 * (attended.double() @ k2)
     common = weight.sum(-1, keepdim=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from csa_spec.harness.engine import CheckResult
+from csa_spec.harness.limitations import Limitation
 
 
 class Verdict(Enum):
@@ -37,6 +38,8 @@ class Report:
     declined: Mapping[str, str]
     """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
     seconds: float
+    limitations: Sequence[Limitation] = ()
+    """What the candidate is known not to support, and what trying it showed"""
 
     @property
     def verdict(self) -> Verdict:

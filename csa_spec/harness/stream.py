@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,12 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from csa_spec.harness.arrays import from_library
 from csa_spec.harness.case import CaseError
 from csa_spec.spec import Geometry, LayerWeights
 
 
 class NotOffered(Exception):
     """A stream does not have an operation, or refuses it; the message names it."""
+
+
+class MisshapenAnswer(Exception):
+    """A call returned something other than an array of the shape of its tokens; the message says what."""
 
 
 class Op(StrEnum):
@@ -37,7 +43,9 @@ class Op(StrEnum):
     CLEAR = "clear"
     """Forget what is in these rows: other requests get their slots, and rows have different lengths"""
     FORK = "fork"
-    """Go on with a copy; the original takes other tokens first, as where a prefix is shared"""
+    """Go on with a copy; the original takes and answers other tokens first, as where a prefix is shared"""
+    OTHER = "other"
+    """Another request, in a stream of its own that stays open beside this one, takes two tokens: needs no method"""
     SAVE = "save"
     """Remember the state"""
     RESTORE = "restore"
@@ -90,22 +98,19 @@ def drive(
     calls: Sequence[Call],
     *tokens: Tensor,
 ) -> Any:
-    """Run a schedule on a new stream; return the outputs of all calls, one after another, as ``[tokens, hidden]``.
-
-    What a call returns in place of a tensor of the right shape is returned as it is.
-    """
+    """Run a schedule on a new stream; return the outputs of all calls, one after another, as ``[tokens, hidden]``."""
     stream: Any = open_stream(weights, geometry, batch)
+    other: Any = None
     saved, outs, fed = None, [], iter(tokens)
     for call in calls:
         if call.op is Op.EXTEND:
-            hidden = next(fed)
-            out = stream.extend(hidden)
-            if getattr(out, "shape", None) != hidden.shape:
-                return out
-            outs.append(out.reshape(-1, geometry.hidden))
+            outs.append(_extended(stream, next(fed)))
         elif call.op is Op.FORK:
             original, stream = stream, _ask(stream, Op.FORK)
-            original.extend(next(fed))
+            outs.append(_extended(original, next(fed)))
+        elif call.op is Op.OTHER:
+            other = open_stream(weights, geometry, batch) if other is None else other
+            outs.append(_extended(other, next(fed)))
         elif call.op is Op.SAVE:
             saved = _ask(stream, Op.SAVE)
         elif call.op is Op.RESTORE:
@@ -116,7 +121,16 @@ def drive(
             _ask(stream, Op.RESET)
         else:
             _ask(stream, call.op, list(call.numbers))
-    return torch.cat(outs) if outs else torch.zeros(0, geometry.hidden)
+    return torch.cat(outs)
+
+
+def _extended(stream: Any, hidden: Any) -> Tensor:
+    out = stream.extend(hidden)
+    if getattr(out, "shape", None) != hidden.shape:
+        got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
+        raise MisshapenAnswer(f"extend of tokens {list(hidden.shape)} must return as many outputs, not {got}")
+    found: Tensor = from_library(out)
+    return found.flatten(0, 1)
 
 
 def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
@@ -126,4 +140,4 @@ def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
     try:
         return method(*arguments)
     except NotImplementedError as error:
-        raise NotOffered(f"{op}, refused: {' '.join(str(error).split())[:80]}") from error
+        raise NotOffered(f"{op}, refused: {textwrap.shorten(str(error), 160)}") from error

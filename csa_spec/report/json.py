@@ -33,6 +33,17 @@ def to_json(report: Report) -> dict[str, Any]:
             {"dtype": dtype, "subject": subject, "kinds": names} for (dtype, subject), names in report.missing.items()
         ],
         "declined": dict(report.declined),
+        "known_limitations": [
+            {
+                "subject": one.subject,
+                "name": one.name,
+                "reason": one.reason,
+                "state": one.state,
+                "cases": one.cases,
+                "failure": None if one.failure is None else _failure(one.failure),
+            }
+            for one in report.limitations
+        ],
         "results": [_result(result) for result in report.results],
     }
 

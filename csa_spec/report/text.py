@@ -11,6 +11,7 @@ from csa_spec.harness.comparison import Tally
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure, letter
 from csa_spec.harness.inputs import make_inputs
+from csa_spec.harness.limitations import Limitation
 from csa_spec.harness.results import Report, Verdict
 from csa_spec.report.maps import dependence_map, sight_map
 from csa_spec.stages import SPECIFICATION, STAGES, stage_of
@@ -157,6 +158,7 @@ def _verdict(report: Report) -> str:
                 f"inconclusive for {subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
             )
     lines += [f"not applicable: {reason}" for reason in report.declined.values()]
+    lines += [_limitation(one) for one in report.limitations]
     versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
     lines.append(f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s")
     failed = dict.fromkeys(result.subject for result in report.results if result.failures)
@@ -167,4 +169,12 @@ def _verdict(report: Report) -> str:
             lines[-1] += f" (nothing found for {', '.join(right)})"
     else:
         lines.append(f"{report.candidate}: {str(report.verdict).upper()} for {', '.join(right)}")
+        if report.limitations:
+            lines[-1] += f", except {len(report.limitations)} known limitations"
     return "\n".join(lines)
+
+
+def _limitation(one: Limitation) -> str:
+    """Return a line or two about a known limitation."""
+    line = f"known limitation of {one.subject}: {one.name}: {one.state} ({one.reason})"
+    return line if one.failure is None else f"{line}\n  smallest case found: {one.failure.case}"

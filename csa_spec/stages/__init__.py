@@ -13,7 +13,7 @@ from csa_spec.harness.stage import Check, Stage
 from csa_spec.harness.stream import Op
 from csa_spec.spec import LayerKind
 from csa_spec.stages.attend import ATTEND
-from csa_spec.stages.cache import CACHE_STAGE
+from csa_spec.stages.cache import CACHE_STAGE, NARROW
 from csa_spec.stages.compressor import COMPRESSOR
 from csa_spec.stages.index_scores import INDEX_SCORES
 from csa_spec.stages.layer import LAYER_STAGE, SPECIFICATION
@@ -49,9 +49,9 @@ def declaration_problem(candidate: Candidate) -> str:
                 return f"{candidate.name}: capabilities.{what} names {min(unknown)!r}; {known}"
         for place, name in capabilities.lacks:
             known_names = names.get(str(place), []) if place in STAGES else [str(one) for one in Feature]
-            if place == CACHE_STAGE.name:
-                known_names = [str(op) for op in Op]
-            if place not in STAGES and place not in list(LayerKind):
+            if str(place).split()[0] == CACHE_STAGE.name:
+                known_names = [*map(str, Op), NARROW]
+            if place not in STAGES and place not in (*LayerKind, *(f"{CACHE_STAGE.name} {kind}" for kind in LayerKind)):
                 return f"{candidate.name}: capabilities.lacks names {str(place)!r}, which is no stage and no layer kind"
             if place in candidate.offers + tuple(LayerKind) and str(name) not in known_names:
                 return f"{candidate.name}: capabilities.lacks names {str(name)!r}; {place} has {', '.join(known_names)}"

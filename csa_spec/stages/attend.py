@@ -139,7 +139,8 @@ def attend_budget(
     Per query, with z = scale q . k, p the softmax with sink and o = sum p k: the derivation of
     :mod:`csa_spec.harness.budget`, with exact q and k, since the specification gets the rounded numbers:
     var(z) = u^2 (sum (q k)^2 + 2 z^2 + (z - max z)^2) + a^2 (sum \|q k\|)^2 and
-    var(o) = sum p^2 (k - o)^2 var(z) + (3 u)^2 sum p^2 k^2 + g a^2 ((sum p \|k\|)^2 + o^2) + (2 u o)^2,
+    var(o) = sum p^2 (k - o)^2 var(z) + (3 u)^2 sum p^2 k^2 + g a^2 ((sum p \|k\|)^2 + o^2) + (a max(z) o)^2
+    + (2 u o)^2,
     u the unit roundoff of the dtype, a that of float32 accumulators, g = max(1, n / 9) for n keys.
     """
     q, kv, sinks, scale = (arguments[name] for name in ("q", "kv", "sinks", "scale"))

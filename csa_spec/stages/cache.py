@@ -23,14 +23,22 @@ from csa_spec.harness.candidate import CACHE, Capabilities, LayerOutput
 from csa_spec.harness.case import Row
 from csa_spec.harness.comparison import Mismatch, Tally, compare
 from csa_spec.harness.expected import Expected, expect
-from csa_spec.harness.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers
+from csa_spec.harness.failures import (
+    CandidateRaised,
+    Failure,
+    NotFinite,
+    Place,
+    ReturnsZeros,
+    StreamDiffers,
+    WrongShape,
+)
 from csa_spec.harness.inputs import Inputs
 from csa_spec.harness.shrink import LAYER_SHRINKING
 from csa_spec.harness.stage import MANNERS, Check, Shrinking, Stage
-from csa_spec.harness.stream import Call, Op
+from csa_spec.harness.stream import Call, MisshapenAnswer, Op
 from csa_spec.harness.trial import Form, Trial, main_output
 from csa_spec.spec import GeometryError, LayerKind
-from csa_spec.stages.cache_cases import CacheCase, Token, make_cache_inputs
+from csa_spec.stages.cache_cases import FORKED, CacheCase, Token, make_cache_inputs
 from csa_spec.stages.numbers import equals_the_specification
 
 
@@ -58,10 +66,19 @@ class CacheTrial(Trial):
         """weights, geometry, batch, calls, and the tokens of each call."""
         return make_cache_inputs(self.case)
 
+    def ask(self, arguments: Mapping[str, Any], **options: Any) -> Answer:
+        """Call the candidate; one call of the wrong shape is a wrong shape."""
+        try:
+            return super().ask(arguments, **options)
+        except CandidateRaised as raised:
+            if type(raised.error).__name__ == MisshapenAnswer.__name__:  # a worker's has only the name in common
+                raise WrongShape(str(raised.error), self.case) from None
+            raise
+
     def form(self, arguments: Mapping[str, Any]) -> Form:
         """All outputs, one after another."""
         extends = {f"tokens {step.call}" for step in self.case.steps}
-        rows = sum(x.shape[0] * x.shape[1] for name, x in arguments.items() if name in extends)
+        rows = sum(x.shape[0] * x.shape[1] for name, x in arguments.items() if name in extends)  # forks too
         dtype = self.arguments["weights"].wkv.dtype
         return Form((rows, self.case.layer.geometry.hidden), (dtype,), "[tokens, hidden]")
 
@@ -130,7 +147,7 @@ class CacheTrial(Trial):
         return tally
 
     def _failure(self, answer: Answer, one: _Judged, mismatch: Mismatch) -> Failure:
-        before = [call.op for call in self.case.calls[: one.call] if call.op is not Op.EXTEND]
+        before = [call.op for call in self.case.calls[: one.call + 1] if call.op is not Op.EXTEND]
         detail = (
             f"call {one.call + 1} of {len(self.case.calls)} ({_said(self.case.calls[one.call])}) answers row {one.row} "
             f"otherwise than the specification on the {len(one.tokens)} tokens that the row then holds"
@@ -154,14 +171,23 @@ class CacheTrial(Trial):
     def _program(self, wrong: int) -> Iterator[str]:
         """Print the schedule as a short program."""
         yield f"stream = open(weights, geometry, batch={self.case.batch})"
+        first_other = next((number for number, call in enumerate(self.case.calls) if call.op is Op.OTHER), None)
         for number, call in enumerate(self.case.calls):
             tokens = f"tokens_{number}" if call.op is Op.EXTEND else ", ".join(map(str, call.numbers))
             if call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
                 tokens = f"[{tokens}]"
             remark = f"  # {_said(call)}" if call.op is Op.EXTEND else ""
-            prefix = {Op.FORK: "stream = ", Op.SAVE: "state = "}.get(call.op, "")
+            prefix = {Op.FORK: "original, stream = stream, ", Op.SAVE: "state = "}.get(call.op, "")
             tokens = "state" if call.op is Op.RESTORE else tokens
-            yield f"{prefix}stream.{call.op}({tokens}){remark}" + ("  <-- wrong" if number == wrong else "")
+            line = f"{prefix}stream.{call.op}({tokens}){remark}"
+            if call.op is Op.FORK:
+                yield line
+                line = f"original.extend(tokens_{number})  # {FORKED} tokens"
+            if call.op is Op.OTHER:
+                if number == first_other:
+                    yield f"other = open(weights, geometry, batch={self.case.batch})"
+                line = f"other.extend(tokens_{number})  # {FORKED} tokens"
+            yield line + ("  <-- wrong" if number == wrong else "")
 
 
 def _said(call: Call) -> str:
@@ -202,11 +228,23 @@ def required(kind: LayerKind | None, capabilities: Capabilities) -> list[str]:
     return names
 
 
+NARROW = "window of one token"
+"""What a candidate may lack beside operations."""
+
+
 def fit(case: CacheCase, capabilities: Capabilities) -> tuple[CacheCase, list[str]]:
     """Return the case without calls that the candidate does not support, and their names."""
-    lacking = [call.op for call in case.calls if (CACHE, call.op) in capabilities.lacks]
+
+    def lacks(name: str) -> bool:
+        return any((place, name) in capabilities.lacks for place in (CACHE, f"{CACHE} {case.kind}"))
+
+    lacking = [call.op for call in case.calls if lacks(call.op)]
     ratios, names = capabilities.compress_ratios, [str(op) for op in dict.fromkeys(lacking)]
     fitting = case
+    if case.layer.geometry.window == 1 and lacks(NARROW):
+        wider = replace(case.layer, geometry=replace(case.layer.geometry, window=2))
+        names.append(NARROW)
+        fitting = case = replace(case, layer=wider)
     if lacking:
         fitting = _legal(
             replace_calls(case, tuple(call for call in case.calls if call.op not in lacking))
@@ -230,10 +268,9 @@ def replace_calls(
 def _legal(changed: tuple[CacheCase, tuple[Call, ...]]) -> CacheCase | None:
     case, calls = changed
     try:
-        found = CacheCase(case.layer, case.batch, calls)
+        return CacheCase(case.layer, case.batch, calls)
     except ValueError:
         return None
-    return found if found.steps else None
 
 
 def cache_size(case: CacheCase) -> tuple[int, ...]:
@@ -258,12 +295,17 @@ def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
             yield from _seeds(_legal(replace_calls(case, (*calls[:number], joined, *calls[number + 2 :]))))
         for smaller in _smaller_calls(call):
             yield from _seeds(_legal(replace_calls(case, (*calls[:number], smaller, *calls[number + 1 :]))))
+        for before in range(number):
+            if call.op is Op.ROLLBACK and calls[before].op is Op.EXTEND:  # the same tokens stay if both are shorter
+                pair = (Call(Op.EXTEND, (calls[before].numbers[0] - 1,)), Call(Op.ROLLBACK, (call.numbers[0] - 1,)))
+                shorter = (*calls[:before], pair[0], *calls[before + 1 : number], pair[1], *calls[number + 1 :])
+                yield from _seeds(_legal(replace_calls(case, shorter)))
 
 
 def _smaller_calls(call: Call) -> Iterator[Call]:
     if call.op in (Op.EXTEND, Op.ROLLBACK, Op.REPEAT):
         (number,) = call.numbers
-        for smaller in dict.fromkeys((1, number // 2, number - 1)):
+        for smaller in dict.fromkeys((1, number // 2, number - 2, number - 1)):
             if 1 <= smaller < number:
                 yield Call(call.op, (smaller,))
     elif len(call.numbers) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,9 +25,16 @@ Token = tuple[int, int, int]
 """A token of a schedule: number of the call that brought it, row of that call, place in it."""
 
 
+FORKED = 2
+"""Tokens that the original takes after a fork, and another stream at each turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the model of a stream says about one ``extend``: which tokens each row holds after it."""
+    """What the model of a stream says about one ``extend``: which tokens each row holds after it.
+
+    A fork counts as one of the original, a turn of another stream as one of that.
+    """
 
     call: int
     rows: tuple[tuple[Token, ...], ...]
@@ -49,7 +56,8 @@ class CacheCase:
         object.__setattr__(self, "layer", replace(self.layer, rows=(Row((1,)),)))
         if self.batch < 1:
             raise CaseError("B must be at least 1")
-        list(self._steps())
+        if not list(self._steps()):
+            raise CaseError("a schedule that never extends has no answer to judge")
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -59,30 +67,37 @@ class CacheCase:
     def _steps(self) -> Iterator[Step]:
         """Run the model of the stream: a list of tokens per row."""
         rows: list[tuple[Token, ...]] = [()] * self.batch
+        other: list[tuple[Token, ...]] = [()] * self.batch
         saved: list[tuple[Token, ...]] | None = None
-        for number, (op, numbers) in enumerate((call.op, call.numbers) for call in self.calls):
+        for number, call in enumerate(self.calls):
+            op, numbers, name = call.op, call.numbers, f"call {number + 1} ({call})"
             if op in (Op.REORDER, Op.SELECT, Op.CLEAR) and max(numbers) >= len(rows):
-                raise CaseError(f"call {number} names row {max(numbers)}, but there are {len(rows)} rows")
+                raise CaseError(f"{name} names row {max(numbers)}, but there are {len(rows)} rows")
             if op is Op.EXTEND:
                 if numbers[0] < 1:
-                    raise CaseError(f"call {number} extends by no token")
-                rows = [(*row, *((number, b, i) for i in range(numbers[0]))) for b, row in enumerate(rows)]
+                    raise CaseError(f"{name} extends by no token")
+                rows = _longer(rows, number, numbers[0])
                 yield Step(number, tuple(rows), numbers[0])
+            elif op is Op.FORK:
+                yield Step(number, tuple(_longer(rows, number, FORKED)), FORKED)
+            elif op is Op.OTHER:
+                other = _longer(other, number, FORKED)
+                yield Step(number, tuple(other), FORKED)
             elif op is Op.ROLLBACK:
                 if min(map(len, rows)) < numbers[0]:
-                    raise CaseError(f"call {number} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}")
+                    raise CaseError(f"{name} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}")
                 rows = [row[: len(row) - numbers[0]] for row in rows]
             elif op is Op.RESET:
                 rows = [()] * len(rows)
             elif op is Op.REORDER:
                 if len(numbers) != len(rows):
-                    raise CaseError(f"call {number} must name {len(rows)} rows")
+                    raise CaseError(f"{name} must name {len(rows)} rows")
                 rows = [rows[b] for b in numbers]
             elif op is Op.SELECT:
                 rows = [rows[b] for b in numbers]
             elif op is Op.REPEAT:
                 if numbers[0] < 1:
-                    raise CaseError(f"call {number} repeats rows no time")
+                    raise CaseError(f"{name} repeats rows no time")
                 rows = [row for row in rows for _ in range(numbers[0])]
             elif op is Op.CLEAR:
                 rows = [() if b in numbers else row for b, row in enumerate(rows)]
@@ -90,7 +105,7 @@ class CacheCase:
                 saved = list(rows)
             elif op is Op.RESTORE:
                 if saved is None:
-                    raise CaseError(f"call {number} restores what was never saved")
+                    raise CaseError(f"{name} restores what was never saved")
                 rows = list(saved)
 
     @property
@@ -157,9 +172,12 @@ class CacheCase:
     @classmethod
     def parse(cls, text: str) -> CacheCase:
         """Read the one line that ``str`` wrote."""
-        words, own = [], {}
+        words: list[str] = []
+        own: dict[str, str] = {}
         for word in text.split()[1:]:
             name, _, value = word.partition("=")
+            if name in own:
+                raise CaseError(f"{word!r} is the second {name}")
             if name in ("B", "calls"):
                 own[name] = value
             else:
@@ -173,6 +191,10 @@ class CacheCase:
         """Return the case as plain JSON data."""
         layer = {name: value for name, value in self.layer.to_json().items() if name != "rows"}
         return {"stage": "cache", "batch": self.batch, "calls": [str(call) for call in self.calls], **layer}
+
+
+def _longer(rows: Sequence[tuple[Token, ...]], call: int, tokens: int) -> list[tuple[Token, ...]]:
+    return [(*row, *((call, b, i) for i in range(tokens))) for b, row in enumerate(rows)]
 
 
 def make_cache_inputs(case: CacheCase) -> dict[str, Any]:
@@ -192,8 +214,10 @@ def make_cache_inputs(case: CacheCase) -> dict[str, Any]:
         elif call.op is Op.RESTORE:
             rows = saved
         elif call.op in (Op.EXTEND, Op.FORK):
-            tokens = call.numbers[0] if call.op is Op.EXTEND else 2
+            tokens = call.numbers[0] if call.op is Op.EXTEND else FORKED
             arguments[f"tokens {number}"] = _tokens(case, number, (rows, tokens, geometry.hidden))
+        elif call.op is Op.OTHER:
+            arguments[f"tokens {number}"] = _tokens(case, number, (case.batch, FORKED, geometry.hidden))
     return arguments
 
 

@@ -144,7 +144,7 @@ def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> 
 
 
 def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
-    """From float64 to float32 they do exactly; accumulators and rotary tables stay in float32 below that."""
+    """From float64 to float32 exactly, but for the specification's own; tables and accumulators stay in float32."""
     case = Case.parse("csa m=2 k=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 HI=4 DI=6 o_lora=3 rows=9 values=gaussian seed=1")
     (document,) = LayerTrial(RIGHT, case).expected.documents
     weights = LayerTrial(RIGHT, case).expected.weights
@@ -160,7 +160,8 @@ def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
         ratios = ratios / (unit(large) / unit(small))
         return [float(ratios.min()), statistics.median(ratios.tolist()), float(ratios.max())]
 
-    assert growth("float64", "float32") == pytest.approx([1, 1, 1], rel=1e-3)
+    # In float64 the specification rounds, too: twice the variance.
+    assert growth("float64", "float32") == pytest.approx([2**-0.5] * 3, rel=1e-3)
     for small, large in (("float32", "float16"), ("float16", "bfloat16")):
         least, median, most = growth(small, large)
         assert 0.1 < least <= most < 3

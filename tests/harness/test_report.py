@@ -52,7 +52,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["csa_spec_report"] == VERSION == 2
     assert set(data) == {
         "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
-        "exit_code", "missing", "declined", "results",
+        "exit_code", "missing", "declined", "known_limitations", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
     assert data["missing"] == [{"dtype": "float32", "subject": "csa", "kinds": ["partial tail"]}]

@@ -386,7 +386,9 @@ LAWS = {
     "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
     "scales_the_sink_in_place": Bug("inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING),
     "rounds_with_the_batch": Bug("rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING),
-    "draws_random_numbers": Bug("state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING),
+    "draws_random_numbers": Bug(
+        "state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING
+    ),
     "reuses_its_buffer": Bug("memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING),
     "remembers_shapes": Bug("own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING),
     "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),

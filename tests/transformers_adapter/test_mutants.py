@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import transformers
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 from transformers_adapter.mutants import MUTANTS, WRITTEN_FOR, Mutant, hunt, patched
 
 from csa_spec.spec import LayerKind
@@ -14,6 +16,14 @@ pytestmark = pytest.mark.skipif(
     transformers.__version__ != WRITTEN_FOR,
     reason=f"the changed lines are those of transformers {WRITTEN_FOR}, installed is {transformers.__version__}",
 )
+
+
+@pytest.fixture(autouse=True)
+def registered_cache_layers() -> Iterator[None]:
+    """Put back transformers' own cache layers, in whose place a patched copy registers its own."""
+    before = dict(DYNAMIC_LAYER_TYPE_MAPPING)
+    yield
+    DYNAMIC_LAYER_TYPE_MAPPING.update(before)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))

@@ -55,7 +55,9 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
     assert report["verdict"] == "not conformant"
 
     for kind in ("csa", "hca"):
-        (equality,) = (r for r in report["results"] if r["layer"] == kind and r["check"] == "specification")
+        (equality,) = (
+            r for r in report["results"] if (r["stage"], r["layer"], r["check"]) == ("layer", kind, "specification")
+        )
         (leak,) = (f for f in equality["failures"] if f["kind"] == "SeesTooMuch")
         case = Case.parse(leak["case_line"])
         assert len(case.rows) == 1
