@@ -170,7 +170,8 @@ def _verdict(report: Report) -> str:
     else:
         lines.append(f"{report.candidate}: {str(report.verdict).upper()} for {', '.join(right)}")
         if report.limitations:
-            lines[-1] += f", except {len(report.limitations)} known limitations"
+            many = len(report.limitations)
+            lines[-1] += f", except {many} known limitation" + "s" * (many > 1)
     return "\n".join(lines)
 
 
