@@ -105,7 +105,7 @@ def check(
         If the candidate cannot be used.
     """
     begin = time.perf_counter()
-    resolve_profile(profile)
+    amounts = resolve_profile(profile)
     single = {"compressor": compressor, "index_scores": index_scores, "select": select, "attend": attend}
     found = _resolve(candidate, {name: one for name, one in single.items() if one is not None}, stage)
     resolve_stages(stage, found)
@@ -117,7 +117,7 @@ def check(
     dtypes = tuple(dtype.split(","))
     results, missing, limitations = [], {}, []
     try:
-        targets, declined = make_targets(found, stage, layer, dtypes, device, resolve_profile(profile), seed)
+        targets, declined = make_targets(found, stage, layer, dtypes, device, amounts, seed)
         for target in targets:
             for each in target.stage.checks:
                 result = target.run(each, progress)
@@ -270,9 +270,7 @@ class Target:
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
         names = [name for name in self.stage.required(self.kind, self.capabilities) if not result.reached[name]]
-        if self.kind is None:
-            return names
-        if self.stage.name == CACHE:
+        if self.stage.name != LAYER:
             return names
         share, most = result.ambiguous_share(WITHOUT_DRAWN_TIES), AMBIGUOUS_SHARE[self.dtype]
         if share > most:

@@ -183,11 +183,12 @@ def _attend_of(name: str) -> Callable[..., Any]:
     """Return the function of a candidate's stage ``attend``, called as the checks call it."""
     from csa_spec.checking import resolve_candidate, resolve_stages
     from csa_spec.harness.call import Request
+    from csa_spec.harness.candidate import ARGUMENTS
     from csa_spec.harness.trial import main_output
 
     candidate = resolve_candidate(name, "attend")
     resolve_stages("attend", candidate)
-    names = ("q", "kv", "indices", "sinks", "scale")
+    names = ARGUMENTS["attend"]
     return lambda *arguments: main_output(candidate.ask(Request("attend", dict(zip(names, arguments, strict=True)))))
 
 

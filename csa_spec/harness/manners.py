@@ -124,13 +124,18 @@ def rows_do_not_interact(trial: Trial) -> Tally | None:
             got=wrong.got,
             over_budget=wrong.over_budget,
         )
-    if trial.capabilities.batch_invariant and not same_bits(whole, batch):
+    hold_bits(trial, whole, batch)
+    return Tally(queries=trial.queries)
+
+
+def hold_bits(trial: Trial, alone: torch.Tensor, batch: torch.Tensor) -> None:
+    """Hold rows run alone to the bits that they have in the batch, unless the candidate declares otherwise."""
+    if trial.capabilities.batch_invariant and not same_bits(alone, batch):
         raise NotBatchInvariant(
             "within rounding a row alone gives what it gives in the batch, but not bit for bit; a candidate that is "
             "not batch invariant must declare it (batch_invariant=False)",
             trial.case,
         )
-    return Tally(queries=trial.queries)
 
 
 def _first_difference(trial: Trial, again: Answer) -> tuple[Place | None, list[float] | None, list[float] | None]:

@@ -129,7 +129,7 @@ class CompressorTrial(NumbersTrial):
     def expected(self) -> tuple[Tensor, Tensor]:
         """Entries ``[B, T, D]`` in float64 and their budget."""
         hidden, weights, geometry = self.arguments["hidden"].double(), self.arguments["weights"], self.case.geometry
-        exact = CompressorWeights(*(getattr(weights, name).double() for name in ("wkv", "wgate", "ape", "norm")))
+        exact = _double(weights)
         arithmetic = Arithmetic.of(self.arguments["hidden"].dtype, self.capabilities.internal_dtype)
         budgets = [entries_budget(arithmetic, row, exact, geometry) for row in hidden]
         expected = self.specified({"hidden": hidden, "weights": exact, "geometry": geometry})

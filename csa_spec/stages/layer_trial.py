@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from csa_spec.harness.case import Case
 from csa_spec.harness.comparison import Tally, compare
 from csa_spec.harness.dependence import LONGEST, Dependence, allowed_tokens, probe
 from csa_spec.harness.expected import Expected, ExpectedDocument, expect
-from csa_spec.harness.failures import InputsChanged, Place, WrongNumbers
+from csa_spec.harness.failures import Place, WrongNumbers
 from csa_spec.harness.inputs import Inputs, fresh_tokens, make_inputs
 from csa_spec.harness.trial import Form, Trial
 from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
@@ -56,7 +56,7 @@ class LayerTrial(Trial):
         """What the candidate says about the case as it is."""
         return self._settled(self.answer)
 
-    def run(self, inputs: Inputs, watch_inputs: bool = False) -> LayerOutput:
+    def run(self, inputs: Inputs) -> LayerOutput:
         """Run the candidate on a copy of ``inputs`` and return what it says, in float64.
 
         Raises
@@ -64,13 +64,7 @@ class LayerTrial(Trial):
         Failure
             If it raises, or returns something other than a tensor of the input's shape and dtype.
         """
-        answer = self._ask(inputs)
-        if watch_inputs and answer.changed_inputs:
-            raise InputsChanged(f"after the call these differ: {', '.join(answer.changed_inputs)}", self.case)
-        return self._settled(answer)
-
-    def _ask(self, inputs: Inputs) -> Answer:
-        return self.ask(inputs.arguments(self.case.geometry))
+        return self._settled(self.ask(inputs.arguments(self.case.geometry)))
 
     def judge(self, answer: Answer) -> Tally:
         """Hold the output against the specification; say no more than that it is wrong."""
@@ -88,12 +82,6 @@ class LayerTrial(Trial):
     def relevant(self, answer: Answer) -> Tensor:
         """Return the outputs at tokens of documents; those at padding mean nothing."""
         return super().relevant(answer)[self.inputs.documents != PADDING]
-
-    def rows(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Return the arguments of some rows of the batch."""
-        inputs, chosen = self.inputs, list(rows)
-        taken = Inputs(inputs.hidden[chosen], inputs.weights, inputs.positions[chosen], inputs.documents[chosen])
-        return taken.arguments(self.case.geometry)
 
     def place(self, row: int, column: int) -> Place | None:
         """Return the name of a query; None at padding."""
