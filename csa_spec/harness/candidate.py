@@ -189,7 +189,7 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     name
         What to call it.
     stage
-        What a bare function is. None: the stage that it is named after, or a layer.
+        What a bare function is. None: what its attribute ``stage`` says, the stage that it is named after, or a layer.
 
     Raises
     ------
@@ -205,8 +205,8 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
     found = {one: function for one in STAGES if callable(function := getattr(thing, one, None))}
     if not found and callable(thing):
-        own_name = getattr(thing, "__name__", "")
-        found = {stage or (own_name if own_name in STAGES else LAYER): thing}
+        own_names = (getattr(thing, "stage", ""), getattr(thing, "__name__", ""))
+        found = {stage or next((name for name in own_names if name in STAGES), LAYER): thing}
     if not found:
         raise CandidateError(
             f"{name} offers no stage: it is neither callable nor has a callable attribute "

@@ -48,6 +48,39 @@ def letter(t: int) -> str:
     return chr(ord("A") + t) if t < 26 else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A known bug whose answers the candidate gives, where the specification gives others."""
+
+    name: str
+    """Name of the bug in the catalogue"""
+    title: str
+    """What such an implementation does"""
+    cause: str
+    """One sentence"""
+    sources: tuple[str, ...]
+    """E.g. ``transformers #45758``; none for mistakes that nobody reported"""
+    urls: tuple[str, ...]
+    agreeing: int
+    """Cases on which the candidate gave the bug's answer and not the specification's"""
+    tried: int
+    """Cases on which the bug was wrong and the candidate was asked"""
+
+    def __str__(self) -> str:
+        """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
+        return self.title + (f" ({', '.join(self.sources)})" if self.sources else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a failure looks like."""
+
+    behaves_like: tuple[Likeness, ...]
+    """Known bugs, the likeliest first"""
+    summary: str
+    """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
+
+
 class Failure(AssertionError):
     """A candidate is wrong about a case."""
 
@@ -81,6 +114,8 @@ class Failure(AssertionError):
         self.dependence = dependence
         self.context = context
         """Lines that show the data around the place, the index list of a query say"""
+        self.diagnosis: Diagnosis | None = None
+        """What it looks like, where somebody looked"""
 
     @property
     def kind(self) -> str:

@@ -1,0 +1,41 @@
+"""Known bugs as small variants of the specification, each with its cause and where it was reported.
+
+``bugs()`` is the catalogue. Each is an implementation that can be plugged in by its name:
+``csa-spec check csa_spec.bugs:drops_the_sink``. How to add one: :mod:`csa_spec.bugs.bug`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from csa_spec.bugs.bug import REGISTERED, Bug
+
+__all__ = ["Bug", "bugs", "find_bug"]
+
+_MODULES = ()
+"""The modules of this folder that hold bugs, in the order of the data."""
+
+
+@cache
+def bugs() -> tuple[Bug, ...]:
+    """Return the catalogue."""
+    for module in _MODULES:
+        importlib.import_module(f"csa_spec.bugs.{module}")
+    return tuple(REGISTERED)
+
+
+def find_bug(name: str) -> Bug:
+    """Return a bug by its name; a name that there is not raises ``KeyError``."""
+    return {one.name: one for one in bugs()}[name]
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        return find_bug(name).function
+    except KeyError:
+        raise AttributeError(f"there is no bug {name!r}") from None
