@@ -18,7 +18,7 @@ from csa_spec.candidates import find_candidate
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, Capabilities, as_candidate
 from csa_spec.harness.case import DEVICES, DTYPES
 from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
-from csa_spec.harness.engine import CheckResult, run_check, subject_of
+from csa_spec.harness.engine import ENOUGH, CheckResult, draw_cases, run_check, subject_of
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.limitations import Limitation, probe, with_known_limitations
 from csa_spec.harness.results import Report
@@ -221,8 +221,21 @@ class Target:
             return bool(declared.limits or declared.least or declared.multiples or declared.max_top_k is not None)
         return True
 
-    def run(self, check: Check, progress: Progress = lambda result: None) -> CheckResult:
-        """Run one check. Corner cases go to the equality with the specification; laws only draw."""
+    def run(
+        self,
+        check: Check,
+        progress: Progress = lambda result: None,
+        enough: int = ENOUGH,
+        shrinking: bool = True,
+    ) -> CheckResult:
+        """Run one check; up to ``enough`` failing cases, of which each kind is made small if ``shrinking``."""
+        with _one_thread():
+            return run_check(
+                check, self.candidate, self.stage, self.kind, self.cases(check), progress, self.dtype, enough, shrinking
+            )
+
+    def cases(self, check: Check) -> list[Any]:
+        """Return what a check tries. Corner cases go to the equality with the specification; laws only draw."""
         amount = self.profile.stage if self.kind is None else self.profile.specification
         if self.stage.name == CACHE:
             amount = self.profile.cache
@@ -231,12 +244,8 @@ class Target:
         if not self.offers(check):
             amount = 0
         corners, drawn = self._cases(corners=not check.law)
-        with _one_thread():
-            # Each check draws other cases, so that together they see more of them.
-            own_seed = self.seed + zlib.crc32(check.name.encode())
-            return run_check(
-                check, self.candidate, self.stage, self.kind, corners, drawn, amount, own_seed, progress, self.dtype
-            )
+        # Each check draws other cases, so that together they see more of them.
+        return corners + draw_cases(drawn, amount, self.seed + zlib.crc32(check.name.encode()))
 
     def _cases(self, corners: bool) -> tuple[list[Any], Any]:
         """Return the corner cases, and the strategy to draw from."""

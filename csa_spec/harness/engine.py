@@ -83,62 +83,9 @@ def subject_of(stage: str, kind: LayerKind | None) -> str:
     return str(kind) if stage == LAYER else f"{stage} {kind}"
 
 
-def run_check(
-    check: Check,
-    candidate: Candidate,
-    stage: Stage,
-    kind: LayerKind | None,
-    corners: Iterable[Any],
-    cases: SearchStrategy[Any],
-    examples: int,
-    run_seed: int = 0,
-    progress: Callable[[CheckResult], None] = lambda result: None,
-    dtype: str = "float32",
-) -> CheckResult:
-    """Run a check on hand-written cases, then on drawn ones, and shrink each kind of failure.
-
-    Parameters
-    ----------
-    check, candidate, stage
-        What is checked, who, and which of its stages.
-    kind
-        Layer kind of all cases, where the stage is a layer; a label here.
-    corners
-        Cases tried first.
-    cases
-        Strategy to draw from.
-    examples
-        How many cases to draw.
-    run_seed
-        Seed of the draws; the same seed gives the same cases.
-    progress
-        Called after each case.
-    dtype
-        Dtype of all cases; a label here.
-    """
-    result = CheckResult(check.name, check.sentence, stage.name, kind, dtype)
-    found: dict[str, Failure] = {}
-    begin = time.perf_counter()
-
-    size = stage.shrinking.size
-
-    hung = 0
-
-    def attempt(case: Any) -> None:
-        nonlocal hung
-        if result.failing >= ENOUGH or hung >= HUNG_ENOUGH:
-            return
-        failure = _try(check, candidate, stage, case, result)
-        if failure is not None:
-            hung += isinstance(failure, CandidateHung)
-            known = found.get(failure.kind)
-            if known is None or size(failure.case) < size(known.case):
-                found[failure.kind] = failure
-        result.seconds = time.perf_counter() - begin
-        progress(result)
-
-    for case in corners:
-        attempt(case)
+def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list[Any]:
+    """Return what a strategy draws; the same seed gives the same cases."""
+    drawn: list[Any] = []
 
     @seed(run_seed)
     @settings(
@@ -150,34 +97,91 @@ def run_check(
         suppress_health_check=list(HealthCheck),
     )
     @given(cases)
-    def explore(case: Any) -> None:
-        attempt(case)
+    def draw(case: Any) -> None:
+        drawn.append(case)
 
     if examples:
-        explore()
+        draw()
+    return drawn
 
-    capabilities = candidate.capabilities_of(stage.name)
 
-    def judge(case: Any) -> Failure | None:
+def run_check(
+    check: Check,
+    candidate: Candidate,
+    stage: Stage,
+    kind: LayerKind | None,
+    cases: Iterable[Any],
+    progress: Callable[[CheckResult], None] = lambda result: None,
+    dtype: str = "float32",
+    enough: int = ENOUGH,
+    shrinking: bool = True,
+) -> CheckResult:
+    """Run a check on cases, and shrink each kind of failure.
+
+    Parameters
+    ----------
+    check, candidate, stage
+        What is checked, who, and which of its stages.
+    kind
+        Layer kind of all cases, where the stage is a layer; a label here.
+    cases
+        Tried in this order.
+    progress
+        Called after each case.
+    dtype
+        Dtype of all cases; a label here.
+    enough
+        Failing cases after which no more are tried.
+    shrinking
+        Whether to look for the smallest case of each kind of failure.
+    """
+    result = CheckResult(check.name, check.sentence, stage.name, kind, dtype)
+    found: dict[str, Failure] = {}
+    begin, size, hung = time.perf_counter(), stage.shrinking.size, 0
+
+    def tell() -> None:
         result.seconds = time.perf_counter() - begin
         progress(result)
-        if stage.fit(case, capabilities)[0] != case:
-            return None  # shrinking must not leave what the candidate supports
-        try:
-            check.run(stage.trial(candidate, case))
-        except Failure as failure:
-            return failure
-        except NotOffered:
-            return None
-        return None
 
-    result.failures = [
-        shrink(failure, judge, stage.shrinking, seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS)
-        for failure in found.values()
-    ]
+    for case in cases:
+        failure = _try(check, candidate, stage, case, result)
+        if failure is not None:
+            hung += isinstance(failure, CandidateHung)
+            known = found.get(failure.kind)
+            if known is None or size(failure.case) < size(known.case):
+                found[failure.kind] = failure
+        tell()
+        if result.failing >= enough or hung >= HUNG_ENOUGH:
+            break
+
+    def judge(case: Any) -> Failure | None:
+        tell()
+        return failure_of(check, candidate, stage, case)
+
+    result.failures = list(found.values())
+    if shrinking:
+        result.failures = [
+            shrink(
+                failure, judge, stage.shrinking, seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS
+            )
+            for failure in result.failures
+        ]
     result.failures.sort(key=lambda failure: size(failure.case))
     result.seconds = time.perf_counter() - begin
     return result
+
+
+def failure_of(check: Check, candidate: Candidate, stage: Stage, case: Any) -> Failure | None:
+    """Return how a candidate fails on a case, if it does; a case that it does not support is none that it fails."""
+    if stage.fit(case, candidate.capabilities_of(stage.name))[0] != case:
+        return None  # shrinking must not leave what the candidate supports
+    try:
+        check.run(stage.trial(candidate, case))
+    except Failure as failure:
+        return failure
+    except NotOffered:
+        return None
+    return None
 
 
 def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: CheckResult) -> Failure | None:

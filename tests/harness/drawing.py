@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-Drawn = TypeVar("Drawn")
+from csa_spec.harness.engine import draw_cases
 
 
-def draw(strategy: SearchStrategy[Drawn], examples: int, run_seed: int = 0) -> list[Drawn]:
+def draw(strategy: SearchStrategy[Any], examples: int, run_seed: int = 0) -> list[Any]:
     """Return ``examples`` draws; the same seed gives the same ones."""
-    found: list[Drawn] = []
-
-    @seed(run_seed)
-    @settings(
-        max_examples=examples,
-        phases=[Phase.generate],
-        database=None,
-        deadline=None,
-        derandomize=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def collect(example: Drawn) -> None:
-        found.append(example)
-
-    collect()
-    return found
+    return draw_cases(strategy, examples, run_seed)

@@ -11,7 +11,7 @@ import csa_spec
 from csa_spec.harness.candidate import Candidate, Capabilities
 from csa_spec.harness.case import Case, Feature
 from csa_spec.harness.coverage import REQUIRED, kinds_of, required
-from csa_spec.harness.engine import CheckResult, run_check
+from csa_spec.harness.engine import CheckResult, draw_cases, run_check
 from csa_spec.harness.results import Verdict
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import summarise
@@ -98,9 +98,10 @@ def run(candidate: Candidate, kind: LayerKind, examples: int, corners: bool = Fa
         candidate,
         LAYER_STAGE,
         kind,
-        corner_cases(kind, ratios=ratios) if corners else [],
-        cases(kind, ratios=ratios),
-        examples,
+        [
+            *(corner_cases(kind, ratios=ratios) if corners else []),
+            *draw_cases(cases(kind, ratios=ratios), examples, 0),
+        ],
     )
 
 

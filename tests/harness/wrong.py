@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.harness.candidate import Candidate, Capabilities, LayerOutput, LayerStage, import_candidate
-from csa_spec.harness.engine import CheckResult, run_check
+from csa_spec.harness.engine import CheckResult, draw_cases, run_check
 from csa_spec.harness.failures import (
     BatchOrderMatters,
     CandidateRaised,
@@ -411,4 +411,4 @@ def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> Ch
     """Hold a candidate to one check on a few small draws."""
     (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
     small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(lambda case: case.columns <= 10)
-    return run_check(found, candidate, LAYER_STAGE, kind, [], small, examples)
+    return run_check(found, candidate, LAYER_STAGE, kind, draw_cases(small, examples, 0))

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from hypothesis import strategies as st
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
@@ -104,7 +103,7 @@ def test_what_is_refused_counts_as_refused(kind: LayerKind) -> None:
     cases = [case_of(kind, "7,rollback:1,2"), case_of(kind, "3,rollback:1,2"), case_of(kind, "4,clear:0,2", batch=2)]
     candidate = find_candidate("transformers")
     everything = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
-    result = run_check(SPECIFICATION, everything, CACHE_STAGE, kind, cases, st.nothing(), examples=0)
+    result = run_check(SPECIFICATION, everything, CACHE_STAGE, kind, cases)
     assert (result.cases, result.failures) == (0, [])
     counts = {name.partition(":")[0]: count for name, count in result.not_applicable.items()}
     assert counts == {"rollback, refused": 2, "clear, not offered": 1}
