@@ -163,6 +163,8 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         replace(_ATTEND, keys=0),
         replace(_ATTEND, picks=0),
         replace(_ATTEND, keys=1, picks=1),
+        # A lone key has all the weight, however far below 0 its logit lies.
+        replace(_ATTEND, keys=1, picks=1, queries=6, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE),
         # Tiles of kernels hold 16 to 128 indices: whole tiles of -1 first, in the middle, and none at all.
         *(replace(_ATTEND, rows=1, picks=200, keys=90, indices=kind) for kind in IndexLists),
         replace(_ATTEND, indices=IndexLists.LEADING, picks=130, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),

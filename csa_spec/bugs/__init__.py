@@ -15,7 +15,23 @@ from csa_spec.bugs.bug import REGISTERED, Bug
 
 __all__ = ["Bug", "bugs", "find_bug"]
 
-_MODULES = ()
+_MODULES = (
+    "layer_sight",
+    "layer_rows",
+    "layer_selection",
+    "layer_compressor",
+    "layer_rotary",
+    "layer_numbers",
+    "layer_manners",
+    "attend_softmax",
+    "attend",
+    "select",
+    "index_scores",
+    "compressor",
+    "gradients",
+    "cache_calls",
+    "cache_operations",
+)
 """The modules of this folder that hold bugs, in the order of the data."""
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import csa_spec
+from csa_spec.bugs.stream import Cache
 from csa_spec.checking import Target
 from csa_spec.harness import engine
 from csa_spec.harness.candidate import Capabilities, as_candidate
@@ -24,7 +25,7 @@ from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages import STAGES, parse_case
 from csa_spec.stages.cache_cases import make_cache_inputs
 from stages.right import declaring
-from stages.streams import WRONG, Cache, Tokens, candidate_of
+from stages.streams import WRONG, Tokens, candidate_of
 
 KINDS = pytest.mark.parametrize("kind", [str(kind) for kind in LayerKind])
 

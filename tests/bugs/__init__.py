@@ -1,0 +1,1 @@
+"""Known bugs: the catalogue, and that every one is found."""
