@@ -95,6 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     case.add_argument("--check", default="specification", metavar="NAME", help="specification, or the name of a law")
     case.set_defaults(run=_case)
 
+    selftest = commands.add_parser(
+        "selftest",
+        help="put the suite itself to the test: does it find every known bug?",
+        description="Exit codes: 0 every bug that is not equivalent is found and right candidates pass, 1 otherwise, "
+        "2 cannot be used as given.",
+    )
+    selftest.add_argument("--profile", default="default", metavar="NAME", help="smoke or default (default)")
+    selftest.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="seeds of the drawn cases (0,1,2)")
+    selftest.add_argument("--jobs", default=os.cpu_count() or 1, type=int, metavar="N", help="processes (all cores)")
+    selftest.add_argument("--bug", action="append", default=[], metavar="NAME", help="this bug only; may be repeated")
+    selftest.add_argument(
+        "--part", action="append", default=[], metavar="NAME", help="kills, matrix, inputs or grid; may be repeated"
+    )
+    selftest.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown too")
+    selftest.set_defaults(run=_selftest)
+
     vectors = commands.add_parser(
         "vectors",
         help="hold the specification against recorded figures",
@@ -154,6 +170,33 @@ def _case(options: argparse.Namespace) -> int:
         return 1
     print(f"{options.candidate} passes {options.check} on: {options.case}")
     return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from csa_spec.checking import UsageError
+    from csa_spec.selftest.run import PARTS, selftest
+    from csa_spec.selftest.text import as_markdown, as_text
+
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}") from None
+    if options.jobs < 1:
+        raise UsageError("--jobs must be at least 1")
+    if options.markdown is not None and not options.markdown.absolute().parent.is_dir():
+        raise UsageError(f"--markdown: there is no folder {options.markdown.absolute().parent}")
+    line = ProgressLine()
+    try:
+        found = selftest(
+            options.bug, options.profile, seeds, options.jobs, options.part or PARTS,
+            lambda done, all_: line.say(f"{done} of {all_} pieces of work done"),
+        )  # fmt: skip
+    finally:
+        line.clear()
+    if options.markdown is not None:
+        options.markdown.write_text(as_markdown(found, "csa-spec selftest --markdown FILE"), encoding="utf-8")
+    print(as_text(found))
+    return 0 if found.passed else 1
 
 
 def _vectors(options: argparse.Namespace) -> int:
@@ -216,7 +259,12 @@ class ProgressLine:
             return
         self._last = now
         state = f", {result.failing} failing" if result.failing else ""
-        print(f"\r\x1b[2K{where}  {result.sentence}: {result.cases} cases{state}", end="", file=sys.stderr, flush=True)
+        self.say(f"{where}  {result.sentence}: {result.cases} cases{state}")
+
+    def say(self, text: str) -> None:
+        """Show a text in place of what the line says, where there is a terminal."""
+        if self._live:
+            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Wipe the line."""

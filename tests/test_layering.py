@@ -19,6 +19,7 @@ ALLOWED = {
     "harness": {"spec", "harness"},
     "stages": {"spec", "harness", "stages"},
     "candidates": {"spec", "harness", "candidates"},
+    "bugs": {"spec", "harness", "stages", "candidates", "bugs"},
     "strategies": {"spec", "harness", "stages", "strategies"},
     "report": {"spec", "harness", "stages", "report"},
     "vectors": {"spec"},
