@@ -13,7 +13,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csa_spec.harness.results import Report
 
 USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
 
@@ -85,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--time-limit", default=30.0, type=float, metavar="S", help="seconds for one call with --isolate (default 30)"
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page with pictures too")
+    check.add_argument("--markdown", type=Path, metavar="FILE", help="write it as a comment for a pull request too")
     check.set_defaults(run=_check)
 
     case = commands.add_parser(
@@ -127,14 +132,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from csa_spec.checking import UsageError, check
-    from csa_spec.report.json import write_json
+    from csa_spec.checking import check
     from csa_spec.report.text import summarise
 
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise UsageError(f"--json: there is no folder {options.json.absolute().parent}")
-    if options.json is not None and options.json.exists() and not options.json.is_file():
-        raise UsageError(f"--json: {options.json} is not a file")
+    for name in ("json", "html", "markdown"):
+        _hold_writable(f"--{name}", getattr(options, name))
     line = ProgressLine()
     try:
         report = check(
@@ -152,10 +154,33 @@ def _check(options: argparse.Namespace) -> int:
         )
     finally:
         line.clear()
-    if options.json is not None:
-        write_json(report, options.json)
+    _write(report, options)
     print(summarise(report))
     return report.verdict.value
+
+
+def _hold_writable(option: str, path: Path | None) -> None:
+    """Complain of a file that cannot be written before the work is done."""
+    from csa_spec.checking import UsageError
+
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{option}: there is no folder {path.absolute().parent}")
+    if path is not None and path.exists() and not path.is_file():
+        raise UsageError(f"{option}: {path} is not a file")
+
+
+def _write(report: Report, options: argparse.Namespace) -> None:
+    from csa_spec.report.files import write_text
+    from csa_spec.report.html import to_html
+    from csa_spec.report.json import write_json
+    from csa_spec.report.markdown import to_markdown
+
+    if options.json is not None:
+        write_json(report, options.json)
+    if options.html is not None:
+        write_text(options.html, to_html(report))
+    if options.markdown is not None:
+        write_text(options.markdown, to_markdown(report))
 
 
 def _case(options: argparse.Namespace) -> int:
@@ -174,6 +199,7 @@ def _case(options: argparse.Namespace) -> int:
 
 def _selftest(options: argparse.Namespace) -> int:
     from csa_spec.checking import UsageError
+    from csa_spec.report.files import write_text
     from csa_spec.selftest.run import PARTS, selftest
     from csa_spec.selftest.text import as_markdown, as_text
 
@@ -183,8 +209,7 @@ def _selftest(options: argparse.Namespace) -> int:
         raise UsageError(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}") from None
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
-    if options.markdown is not None and not options.markdown.absolute().parent.is_dir():
-        raise UsageError(f"--markdown: there is no folder {options.markdown.absolute().parent}")
+    _hold_writable("--markdown", options.markdown)
     line = ProgressLine()
     try:
         found = selftest(
@@ -194,7 +219,7 @@ def _selftest(options: argparse.Namespace) -> int:
     finally:
         line.clear()
     if options.markdown is not None:
-        options.markdown.write_text(as_markdown(found, "csa-spec selftest --markdown FILE"), encoding="utf-8")
+        write_text(options.markdown, as_markdown(found, " ".join(["csa-spec", *sys.argv[1:]])))
     print(as_text(found))
     return 0 if found.passed else 1
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from csa_spec.harness.case import AnyCase
 from csa_spec.harness.dependence import Dependence
 from csa_spec.spec import DocumentTrace
@@ -62,9 +64,9 @@ class Likeness:
     """E.g. ``transformers #45758``; none for mistakes that nobody reported"""
     urls: tuple[str, ...]
     agreeing: int
-    """Cases on which the candidate gave the bug's answer and not the specification's"""
+    """Of the cases tried, those on which the candidate does what the bug does"""
     tried: int
-    """Cases on which the bug was wrong and the candidate was asked"""
+    """The failing case, and further ones on which this bug is wrong or bugs that look like it differ from each other"""
 
     def __str__(self) -> str:
         """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
@@ -99,6 +101,9 @@ class Failure(AssertionError):
         document: DocumentTrace | None = None,
         dependence: Dependence | None = None,
         context: tuple[str, ...] = (),
+        errors: Tensor | None = None,
+        answer: Tensor | None = None,
+        about: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -114,6 +119,12 @@ class Failure(AssertionError):
         self.dependence = dependence
         self.context = context
         """Lines that show the data around the place, the index list of a query say"""
+        self.errors = errors
+        """Errors over their budgets: of a document's queries ``[S]``, of a stage's output as its shape is"""
+        self.answer = answer
+        """What the candidate selected, ``[B, S, k]``, where the stage is ``select``"""
+        self.about = about
+        """The key or token that the sentence is about, where the output depends wrongly on one"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 

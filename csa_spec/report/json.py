@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report
+from csa_spec.report.files import write_text
 
 VERSION = 2
 """Raised whenever a reader of the old layout would misread the new one."""
@@ -50,12 +50,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def write_json(report: Report, path: Path) -> None:
     """Write a report; an interrupted run leaves the old file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(to_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
 
 
 def _result(result: CheckResult) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"  smallest case found   {case}",
         f"  which is              {case.in_words()}",
         *_tokens(case),
-        *_numbers(failure, check),
+        *numbers_lines(failure, check),
     ]
     if failure.findings:
         lines += ["", "  first stage that differs", *_wrapped(failure.findings[0], "    ")]
@@ -39,18 +39,24 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         dependence_map(failure.dependence) if failure.dependence else [],
     ):
         lines += ["", *("  " + line for line in drawing)] if drawing else []
-    lines += ["", "  to see it again", "    from csa_spec import check_case", f"    {_call(failure, candidate, check)}"]
+    lines += [
+        "",
+        "  to see it again",
+        "    from csa_spec import check_case",
+        f"    {call_line(failure, candidate, check)}",
+    ]
     return "\n".join(lines)
 
 
-def _call(failure: Failure, candidate: str, check: str) -> str:
+def call_line(failure: Failure, candidate: str, check: str) -> str:
+    """Return the line of Python that tries the case again."""
     law = "" if check == "specification" else f', check="{check}"'
     return f'check_case("{candidate}", "{failure.case}"{law})'
 
 
 def _in_short(failure: Failure, candidate: str, check: str) -> str:
     """Return a failure without its explanation, for laws that fall where the equality does."""
-    return "\n".join([*_wrapped(failure.detail), f"  {_call(failure, candidate, check)}"])
+    return "\n".join([*_wrapped(failure.detail), f"  {call_line(failure, candidate, check)}"])
 
 
 def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
@@ -68,22 +74,24 @@ def _tokens(case: Any) -> list[str]:
     return [f"  hidden states         {' '.join(names)}"]
 
 
-def _numbers(failure: Failure, check: str) -> list[str]:
+def numbers_lines(failure: Failure, check: str) -> list[str]:
+    """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
     if failure.place is None or failure.expected is None or failure.got is None:
         return []
     specified = check in (SPECIFICATION.name, "gradients", "limits") or not isinstance(failure.case, Case)
     first, second = ("expected", "got") if specified else ("one run", "the other")
-    shown = 6
-    width = min(len(failure.expected), shown)
-    more = ", ..." if len(failure.expected) > shown else ""
     lines = [
         f"  {_what(failure):<22}{failure.place}",
-        f"    {first:<20}[{', '.join(f'{x:.7g}' for x in failure.expected[:width])}{more}]",
-        f"    {second:<20}[{', '.join(f'{x:.7g}' for x in failure.got[:width])}{more}]",
+        f"    {first:<20}{_listed(failure.expected)}",
+        f"    {second:<20}{_listed(failure.got)}",
     ]
     if failure.over_budget is not None and failure.over_budget > 1:
         lines.append(f"    off by              {failure.over_budget:.4g} times the error budget")
     return lines
+
+
+def _listed(values: list[float], shown: int = 6) -> str:
+    return "[" + ", ".join(f"{x:.7g}" for x in values[:shown]) + (", ..." if len(values) > shown else "") + "]"
 
 
 def _what(failure: Failure) -> str:
@@ -127,7 +135,7 @@ def _table(results: list[CheckResult], dtype: str) -> str:
     by_place = {(result.check, result.subject): result for result in results}
     lines = [f"{dtype:<46}" + "".join(f"{subject:>16}" for subject in subjects)]
     for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results):
-        row = [_cell(by_place.get((check, subject))) for subject in subjects]
+        row = [count_cell(by_place.get((check, subject))) for subject in subjects]
         lines.append(f"{sentence:<46}" + "".join(f"{cell:>16}" for cell in row))
     first = [by_place[results[0].check, subject] for subject in subjects]
     for name, cell in _ROWS.items():
@@ -142,7 +150,8 @@ def _table(results: list[CheckResult], dtype: str) -> str:
     return "\n".join(lines)
 
 
-def _cell(result: CheckResult | None) -> str:
+def count_cell(result: CheckResult | None) -> str:
+    """Return what a table shows of one check of one subject."""
     if result is None:
         return ""
     if result.failures:

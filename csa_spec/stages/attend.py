@@ -96,7 +96,7 @@ class AttendTrial(NumbersTrial):
             f"sinks                 [{sinks}]",
         )
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str] | None:
+    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
         """Replace one key at a time and watch whether the query's output moves when it must, and only then."""
         keys, named = self.case.keys, self.named[b][i]
         if keys > _MOST_PROBES:
@@ -108,15 +108,18 @@ class AttendTrial(NumbersTrial):
             changed = {**self.arguments, "kv": kv}
             moved = self.moved(self.ask(changed), b, i)
             if moved and j not in named:
-                return SeesTooMuch, (
+                sentence = (
                     f"the output of {self.name(b, i)} changes when key {j} changes, which its indices do not name"
                 )
+                return SeesTooMuch, sentence, j
             if moved or j not in named:
                 continue
             must = self._alone(changed, b, i) - expected[b, i]
             if bool((must.abs() > 8 * budget[b, i]).any()):
-                return SeesTooLittle, (
-                    f"the output of {self.name(b, i)} does not change when key {j} changes, which its indices name"
+                return (
+                    SeesTooLittle,
+                    f"the output of {self.name(b, i)} does not change when key {j} changes, which its indices name",
+                    j,
                 )
         return None
 

@@ -135,7 +135,7 @@ class CompressorTrial(NumbersTrial):
         expected = self.specified({"hidden": hidden, "weights": exact, "geometry": geometry})
         return expected, torch.stack(budgets)
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str] | None:
+    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
         """Replace one token at a time and watch whether the entry moves when it must, and only then."""
         geometry, fresh = self.case.geometry, self.sibling().arguments["hidden"]
         if self.case.tokens > _MOST_PROBES:
@@ -147,7 +147,8 @@ class CompressorTrial(NumbersTrial):
             changed = {**self.arguments, "hidden": hidden}
             moved = self.moved(self.ask(changed), b, i)
             if moved and token not in pooled:
-                return SeesTooMuch, f"{self.name(b, i)} changes when token {token} changes, which it does not pool"
+                sentence = f"{self.name(b, i)} changes when token {token} changes, which it does not pool"
+                return SeesTooMuch, sentence, token
             if not moved and token in pooled:
                 exact = {**changed, "hidden": hidden.double(), "weights": _double(self.arguments["weights"])}
                 must = self.specified(exact)[b, i] - self.expected[0][b, i]
@@ -155,6 +156,7 @@ class CompressorTrial(NumbersTrial):
                     return (
                         SeesTooLittle,
                         f"{self.name(b, i)} does not change when token {token} changes, which it pools",
+                        token,
                     )
         return None
 

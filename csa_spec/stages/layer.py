@@ -97,8 +97,11 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
             f"{_role(document, t, token, geometry.compress_ratio)}"
         )
     expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
+    place = document.trace.context.document
+    errors = error_ratios(trial.output.out[place.row, place.columns], document.trace.out, document.budgets.out).amax(1)
+    open_choice = [i for i in document.ambiguous if i != mismatch.t]
+    errors[open_choice] = torch.nan  # what they must give depends on their choice
     if t != mismatch.t:  # show the query that the sentence is about
-        place = document.trace.context.document
         got = trial.output.out[place.row, place.begin + t]
         expected = document.trace.queries[t].out
         over = float(error_ratios(got, expected, document.budgets.out[t]).max())
@@ -112,6 +115,7 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
         findings=tuple(finding.sentence for finding in findings),
         document=document.trace,
         dependence=dependence,
+        errors=errors,
     )
 
 

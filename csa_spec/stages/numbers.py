@@ -38,8 +38,8 @@ class NumbersTrial(Trial):
         """Name a kind of failure that only this stage has: kind, sentence, row and item."""
         return None
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str] | None:
-        """Say whether a wrong item depends on what it must not, or not on what it must."""
+    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+        """Say whether a wrong item depends on what it must not, or not on what it must; and on which key or token."""
         return None
 
     def context(self, b: int, i: int) -> tuple[str, ...]:
@@ -74,6 +74,7 @@ class NumbersTrial(Trial):
         wrong = [(int(b), int(i)) for b, i in (worst > 1).nonzero().tolist()]
         b, i = divmod(int(worst.argmax()), worst.shape[1])
         kind: type[Failure] = WrongNumbers
+        about: int | None = None
         items = {"query": "queries", "entry": "entries"}[self.item]
         detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
         broken = [(x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()]
@@ -87,7 +88,7 @@ class NumbersTrial(Trial):
         elif (other := self._answer_of_another(got, expected, wrong)) is not None:
             kind, detail, b, i = other
         elif (seen := self.sight(b, i)) is not None:
-            kind, detail = seen
+            kind, detail, about = seen
         within = ratios[b, i]
         lead = within.flatten(1).amax(-1).argmax() if within.dim() > 1 else None
 
@@ -102,6 +103,8 @@ class NumbersTrial(Trial):
             got=pick(got).tolist(),
             over_budget=float(pick(ratios).max()),
             context=self.context(b, i),
+            errors=ratios,
+            about=about,
         )
 
     def _answer_of_another(

@@ -134,7 +134,7 @@ class SelectTrial(Trial):
                 visible = self.visible(b, t)
                 wrong = self._wrong(picks[b, t], b, t, visible)
                 if wrong is not None:
-                    raise self._failure(*wrong, b, t, picks[b, t], visible)
+                    raise self._failure(*wrong, b, t, picks, visible)
                 tally.ambiguous += self._tie(b, t, visible)
         return tally
 
@@ -196,8 +196,8 @@ class SelectTrial(Trial):
         ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
         return bool(ordered[k - 1] == ordered[k]) or bool(scores.isnan().any())
 
-    def _failure(self, kind: type[Failure], detail: str, b: int, t: int, listed: Tensor, visible: int) -> Failure:
-        picks, scores = listed.tolist(), self.arguments["scores"][b, t].tolist()
+    def _failure(self, kind: type[Failure], detail: str, b: int, t: int, answer: Tensor, visible: int) -> Failure:
+        picks, scores = answer[b, t].tolist(), self.arguments["scores"][b, t].tolist()
         position = int(self.arguments["positions"][b, t])
         must = SPEC.select(range(visible), [x if x == x else -torch.inf for x in scores[:visible]], self.case.top_k)
         return kind(
@@ -206,6 +206,7 @@ class SelectTrial(Trial):
             place=Place(b, t, t),
             expected=[float(s) for s in must],
             got=[float(s) for s in picks],
+            answer=answer,
             context=(
                 f"the query             position {position}, sees {_first(visible)}, selects {self.case.top_k} at most",
                 f"scores                [{', '.join(f'{x:.7g}' for x in scores[:16])}"

@@ -212,6 +212,6 @@ def test_a_summary_explains_once_and_lists_the_rest() -> None:
     report = csa_spec.check(named("returns_float64"), layer="sliding", profile="smoke")
     text = summarise(report)
     assert text.count("to see it again") == 1
-    assert text.count('check_case("harness.wrong:returns_float64", "sliding rows=1"') >= 3
+    assert text.count('check_case("harness.wrong:returns_float64", "sliding rows=1 values=units"') >= 3
     assert "FAILED sliding: the output equals the specification's" in text
     assert "harness.wrong:returns_float64: NOT CONFORMANT for sliding" in text.splitlines()[-1]

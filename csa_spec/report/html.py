@@ -1,0 +1,43 @@
+"""The report as one HTML page that needs nothing else: no script, no font, no file beside it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from csa_spec.harness.results import Report
+from csa_spec.report.content import covered, environment, explained, gaps, tables, verdict
+from csa_spec.report.picture import picture
+
+
+def to_html(report: Report) -> str:
+    """Return the report as a page. Only pictures, which escape what they hold, go in as they are."""
+    failures = explained(report)
+    drawn = [picture(one.failure, one.check) for one in failures]
+    text = _template().render(
+        report=report,
+        verdict=verdict(report),
+        tables=list(tables(report)),
+        covered=covered(report),
+        failures=[(one, None if svg is None else Markup(svg)) for one, svg in zip(failures, drawn, strict=True)],
+        gaps=gaps(report),
+        environment=environment(report),
+    )
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _is_link(url: str) -> bool:
+    return url.startswith("https://")
+
+
+@cache
+def _template() -> Template:
+    text = files("csa_spec.report").joinpath("templates/report.html").read_text(encoding="utf-8")
+    # Nothing that is not defined is passed over in silence, and everything is escaped.
+    with_escapes = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    with_escapes.tests["link"] = _is_link
+    return with_escapes.from_string(text)

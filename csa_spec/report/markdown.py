@@ -1,0 +1,116 @@
+"""The report as Markdown, for a comment under a pull request."""
+
+from __future__ import annotations
+
+import re
+
+from csa_spec.harness.results import Report
+from csa_spec.report.content import Explained, Table, environment, explained, gaps, tables, verdict
+
+MOST = 65_536
+"""Characters that GitHub takes in a comment."""
+_TABLES, _NOTES, _LINE = 12_000, 6_000, 1_500
+"""Room for the tables and for the notes after the failures, and for one text."""
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report as a comment; it always fits into one, failures that do not are counted."""
+    name, about = str(report.verdict), verdict(report).removeprefix(str(report.verdict))
+    head = [
+        f"**{name.upper()}**{' ' if about else ''}{_prose(_cut(about, 500))}: {_code(_cut(report.candidate, 200))}",
+        "",
+    ]
+    head += _within([line for table in tables(report) for line in _table(table)], _TABLES)
+    notes = [f"* {_prose(_cut(one, _LINE))}" for one in gaps(report)]
+    notes += [
+        f"* known limitation of {_prose(one.subject)}: {_prose(_cut(one.name, 200))}: {one.state} "
+        f"({_prose(_cut(one.reason, 300))})"
+        for one in report.limitations
+    ]
+    tail = [*_within(notes, _NOTES), "", f"<sub>{_prose(_cut(environment(report), _LINE))}</sub>", ""]
+    room = MOST - len("\n".join([*head, *tail])) - 200
+    blocks: list[str] = []
+    failures = explained(report)
+    for number, one in enumerate(failures):
+        block = _failure(one)
+        if len(block) + 1 > room:
+            left = len(failures) - number
+            blocks.append(f"{left} more failure{'s' * (left > 1)} would not fit into a comment.\n")
+            break
+        blocks.append(block)
+        room -= len(block) + 1
+    return "\n".join([*head, *blocks, *tail])
+
+
+def _table(table: Table) -> list[str]:
+    lines = [
+        "| " + " | ".join([_prose(table.dtype), *map(_prose, table.subjects)]) + " |",
+        "|---|" + "---:|" * len(table.subjects),
+    ]
+    for name, cells in table.rows:
+        shown = (f"**{cell}**" if cell.endswith("FAILED") else cell for cell in cells)
+        lines.append(f"| {_prose(name)} | " + " | ".join(shown) + " |")
+    return [*lines, ""]
+
+
+def _failure(one: Explained) -> str:
+    failure = one.failure
+    lines = [
+        f"<details><summary><b>{_prose(one.heading)}</b></summary>",
+        "",
+        f"{_prose(_cut(one.detail, _LINE))} The property: {_prose(one.sentence)}.",
+        "",
+        "Smallest case found:",
+        "",
+        *_fence(_cut(str(failure.case), 2 * _LINE)),
+        "",
+    ]
+    for likeness in one.likenesses[:3]:
+        links = [
+            f"[{_prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else _prose(name)
+            for name, url in zip(likeness.sources, likeness.urls, strict=False)
+        ]
+        where = f" ({', '.join(links)})" if links else ""
+        lines += [f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}", ""]
+    lines += [_prose(_cut(one.summary, _LINE)), ""] if one.summary else []
+    shown = [*one.numbers, *failure.context]
+    lines += [*_fence(_cut("\n".join(shown), 2 * _LINE)), ""] if shown else []
+    lines += [f"* {_prose(_cut(finding, _LINE))}" for finding in failure.findings[:6]]
+    lines += ["", *_fence(_cut("\n".join(one.maps), 4 * _LINE)), ""] if one.maps else []
+    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n{one.call}", "python")]
+    return "\n".join([*lines, "", "</details>", ""])
+
+
+def _within(lines: list[str], room: int) -> list[str]:
+    """Return as many lines as fit, and how many there are more."""
+    kept: list[str] = []
+    for number, line in enumerate(lines):
+        room -= len(line) + 1
+        if room < 0:
+            return [*kept, "", f"{len(lines) - number} more lines would not fit into a comment.", ""]
+        kept.append(line)
+    return kept
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + " ..."
+
+
+def _prose(text: str) -> str:
+    """Escape a text: nothing in it is markup, starts a cell, or calls a person."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("@", "@\u200b")
+
+
+def _code(text: str) -> str:
+    """Return a text as code inside a line."""
+    text = " ".join(text.split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def _fence(text: str, language: str = "text") -> list[str]:
+    """Return a text as a block of code, in a fence that it cannot close."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{ticks}{language}", text, ticks]

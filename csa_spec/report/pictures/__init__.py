@@ -1,0 +1,1 @@
+"""The parts that pictures of failures are made of."""

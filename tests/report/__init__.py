@@ -1,0 +1,1 @@
+"""Pictures of failures, and reports as HTML and Markdown."""
