@@ -63,6 +63,8 @@ class Feature(StrEnum):
 class Values(StrEnum):
     """How hidden states and weights are drawn. The simplest comes first; shrinking goes there."""
 
+    UNITS = "units"
+    """Zeros and ones; only shrinking makes such cases"""
     INTEGERS = "integers"
     """Small integers that a person can follow"""
     GAUSSIAN = "gaussian"

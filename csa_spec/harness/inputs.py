@@ -107,10 +107,7 @@ def choice(seed: int, name: str, shape: tuple[int, ...], options: tuple[float, .
 
 def _hidden(case: Case) -> Tensor:
     shape = (len(case.rows), case.columns, case.geometry.hidden)
-    if case.values is Values.INTEGERS:
-        tokens = choice(case.seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0))
-    else:
-        tokens = normal(case.seed, "hidden", shape)
+    tokens = draw_tokens(case, "hidden", shape)
     if case.scores is Scores.NEAR_TIED and case.geometry.kind is LayerKind.CSA:
         # Repeat the first block, each repetition a little off: index keys of all blocks nearly coincide.
         block = torch.arange(shape[1]) % case.geometry.compress_ratio
@@ -119,15 +116,24 @@ def _hidden(case: Case) -> Tensor:
     return tokens
 
 
+def draw_tokens(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Draw hidden states in the case's regime, in float64; ``name`` names the draw."""
+    if case.values is Values.UNITS:
+        return choice(case.seed, name, shape, (0.0, 1.0))
+    if case.values is Values.INTEGERS:
+        return choice(case.seed, name, shape, (-2.0, -1.0, 1.0, 2.0))
+    return normal(case.seed, name, shape)
+
+
 def _weight(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
     """Draw one weight by its role, which is the last part of its name."""
     role = name.rpartition(".")[2]
     if role == "attn_sink":
         return _sinks(case, shape)
-    if case.values is Values.INTEGERS:
+    if case.values in _WHOLE:
         if role in _NORMS:
             return torch.ones(shape, dtype=torch.float64)
-        return choice(case.seed, name, shape, (-1.0, 0.0, 1.0) if role == "ape" else (-1.0, 1.0, 2.0))
+        return choice(case.seed, name, shape, _WHOLE[case.values] if role != "ape" else _APE[case.values])
     weight = gaussian_weight(case.seed, name, name, shape)
     if case.values is Values.LARGE_LOGITS and name in ("kv_norm", "compressor.norm"):
         doublings = torch.rand((), generator=generator(case.seed, "large"), dtype=torch.float64) * 2 + 2
@@ -135,6 +141,9 @@ def _weight(case: Case, name: str, shape: tuple[int, ...]) -> Tensor:
     return weight
 
 
+_WHOLE = {Values.UNITS: (0.0, 1.0), Values.INTEGERS: (-1.0, 1.0, 2.0)}
+"""Numbers of weights and sinks"""
+_APE = {Values.UNITS: (0.0, 1.0), Values.INTEGERS: (-1.0, 0.0, 1.0)}
 _NORMS = ("norm", "q_norm", "kv_norm")
 
 
@@ -154,8 +163,8 @@ def _sinks(case: Case, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64)
     if case.sinks is Sinks.EXTREME:
         return choice(case.seed, "attn_sink", shape, (-math.inf, -50.0, 0.5, 4.0, 20.0))
-    if case.values is Values.INTEGERS:
-        return choice(case.seed, "attn_sink", shape, (-1.0, 1.0, 2.0))
+    if case.values in _WHOLE:
+        return choice(case.seed, "attn_sink", shape, _WHOLE[case.values])
     return normal(case.seed, "attn_sink", shape)
 
 

@@ -17,11 +17,16 @@ from csa_spec.harness.failures import Failure
 from csa_spec.harness.stage import Shrinking
 from csa_spec.spec import Geometry, GeometryError, LayerKind
 
-TRIALS = 400
+TRIALS = 600
 """Cases tried at most."""
 SECONDS = 300.0
 SEEDS = 6
-"""Seeds tried on each smaller shape."""
+"""Seeds tried on each smaller shape, and twice as many for simpler values."""
+
+_FEW_TOKENS = 5
+"""Longest document of which every smaller shape is tried"""
+_SWEEP = 150
+"""Cases of one sweep, about: where there are many shapes each gets fewer seeds"""
 
 _SMALLEST = Geometry()
 _CONSTANTS = ("rope_theta", "compress_rope_theta", "norm_eps")
@@ -29,17 +34,32 @@ _CONSTANTS = ("rope_theta", "compress_rope_theta", "norm_eps")
 Judge = Callable[[Any], Failure | None]
 
 
-def size(case: Case) -> tuple[int, ...]:
-    """Order cases as a person would: fewer tokens first, then smaller rules, then smaller tensors."""
+def shape(case: Case) -> tuple[int, ...]:
+    """Order cases by their shape: fewer tokens first, then rows, smaller rules, fewer heads.
+
+    Packed documents, padding and a start other than 0 count as tokens. Of rules whose sum is the same, a smaller m
+    comes first, then a smaller k.
+    """
     g = case.geometry
-    tokens = sum(row.width for row in case.rows)
+    odd = sum(len(row.lengths) - 1 + row.left_padding + min(row.start, 1) for row in case.rows)
+    return (
+        sum(row.width for row in case.rows) + odd,
+        len(case.rows),
+        g.compress_ratio + g.top_k + g.window,
+        g.heads,
+        g.compress_ratio,
+        g.top_k,
+    )
+
+
+def size(case: Case) -> tuple[int, ...]:
+    """Order cases as a person would: by shape, then smaller tensors, then simpler values, then seeds."""
+    g = case.geometry
     odd_constants = sum(getattr(g, name) != getattr(_SMALLEST, name) for name in _CONSTANTS)
     regime = ((Values, case.values), (Scores, case.scores), (Sinks, case.sinks))
     return (
-        tokens + sum(len(row.lengths) + row.left_padding + min(row.start, 1) - 1 for row in case.rows),
-        len(case.rows),
-        g.compress_ratio + g.top_k + g.window,
-        g.heads + g.head_dim + g.rope_dim + g.hidden + g.index_heads + g.index_head_dim,
+        *shape(case),
+        g.head_dim + g.rope_dim + g.hidden + g.index_heads + g.index_head_dim,
         g.q_lora_rank + g.o_groups + g.o_lora_rank,
         (g.yarn is not None) + odd_constants + bool(case.mode) + sum(list(kind).index(one) for kind, one in regime),
         sum(row.start for row in case.rows),
@@ -77,10 +97,11 @@ def shrink(failure: Failure, judge: Judge, how: Shrinking, trials: int = TRIALS,
         return True
 
     progress = True
-    while progress and left > 0 and time.monotonic() < end:
-        progress = sum(_first(improves, pass_(best.case)) for pass_ in how.passes) > 0
-        if not progress:
-            progress = _first(improves, how.last(best.case))
+    while progress:
+        progress = False
+        for pass_ in how.passes:
+            while _first(improves, pass_(best.case)):  # each to its end: shapes are settled before values
+                progress = True
     return best
 
 
@@ -121,7 +142,7 @@ def _simpler_values(case: Case) -> Iterator[Case]:
         options = list(kind)
         for option in options[: options.index(getattr(case, name))]:
             changed = replace(case, **{name: option})  # type: ignore[arg-type]
-            yield from (replace(changed, seed=seed) for seed in (case.seed, *range(SEEDS)))
+            yield from (replace(changed, seed=seed) for seed in (case.seed, *range(2 * SEEDS)))
 
 
 _RULES = {
@@ -138,6 +159,12 @@ def _smaller_rules(case: Case) -> Iterator[Case]:
         least = 0 if name == "top_k" else 1
         for value in range(least, getattr(case.geometry, name)):
             yield from _with_geometry(case, **{name: value})
+
+
+def _fewer_heads(case: Case) -> Iterator[Case]:
+    for heads in range(1, case.geometry.heads):
+        groups = case.geometry.o_groups if heads % case.geometry.o_groups == 0 else 1
+        yield from _with_geometry(case, heads=heads, o_groups=groups)
 
 
 def _smaller_sizes(case: Case) -> Iterator[Case]:
@@ -164,18 +191,51 @@ def _smaller_seed(case: Case) -> Iterator[Case]:
     yield from (replace(case, seed=seed) for seed in range(min(case.seed, 4 * SEEDS)))
 
 
+def _every_smaller_shape(case: Case) -> Iterator[Case]:
+    """Every smaller shape, each with a few seeds: a seed that fails here may pass there.
+
+    A length can cost a larger rule: what shows in a window of one token after four shows in one of two after two.
+    """
+    shapes = sorted(_smaller_shapes(case), key=shape)
+    for seed in range(max(2, min(SEEDS, _SWEEP // max(1, len(shapes))))):
+        yield from (replace(smaller, seed=seed) for smaller in shapes)
+
+
 def _smaller_shapes(case: Case) -> Iterator[Case]:
-    """Every smaller shape of a single row, each with a few seeds: a seed that fails here may pass there."""
-    if len(case.rows) > 1 or len(case.rows[0].lengths) > 1:
-        return
-    geometry, (row,) = case.geometry, case.rows
-    rules = _RULES[geometry.kind]
-    ranges = [range(0 if name == "top_k" else 1, getattr(geometry, name) + 1) for name in rules]
-    shapes = itertools.product(range(1, row.lengths[0] + 1), *ranges)
-    for length, *values in sorted(shapes, key=lambda shape: (shape[0], sum(shape[1:]))):
-        smaller = replace(case, rows=(replace(row, lengths=(length,)),))
-        for seed in range(SEEDS):
-            yield from _with_geometry(replace(smaller, seed=seed), **dict(zip(rules, values, strict=True)))
+    geometry = case.geometry
+    for rows in itertools.product(*map(_no_longer, case.rows)):
+        longest = max(length for row in rows for length in row.lengths)
+        if longest > _FEW_TOKENS:
+            continue
+        for rules in _rules_for(geometry, longest, max(length for row in case.rows for length in row.lengths)):
+            for heads in sorted({1, 2, geometry.heads}):
+                groups = geometry.o_groups if heads % geometry.o_groups == 0 else 1
+                changes = dict(zip(("compress_ratio", "top_k", "window"), rules, strict=True))
+                for smaller in _with_geometry(case, heads=heads, o_groups=groups, **changes):
+                    smaller = replace(smaller, rows=rows)
+                    if shape(smaller) < shape(case):
+                        yield smaller
+
+
+def _no_longer(row: Row) -> Iterator[Row]:
+    for lengths in itertools.product(*(range(1, length + 1) for length in row.lengths)):
+        yield replace(row, lengths=lengths)
+
+
+def _rules_for(geometry: Geometry, length: int, before: int) -> Iterator[tuple[int, int, int]]:
+    """Yield m, k and W for a shorter document; what no query can tell from a smaller rule only if it was so before."""
+    m, k, window = geometry.compress_ratio, geometry.top_k, geometry.window
+    spare = int(window > before)
+    for fewer in range(1, length + spare + 1):
+        if geometry.kind is LayerKind.SLIDING:
+            yield m, k, fewer
+            continue
+        for ratio in range(1, length + int(m > before) + 1):
+            if geometry.kind is LayerKind.HCA:
+                yield ratio, k, fewer
+                continue
+            spare_k = int(k > before // m)
+            yield from ((ratio, few, fewer) for few in range(length // ratio + spare_k + 1))
 
 
 def _with_geometry(case: Case, **changes: object) -> Iterator[Case]:
@@ -185,15 +245,12 @@ def _with_geometry(case: Case, **changes: object) -> Iterator[Case]:
         return
 
 
-_PASSES = (
-    _fewer_rows,
-    _simpler_rows,
-    _smaller_rules,
-    _smaller_sizes,
-    _simpler_values,
-    _plain_constants,
-    _smaller_seed,
-)
+def _shapes(case: Case) -> Iterator[Case]:
+    for pass_ in (_fewer_rows, _simpler_rows, _smaller_rules, _fewer_heads):
+        yield from pass_(case)
 
-LAYER_SHRINKING = Shrinking(size, _PASSES, _smaller_shapes)
+
+_PASSES = (_shapes, _every_smaller_shape, _smaller_sizes, _simpler_values, _plain_constants, _smaller_seed)
+
+LAYER_SHRINKING = Shrinking(size, _PASSES)
 """How cases of a whole layer get smaller."""

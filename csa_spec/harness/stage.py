@@ -55,8 +55,6 @@ class Shrinking:
     """Orders cases; a smaller one is a better explanation"""
     passes: tuple[Callable[[Any], Iterator[Any]], ...]
     """Each yields simpler cases; the first that fails in the same way is taken"""
-    last: Callable[[Any], Iterator[Any]] = lambda case: iter(())
-    """Tried when no pass helps any more"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.case import Case, CaseError, Row, Values
-from csa_spec.harness.inputs import choice, make_inputs, normal
+from csa_spec.harness.case import Case, CaseError, Row
+from csa_spec.harness.inputs import draw_tokens, make_inputs
 from csa_spec.harness.stream import Call, Op
 from csa_spec.spec import LayerKind
 
@@ -222,10 +222,5 @@ def make_cache_inputs(case: CacheCase) -> dict[str, Any]:
 
 
 def _tokens(case: CacheCase, number: int, shape: tuple[int, ...]) -> Tensor:
-    name = f"tokens {number}"
-    if case.layer.values is Values.INTEGERS:
-        tokens = choice(case.seed, name, shape, (-2.0, -1.0, 1.0, 2.0))
-    else:
-        tokens = normal(case.seed, name, shape)
     dtype: torch.dtype = getattr(torch, case.dtype)
-    return tokens.to(dtype)
+    return draw_tokens(case.layer, f"tokens {number}", shape).to(dtype)

@@ -124,7 +124,7 @@ def test_modes_survive_the_line(mode: str) -> None:
         ("csa theta=nan rows=3", "must be greater than 1"),
         ("csa yarn=4/64 rows=3", "'yarn=4/64' has no value that can be read"),
         ("csa yarn=0/64/32/1 rows=3", "YaRN needs a positive factor"),
-        ("csa rows=3 values=large", "values 'large' is none of integers, gaussian, large-logits"),
+        ("csa rows=3 values=large", "values 'large' is none of units, integers, gaussian, large-logits"),
         ("csa rows=3 scores=even", "scores 'even' is none of"),
         ("csa rows=3 sinks=none", "sinks 'none' is none of"),
         ("csa rows=3 dtype=int8", "dtype 'int8' is none of"),

@@ -189,7 +189,7 @@ def test_tied_scores_are_all_exactly_zero(values: Values) -> None:
             assert query.margin == 0
 
 
-@pytest.mark.parametrize("values", Values)
+@pytest.mark.parametrize("values", [one for one in Values if one is not Values.UNITS])  # without negative numbers
 def test_plateau_scores_are_often_exactly_zero_but_not_always(values: Values) -> None:
     """One index head leaves ReLU's zeros standing."""
     scores = torch.cat(

@@ -1,0 +1,91 @@
+"""Failing cases shrink to the smallest shape that there is, by exhaustive search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minimality import Measured, letters, measure, measure_failure, smaller_shapes
+from torch import Tensor
+
+from csa_spec.bugs.bug import following
+from csa_spec.harness.candidate import as_candidate
+from csa_spec.harness.case import Case, Values
+from csa_spec.harness.failures import Failure, SeesTooMuch, WrongNumbers
+from csa_spec.harness.shrink import shape
+from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
+from csa_spec.spec.compressor import pooled_tokens
+from csa_spec.spec.selection import select
+
+BROKEN = {
+    "own unfinished block visible": {"visible_entries": lambda t, m: list(range(t // m + 1))},
+    "window without its own token": {"window_tokens": lambda t, window: list(range(max(0, t - window), t))},
+    "no overlap": {"pooled_tokens": lambda s, m, overlap: pooled_tokens(s, m, False)},
+    "mean pooling": {"pool": lambda values, logits: values.mean(dim=0)},
+    "entry in the middle of its block": {"entry_position": lambda s, m: s * m + m // 2},
+    "newest entries selected": {"select": lambda visible, scores, k: visible[max(0, len(visible) - k) :]},
+    "one entry fewer selected": {"select": lambda visible, scores, k: select(visible, scores, max(0, k - 1))},
+    "no softmax scale": {"softmax_scale": lambda geometry: 1.0},
+}
+
+
+def test_what_is_reported_has_the_smallest_shape() -> None:
+    """Of these bugs at least nine in ten do, and none is more than one step larger in any size."""
+    measured: list[Measured] = []
+    for name, rules in BROKEN.items():
+        found = measure(as_candidate(following(replace(SPEC, **rules)), name, "layer"), LayerKind.CSA, name, probes=8)
+        assert found, name
+        measured += found
+    larger = [(one.bug, str(one.reported), str(one.minimum)) for one in measured if not one.is_minimal]
+    assert len(larger) <= len(measured) / 10, larger
+    assert max((step for one in measured for step in one.steps.values()), default=0) <= 1, larger
+
+
+def test_the_exhaustive_search_finds_what_shrinking_missed() -> None:
+    """A case that is reported too large is named, with what is smaller."""
+    found = WrongNumbers("always", Case.parse("csa m=2 k=2 rows=4"))
+
+    def judge(case: Case) -> Failure | None:
+        return WrongNumbers("here", case) if letters(case) == (2, 2, 1, 2, 2) and case.seed > 999 else None
+
+    measured = measure_failure(found, judge)
+    assert measured.reported == found.case
+    assert letters(measured.minimum) == (2, 2, 1, 2, 2)
+    assert measured.steps == {"S": 2, "k": 1}
+
+
+def test_every_shape_of_the_search_is_smaller_and_none_comes_twice() -> None:
+    """In the order that shrinking has."""
+    reported = Case.parse("csa m=2 rows=3")
+    shapes = [shape(probes[0]) for probes in smaller_shapes(reported, reported)]
+    assert shapes == sorted(set(shapes))
+    assert shapes[-1] < shape(reported)
+    assert {letters(probes[0])[0] for probes in smaller_shapes(reported, reported)} == {1, 2, 3}
+
+
+def two_mistakes(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
+    """Every query sees its unfinished block, and every output is a little too large."""
+    rules = replace(SPEC, visible_entries=lambda t, m: list(range(t // m + 1)))
+    return 1.01 * following(rules)(hidden, weights, geometry, positions, documents)
+
+
+def test_the_kind_stays_pinned_where_another_kind_fails_on_smaller_cases() -> None:
+    """Wrong numbers show with one token; seeing too much needs a block that is not complete."""
+    measured = measure(as_candidate(two_mistakes, "two mistakes", "layer"), LayerKind.CSA, every=True, probes=3)
+    by_kind = {one.kind: one for one in measured}
+    assert set(by_kind) == {WrongNumbers.__name__, SeesTooMuch.__name__}
+    assert letters(by_kind["WrongNumbers"].reported) == (1, 1, 0, 1, 1)
+    assert by_kind["SeesTooMuch"].reported.columns == 2
+    assert by_kind["SeesTooMuch"].reported.geometry.compress_ratio == 2
+
+
+def test_values_are_zeros_and_ones_where_they_show_it() -> None:
+    """After the shape is settled."""
+    (one,) = measure(
+        as_candidate(following(replace(SPEC, output_position=lambda position: position)), "forwards", "layer"),
+        LayerKind.SLIDING,
+        probes=8,
+    )
+    assert one.reported.values is Values.UNITS
+    assert one.is_minimal
