@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from csa_spec.candidates import find_candidate
+from csa_spec.diagnosis import diagnose
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, Capabilities, as_candidate
 from csa_spec.harness.case import DEVICES, DTYPES
 from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
@@ -119,8 +120,11 @@ def check(
     try:
         targets, declined = make_targets(found, stage, layer, dtypes, device, amounts, seed)
         for target in targets:
+            failed = False
             for each in target.stage.checks:
-                result = target.run(each, progress)
+                # What falls together with the equality has the same cause.
+                result = target.run(each, progress, naming=not failed)
+                failed |= bool(result.failures)
                 if each.law and not result.cases and not result.failures and not target.offers(each):
                     continue
                 results.append(result)
@@ -176,6 +180,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
             if names[check].run(stage.trial(found, parsed)) is None:
                 raise UsageError(f"this case gives the check {check!r} nothing to do")
         except Failure as failure:
+            failure.diagnosis = diagnose(found, names[check], failure)
             failure.add_note("\n" + describe(failure, found.name, check))
             raise
 
@@ -227,12 +232,16 @@ class Target:
         progress: Progress = lambda result: None,
         enough: int = ENOUGH,
         shrinking: bool = True,
+        naming: bool = True,
     ) -> CheckResult:
-        """Run one check; up to ``enough`` failing cases, of which each kind is made small if ``shrinking``."""
+        """Run one check, up to ``enough`` failing cases; each kind is made small if ``shrinking``, then diagnosed."""
         with _one_thread():
-            return run_check(
+            result = run_check(
                 check, self.candidate, self.stage, self.kind, self.cases(check), progress, self.dtype, enough, shrinking
             )
+            for failure in result.failures if shrinking and naming else ():
+                failure.diagnosis = diagnose(self.candidate, check, failure)
+        return result
 
     def cases(self, check: Check) -> list[Any]:
         """Return what a check tries. Corner cases go to the equality with the specification; laws only draw."""

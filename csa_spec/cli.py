@@ -90,7 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page with pictures too")
     check.add_argument("--markdown", type=Path, metavar="FILE", help="write it as a comment for a pull request too")
+    check.add_argument("--bundle", type=Path, metavar="DIR", help="write a bundle of every failure into this folder")
     check.set_defaults(run=_check)
+
+    again = commands.add_parser(
+        "replay",
+        help="try the failures of bundles again",
+        description="Exit codes: 0 all are fixed, 1 something still fails or fails in another way, 2 a bundle could "
+        "not be decided.",
+    )
+    again.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle, or a folder of bundles")
+    again.add_argument("--candidate", metavar="OTHER", help="whom to try in place of the candidate of each bundle")
+    again.set_defaults(run=_replay)
 
     case = commands.add_parser(
         "case", help="try one case", description="Try one case, written as a failure report prints it."
@@ -132,11 +143,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from csa_spec.checking import check
+    from csa_spec.bundle import write_bundles
+    from csa_spec.checking import UsageError, check, resolve_candidate
     from csa_spec.report.text import summarise
 
     for name in ("json", "html", "markdown"):
         _hold_writable(f"--{name}", getattr(options, name))
+    if options.bundle is not None and options.bundle.exists() and not options.bundle.is_dir():
+        raise UsageError(f"--bundle: {options.bundle} is not a folder")
     line = ProgressLine()
     try:
         report = check(
@@ -156,7 +170,18 @@ def _check(options: argparse.Namespace) -> int:
         line.clear()
     _write(report, options)
     print(summarise(report))
+    if options.bundle is not None:
+        for path in write_bundles(report, resolve_candidate(options.candidate, options.stage), options.bundle):
+            print(f"bundle: {path}")
     return report.verdict.value
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from csa_spec.replay import exit_code, replay, summarise_replay
+
+    replayed = replay(options.bundles, options.candidate)
+    print(summarise_replay(replayed))
+    return exit_code(replayed)
 
 
 def _hold_writable(option: str, path: Path | None) -> None:

@@ -106,25 +106,26 @@ def measure_failure(found: Failure, judge: Judge, name: str = "", probes: int = 
         return judge(case)
 
     begin = time.process_time()
-    reported = shrink(found, counted, LAYER_SHRINKING).case
+    shrunk = shrink(found, counted, LAYER_SHRINKING)
+    reported = shrunk.case
     seconds = time.process_time() - begin
     assert isinstance(reported, Case)
     assert isinstance(found.case, Case)
     minimum, shapes = reported, 0
     for tried in smaller_shapes(reported, found.case, probes):
         shapes += 1
-        minimum = _failing(tried, judge, found.kind) or reported
+        minimum = _failing(tried, judge, shrunk) or reported
         if minimum is not reported:
             break
     return Measured(name, found.kind, reported, minimum, trials, seconds, shapes)
 
 
-def _failing(probes: Iterable[Case], judge: Judge, kind: str) -> Case | None:
+def _failing(probes: Iterable[Case], judge: Judge, like: Failure) -> Case | None:
     """Return the first case that fails in this way; a shape that keeps failing in others is left at that."""
     others = 0
     for case in probes:
         failure = judge(case)
-        if failure is not None and failure.kind == kind:
+        if failure is not None and failure.kind == like.kind and failure.evident >= like.evident:
             return case
         others += failure is not None
         if others == OTHERS:

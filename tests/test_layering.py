@@ -21,7 +21,9 @@ ALLOWED = {
     "candidates": {"spec", "harness", "candidates"},
     "bugs": {"spec", "harness", "stages", "candidates", "bugs"},
     "strategies": {"spec", "harness", "stages", "strategies"},
+    "diagnosis": {"spec", "harness", "stages", "strategies", "bugs", "diagnosis"},
     "report": {"spec", "harness", "stages", "report"},
+    "bundle": {"spec", "harness", "stages", "candidates", "report", "bundle"},
     "vectors": {"spec"},
     "profiles": set(),
 }

@@ -111,7 +111,7 @@ layer_bug(
 )
 layer_bug(
     "wires_in_a_base_of_40000",
-    "compress_rope_theta is taken for a quarter of what it is.",
+    "The base of compressed layers is taken for a quarter of what it is.",
     "https://github.com/AMD-AGI/Primus/pull/928",
     "https://github.com/huggingface/transformers/issues/45910",
     "https://github.com/NVIDIA/Megatron-LM/pull/4458",

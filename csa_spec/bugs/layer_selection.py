@@ -180,7 +180,7 @@ layer_bug(
 )
 layer_bug(
     "never_selects_all_that_is_visible",
-    "k is clamped to one less than there are entries, so that the lowest score is never selected.",
+    "The top-k is clamped to one less than there are entries, so that the lowest score is never selected.",
     select=lambda visible, scores, top_k: select(visible, scores, min(top_k, max(0, len(visible) - 1))),
 )
 layer_bug(

@@ -59,7 +59,7 @@ _LACKS: dict[tuple[str, str], str] = {
     },
 }
 
-_WEIGHT_NAMES = {
+WEIGHT_NAMES = {
     "q_a_proj.weight": "wq_a",
     "q_a_norm.weight": "q_norm",
     "q_b_proj.weight": "wq_b",
@@ -145,7 +145,9 @@ class _Adapter:
         use_cache: bool,
     ) -> LayerOutput:
         """Run the attention layer on one batch."""
-        return _exposed(self.attend(hidden, weights, geometry, use_cache=use_cache, **_rows(positions, documents)))
+        return _exposed(
+            self.attend(hidden, weights, geometry, use_cache=use_cache, **rows_arguments(positions, documents))
+        )
 
     def attend(self, hidden: Tensor, weights: LayerWeights, geometry: Geometry, **arguments: Any) -> dict[str, Any]:
         """Run the attention layer inside the model's own forward; return what its modules returned.
@@ -162,7 +164,7 @@ class _Adapter:
         named = weights.named()
         with torch.no_grad():
             for name, parameter in attention.named_parameters():
-                parameter.copy_(named[_WEIGHT_NAMES[name]])
+                parameter.copy_(named[WEIGHT_NAMES[name]])
         seen: dict[str, Any] = {}
         handles = [
             attention.register_forward_pre_hook(partial(_hand_over, hidden), with_kwargs=True),
@@ -202,7 +204,7 @@ class _Adapter:
         logger.setLevel(logging.ERROR)  # some releases warn about rotary settings that they themselves fill in
         try:
             with torch.random.fork_rng(devices=[]):
-                model = self._model_class(self._config_class(**_configuration(geometry)))
+                model = self._model_class(self._config_class(**configuration_of(geometry)))
         finally:
             logger.setLevel(level)
         return model.to(dtype).to(device).eval()
@@ -232,7 +234,7 @@ def _exposed(seen: dict[str, Any]) -> LayerOutput:
     return LayerOutput(out, entries, seen.get("index_scores"), seen.get("selection"), probabilities)
 
 
-def _rows(positions: Tensor, documents: Tensor) -> dict[str, Tensor]:
+def rows_arguments(positions: Tensor, documents: Tensor) -> dict[str, Tensor]:
     """Return the arguments that a user of the model passes for such rows."""
     real = documents != PADDING
     arguments: dict[str, Tensor] = {}
@@ -244,7 +246,8 @@ def _rows(positions: Tensor, documents: Tensor) -> dict[str, Tensor]:
     return arguments
 
 
-def _configuration(geometry: Geometry) -> dict[str, Any]:
+def configuration_of(geometry: Geometry) -> dict[str, Any]:
+    """Return the arguments of ``DeepseekV4Config`` for a model of one layer."""
     g = geometry
     # int(head_dim * factor) must be rope_dim again, so aim at the middle.
     partial_rotary_factor = (g.rope_dim + 0.5) / g.head_dim if g.rope_dim < g.head_dim else 1.0

@@ -133,6 +133,11 @@ class Failure(AssertionError):
         """The kind of failure; shrinking keeps it."""
         return type(self).__name__
 
+    @property
+    def evident(self) -> bool:
+        """Whether the output itself shows it when a token is replaced, whatever stages the candidate exposes."""
+        return self.dependence is not None and bool(self.dependence.too_much)
+
     def __str__(self) -> str:
         """Return title and detail."""
         return f"{self.title}: {self.detail}"

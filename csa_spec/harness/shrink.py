@@ -91,7 +91,7 @@ def shrink(failure: Failure, judge: Judge, how: Shrinking, trials: int = TRIALS,
         tried.add(case)
         left -= 1
         found = judge(case)
-        if found is None or found.kind != best.kind:
+        if found is None or found.kind != best.kind or found.evident < best.evident:
             return False
         best = found
         return True

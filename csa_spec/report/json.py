@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "reason": one.reason,
                 "state": one.state,
                 "cases": one.cases,
-                "failure": None if one.failure is None else _failure(one.failure),
+                "failure": None if one.failure is None else failure_json(one.failure),
             }
             for one in report.limitations
         ],
@@ -79,11 +80,12 @@ def _result(result: CheckResult) -> dict[str, Any]:
         },
         "reached": dict(sorted(result.reached.items())),
         "not_applicable": dict(sorted(result.not_applicable.items())),
-        "failures": [_failure(failure) for failure in result.failures],
+        "failures": [failure_json(failure) for failure in result.failures],
     }
 
 
-def _failure(failure: Failure) -> dict[str, Any]:
+def failure_json(failure: Failure) -> dict[str, Any]:
+    """Return a failure as plain JSON data."""
     place = failure.place
     return {
         "kind": failure.kind,
@@ -98,6 +100,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "got": _numbers(failure.got),
         "error_over_budget": _number(failure.over_budget),
         "findings": list(failure.findings),
+        "diagnosis": None if failure.diagnosis is None else asdict(failure.diagnosis),
         "case": failure.case.to_json(),
         "case_line": str(failure.case),
         "case_id": failure.case.id,

@@ -28,6 +28,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"  which is              {case.in_words()}",
         *_tokens(case),
         *numbers_lines(failure, check),
+        *_diagnosis(failure),
     ]
     if failure.findings:
         lines += ["", "  first stage that differs", *_wrapped(failure.findings[0], "    ")]
@@ -46,6 +47,18 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"    {call_line(failure, candidate, check)}",
     ]
     return "\n".join(lines)
+
+
+def _diagnosis(failure: Failure) -> list[str]:
+    """Say which known bugs it looks like, and what is wrong with what it depends on."""
+    found = failure.diagnosis
+    if found is None:
+        return []
+    lines = []
+    for one in found.behaves_like:
+        lines += ["", *_wrapped(f"behaves like: {one.title}", "  "), *_wrapped(one.cause, "    ")]
+        lines += [f"    {url}" for url in one.urls]
+    return [*lines, "", *_wrapped(found.summary)]
 
 
 def call_line(failure: Failure, candidate: str, check: str) -> str:

@@ -138,7 +138,7 @@ def _place(document: ExpectedDocument, t: int) -> Place:
 
 def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:
     """Future tokens do not change earlier outputs."""
-    cut = _cut(trial.case)
+    cut = cut_column(trial.case)
     if cut is None:
         return None
     fresh = fresh_tokens(trial.case, trial.inputs, "future")
@@ -168,7 +168,7 @@ def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
 
 def prefix_is_enough(trial: LayerTrial) -> Tally | None:
     """A prefix gives the same outputs as the whole."""
-    cut = _cut(trial.case)
+    cut = cut_column(trial.case)
     multiple = trial.capabilities.multiples.get("S", 1)
     if cut is not None and multiple > 1:  # the prefix must be a case that the candidate supports
         plain = all(len(row.lengths) == 1 and not row.left_padding for row in trial.case.rows)
@@ -299,7 +299,7 @@ def _agree(
     return tally if tally.queries else None
 
 
-def _cut(case: Case) -> int | None:
+def cut_column(case: Case) -> int | None:
     """Return a column to cut the batch at; it moves with the seed.
 
     Something lies on either side, and every row has a token before it: a row of padding alone is no legal case.

@@ -24,36 +24,51 @@ WRONG = [pytest.param(one, id=one.name) for one in LAYERS if not one.equivalent]
 EQUIVALENT = [pytest.param(one, id=one.name) for one in LAYERS if one.equivalent]
 
 
+LAWS = {
+    "changes_by_a_hair": "repeat",
+    "breaks_ties_differently_at_every_call": "repeat",
+    "rounds_with_the_batch": "rows",
+    "centres_hidden_in_place": "inputs",
+    "scales_the_sink_in_place": "inputs",
+    "replaces_minus_infinity_in_place": "inputs",
+    "draws_random_numbers": "state",
+    "reuses_its_buffer": "memory",
+    "remembers_shapes": "own-inputs",
+    "detaches_hidden": "gradients",
+    "gives_the_sink_no_gradient": "gradients",
+    "rotates_back_in_place_what_the_backward_pass_needs": "gradients",
+}
+"""The law that finds a bug that the equality with the specification cannot see."""
+CHECKS = {check.name: check for check in LAYER_STAGE.checks}
+SPECIFICATION = "specification"
+
+
 @cache
-def tried(kind: LayerKind, check: str, gradients: bool) -> list[Case]:
+def tried(kind: LayerKind, check: str) -> list[Case]:
     """Return what the default profile tries, small cases first: most bugs show there, at a tenth of the cost."""
-    (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
-    able = next(one for one in LAYERS if one.candidate.capabilities.gradients is gradients)
-    target = Target(able.candidate, LAYER_STAGE, kind, "float32", "cpu", resolve_profile("default"), 0)
-    return sorted(target.cases(found), key=lambda case: len(case.rows) * case.columns)
+    anything = next(one.candidate for one in LAYERS if one.candidate.capabilities.gradients)
+    target = Target(anything, LAYER_STAGE, kind, "float32", "cpu", resolve_profile("default"), 0)
+    return sorted(target.cases(CHECKS[check]), key=lambda case: len(case.rows) * case.columns)
 
 
-def failures(bug: Bug) -> Iterator[Failure]:
-    gradients = bug.candidate.capabilities.gradients
-    for check in LAYER_STAGE.checks:
-        for kind in bug.kinds:
-            for case in tried(kind, check.name, gradients):
-                failure = failure_of(check, bug.candidate, LAYER_STAGE, case)
-                if failure is not None:
-                    yield failure
+def failures(bug: Bug, check: str) -> Iterator[Failure]:
+    for kind in bug.kinds:
+        for case in tried(kind, check):
+            failure = failure_of(CHECKS[check], bug.candidate, LAYER_STAGE, case)
+            if failure is not None:
+                yield failure
 
 
 @pytest.mark.parametrize("bug", WRONG)
 def test_a_wrong_layer_is_found(bug: Bug) -> None:
-    assert next(failures(bug), None) is not None
+    assert next(failures(bug, LAWS.get(bug.name, SPECIFICATION)), None) is not None
 
 
 @pytest.mark.parametrize("bug", EQUIVALENT)
 def test_a_layer_that_is_wrong_in_words_only_is_not_found(bug: Bug) -> None:
     for kind in bug.kinds:
-        cases = tried(kind, "specification", False)
-        for case in islice(cases, 0, None, 8):  # from small to large
-            assert failure_of(LAYER_STAGE.checks[0], bug.candidate, LAYER_STAGE, case) is None
+        for case in islice(tried(kind, SPECIFICATION), 0, None, 8):  # from small to large
+            assert failure_of(CHECKS[SPECIFICATION], bug.candidate, LAYER_STAGE, case) is None
 
 
 def test_names_are_unique_and_are_those_of_the_functions() -> None:
@@ -64,7 +79,7 @@ def test_names_are_unique_and_are_those_of_the_functions() -> None:
 
 @pytest.mark.parametrize("bug", [pytest.param(one, id=one.name) for one in LAYERS])
 def test_a_cause_is_one_sentence(bug: Bug) -> None:
-    assert re.fullmatch(r"[A-Z`0-9c].*\.", bug.cause)
+    assert re.fullmatch(r"([A-Z`]|cos ).*\.", bug.cause)
     assert not re.search(r"\.\s+[A-Z]", bug.cause)
     assert bug.kinds
 

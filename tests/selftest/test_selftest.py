@@ -147,4 +147,3 @@ def test_wrong_use_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> 
         assert says in capsys.readouterr().err
     with pytest.raises(UsageError):
         selftest(parts=("nothing",))
-

@@ -48,7 +48,7 @@ def test_every_weight_of_the_layer_has_a_name() -> None:
     """What the adapter copies in covers the specification's weights, none twice."""
     for kind in LayerKind:
         geometry = replace(CASE.geometry, kind=kind)
-        known = set(adapter._WEIGHT_NAMES.values())
+        known = set(adapter.WEIGHT_NAMES.values())
         assert set(weight_shapes(geometry)) <= known
 
 

@@ -1,0 +1,107 @@
+"""Read the ``case.json`` of a bundle. What is damaged or not known is one sentence; nothing of a bundle is executed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csa_spec.harness.case import CaseError
+from csa_spec.stages import parse_case, stage_of
+
+VERSION = 1
+"""Raised whenever a reader of the old layout would misread the new one."""
+CASE_FILE = "case.json"
+_LARGEST = 16 << 20
+"""Bytes of a case.json that are read at most."""
+
+
+class BundleError(Exception):
+    """A bundle that cannot be used; the message is one sentence that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a bundle says about its failure."""
+
+    folder: Path
+    candidate: str
+    check: str
+    kind: str
+    case: Any
+    digest: str
+    """Of the tensors that the case made then"""
+
+
+def read_bundle(folder: Path) -> Recorded:
+    """Read a bundle.
+
+    Raises
+    ------
+    BundleError
+        If there is none, or it is damaged, or of a version or a stage that is not known here.
+    """
+    data = _load(folder)
+    version = data.get("csa_spec_bundle")
+    if version is None:
+        raise BundleError(f"{folder}: {CASE_FILE} is not of a bundle")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(f"{folder}: the version {str(version)[:40]!r} of the bundle is none")
+    if version > VERSION:
+        raise BundleError(f"{folder}: the bundle has version {version}, and this csa-spec reads up to {VERSION}")
+    texts = {name: _text(folder, data, name) for name in ("candidate", "check", "kind", "case_line", "inputs_sha256")}
+    try:
+        case = parse_case(texts["case_line"])
+    except CaseError as error:
+        raise BundleError(f"{folder}: its case cannot be read: {_short(str(error))}") from None
+    stage = stage_of(case)
+    if texts["check"] not in {one.name for one in stage.checks}:
+        known = ", ".join(one.name for one in stage.checks)
+        raise BundleError(f"{folder}: unknown check {_short(texts['check'])!r} of {stage.name}: it is none of {known}")
+    return Recorded(folder, texts["candidate"], texts["check"], texts["kind"], case, texts["inputs_sha256"])
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    path = folder / CASE_FILE
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: there is no such folder")
+        if not path.is_file():
+            raise BundleError(f"{folder}: this is not a bundle; it has no {CASE_FILE}")
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise BundleError(f"{folder}: {CASE_FILE} cannot be read: {error}") from None
+    if len(raw) > _LARGEST:
+        raise BundleError(f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB, so it is not of a bundle")
+    try:
+        data = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, RecursionError):
+        raise BundleError(f"{folder}: {CASE_FILE} is damaged: it is no JSON text") from None
+    except ValueError as error:
+        raise BundleError(f"{folder}: {CASE_FILE} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise BundleError(f"{folder}: {CASE_FILE} holds no object")
+    return data
+
+
+def _text(folder: Path, data: dict[str, Any], name: str) -> str:
+    if name not in data:
+        raise BundleError(f"{folder}: {CASE_FILE} lacks {name!r}")
+    value = data[name]
+    if not isinstance(value, str) or not value:
+        raise BundleError(f"{folder}: {name!r} of {CASE_FILE} must be text, not {type(value).__name__}")
+    return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def bundles_in(folder: Path) -> list[Path]:
+    """Return the bundles that a folder holds, or the folder itself where it is one, or holds none."""
+    if (folder / CASE_FILE).is_file() or not folder.is_dir():
+        return [folder]
+    inner = sorted(one.parent for one in folder.glob(f"*/{CASE_FILE}") if not one.parent.name.startswith("."))
+    return inner or [folder]

@@ -1,0 +1,52 @@
+"""What a failure looks like: the known bugs that the candidate behaves like, and where and how it goes wrong.
+
+Every known bug is run on the failing case as a candidate. It is named where the candidate gives its answer and the
+specification another one. Where several bugs give that answer, further cases on which they differ tell them apart.
+"""
+
+from __future__ import annotations
+
+from csa_spec.diagnosis.summary import summary
+from csa_spec.harness.candidate import Candidate, CandidateError
+from csa_spec.harness.failures import CandidateDied, CandidateHung, Diagnosis, Failure, Likeness
+from csa_spec.harness.stage import Check
+from csa_spec.stages import stage_of
+
+__all__ = ["SECONDS", "diagnose"]
+
+SECONDS = 10.0
+"""After which no further case is looked at."""
+
+
+def diagnose(candidate: Candidate, check: Check | str, failure: Failure, seconds: float = SECONDS) -> Diagnosis | None:
+    """Say what a failure looks like.
+
+    Parameters
+    ----------
+    candidate
+        Who failed.
+    check
+        In which check, or its name.
+    failure
+        Best with the smallest case that was found: on it little but the bug is at work.
+    seconds
+        After which no further case is looked at.
+
+    Returns
+    -------
+    Diagnosis | None
+        None where the candidate cannot be asked again.
+    """
+    stage = stage_of(failure.case)
+    named = check if isinstance(check, Check) else next(one for one in stage.checks if one.name == check)
+    trial = stage.trial(candidate, failure.case)
+    found: tuple[Likeness, ...] = ()
+    try:
+        if not isinstance(failure, (CandidateHung, CandidateDied)):  # each further call may take its whole time
+            from csa_spec.bugs import bugs  # only a failure needs the catalogue
+            from csa_spec.diagnosis.likeness import likenesses
+
+            found = likenesses(candidate, named, stage, trial, bugs(), seconds)
+        return Diagnosis(found, summary(trial, failure))
+    except CandidateError:
+        return None

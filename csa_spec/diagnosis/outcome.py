@@ -1,0 +1,122 @@
+"""What a candidate does in a check on one case: how it fails, and every answer that it gives on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from csa_spec.diagnosis.agreement import agree, is_wrong, roughly, same_answer, same_case
+from csa_spec.harness.call import Answer, Caller, Request
+from csa_spec.harness.candidate import Candidate
+from csa_spec.harness.failures import (
+    CandidateRaised,
+    Failure,
+    NotRepeatable,
+    ReadsUninitialised,
+    WrongDtype,
+    WrongShape,
+)
+from csa_spec.harness.stage import Check
+from csa_spec.harness.stream import NotOffered
+from csa_spec.harness.trial import Trial, main_output
+
+UNFORMED = (CandidateRaised, WrongShape, WrongDtype)
+"""Failures that leave no answer to compare."""
+UNSTEADY = (NotRepeatable, ReadsUninitialised)
+"""Failures whose answers are other ones each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one candidate did in a check on a case."""
+
+    failure: Failure | None
+    """In the equality with the specification only where there is no answer; wrong numbers are told by comparing"""
+    answers: tuple[Answer, ...]
+    """Of every call, the case as it is first"""
+
+
+class _Recorder:
+    """Makes the calls of a candidate and keeps what comes back."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self.answers: list[Answer] = []
+
+    def __call__(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
+        answer = self._caller(function, request, arrays)
+        self.answers.append(answer)
+        return answer
+
+
+def outcome(check: Check, known: Trial, candidate: Candidate, like: Outcome | None = None) -> Outcome | None:
+    """Run a check on a case; None where it has nothing to do, or the candidate declines.
+
+    A law takes many calls. If ``like`` is given and the first answer is another than there, None is returned at once.
+    """
+    recorder = _Recorder(candidate.caller)
+    trial = same_case(known, replace(candidate, caller=recorder))
+    try:
+        first = trial.answer
+        steady = like is not None and like.answers and not isinstance(like.failure, UNFORMED + UNSTEADY)
+        if check.law and like is not None and steady and not same_answer(known, like.answers[0], first):
+            return None
+        if check.law and check.run(trial) is None:
+            return None
+    except Failure as failure:
+        return Outcome(failure, tuple(recorder.answers))
+    except NotOffered:
+        return None
+    return Outcome(None, tuple(recorder.answers))
+
+
+def fails(check: Check, known: Trial, one: Outcome) -> bool:
+    """Whether an outcome is a failure."""
+    if check.law or one.failure is not None:
+        return one.failure is not None
+    return is_wrong(known, one.answers[0])
+
+
+def alike(check: Check, known: Trial, got: Outcome, wrong: Outcome) -> bool:
+    """Whether a candidate does what a bug does, and the specification would not."""
+    if isinstance(got.failure, UNFORMED) or isinstance(wrong.failure, UNFORMED):
+        return _same_failure(got, wrong)
+    if not check.law:
+        return agree(known, got.answers[0], wrong.answers[0])
+    return got.failure is not None and _same_law(known, got, wrong)
+
+
+def equal(check: Check, known: Trial, one: Outcome, other: Outcome) -> bool:
+    """Whether two candidates do the same, right or wrong."""
+    if isinstance(one.failure, UNFORMED) or isinstance(other.failure, UNFORMED):
+        return _same_failure(one, other)
+    if not check.law:
+        return same_answer(known, one.answers[0], other.answers[0])
+    return _same_law(known, one, other)
+
+
+def _same_failure(one: Outcome, other: Outcome) -> bool:
+    first, second = one.failure, other.failure
+    if first is None or second is None:
+        return first is second
+    return first.kind == second.kind and (isinstance(first, CandidateRaised) or first.detail == second.detail)
+
+
+def _same_law(known: Trial, one: Outcome, other: Outcome) -> bool:
+    """Whether two candidates break a law in the same way, with the same answers on the way, or both keep it."""
+    first, second = one.failure, other.failure
+    if (first is None) != (second is None) or (first and second and first.kind != second.kind):
+        return False
+    if isinstance(first, UNSTEADY):
+        return True
+    if not one.answers or not other.answers or not same_answer(known, one.answers[0], other.answers[0]):
+        return False
+    return all(_same_call(mine, theirs) for mine, theirs in zip(one.answers, other.answers, strict=False))
+
+
+def _same_call(mine: Answer, theirs: Answer) -> bool:
+    names = {*mine.gradients, *theirs.gradients}
+    return roughly(main_output(mine), main_output(theirs)) and all(
+        roughly(mine.gradients.get(name), theirs.gradients.get(name)) for name in names
+    )

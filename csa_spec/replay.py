@@ -1,0 +1,118 @@
+"""Try the failures of bundles again: still failing, fixed, or failing in another way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from csa_spec.bundle.digest import digest_of
+from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, read_bundle
+from csa_spec.checking import UsageError, check_case, isolated, resolve_candidate
+from csa_spec.harness.candidate import CandidateError
+from csa_spec.harness.case import CaseError
+from csa_spec.harness.failures import CandidateDied, CandidateHung, Failure
+from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
+from csa_spec.stages import stage_of
+
+
+class State(StrEnum):
+    """What became of a failure."""
+
+    FAILING = "still failing"
+    FIXED = "fixed"
+    CHANGED = "changed kind"
+    UNDECIDED = "cannot be replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One bundle, tried again."""
+
+    folder: Path
+    state: State
+    sentence: str
+    """What is wrong now, or why nothing was decided; empty where it is fixed"""
+    remark: str = ""
+    """What to keep in mind: that this torch draws other numbers, say"""
+
+    def __str__(self) -> str:
+        """Return a line, or two."""
+        about = f"{self.folder}: {self.state}" if self.state is not State.UNDECIDED else self.sentence
+        if self.state is not State.UNDECIDED and self.sentence:
+            about += f": {self.sentence}"
+        return about + (f"\n  {self.remark}" if self.remark else "")
+
+
+def replay(folders: Iterable[Path], candidate: Any = None) -> list[Replayed]:
+    """Try the case of each bundle again.
+
+    Parameters
+    ----------
+    folders
+        Bundles, or folders that hold bundles.
+    candidate
+        Whom to try, as for :func:`csa_spec.check`. None: the candidate that each bundle names.
+    """
+    return [_replay(bundle, candidate) for folder in folders for bundle in bundles_in(folder)]
+
+
+def exit_code(replayed: list[Replayed]) -> int:
+    """Return 2 if a bundle could not be decided (or there was none), else 1 if one still fails, else 0."""
+    states = {one.state for one in replayed}
+    if not states or State.UNDECIDED in states:
+        return 2
+    return 0 if states == {State.FIXED} else 1
+
+
+def summarise_replay(replayed: list[Replayed]) -> str:
+    """Return a line per bundle and a line that counts."""
+    counts = Counter(one.state for one in replayed)
+    total = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    many = f"{len(replayed)} bundle" + "s" * (len(replayed) != 1)
+    return "\n".join([*map(str, replayed), f"{many}: {total}"])
+
+
+def _replay(folder: Path, candidate: Any) -> Replayed:
+    try:
+        recorded = read_bundle(folder)
+    except BundleError as error:
+        return Replayed(folder, State.UNDECIDED, str(error))
+    remark = _remark(recorded)
+    try:
+        _try(recorded, recorded.candidate if candidate is None else candidate)
+    except Failure as failure:
+        if failure.kind == recorded.kind:
+            return Replayed(folder, State.FAILING, str(failure), remark)
+        return Replayed(folder, State.CHANGED, f"it was {recorded.kind}, now it is {failure.kind}: {failure}", remark)
+    except (UsageError, CandidateError, CaseError) as error:
+        return Replayed(folder, State.UNDECIDED, f"{folder}: {error}")
+    except (RuntimeError, MemoryError, OverflowError) as error:  # a case of absurd sizes, written by hand
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Replayed(folder, State.UNDECIDED, f"{folder}: its case cannot be tried: {line}")
+    return Replayed(folder, State.FIXED, "", remark)
+
+
+def _try(recorded: Recorded, candidate: Any) -> None:
+    if recorded.kind not in (CandidateHung.__name__, CandidateDied.__name__):
+        return check_case(candidate, recorded.case, recorded.check)
+    stage = stage_of(recorded.case).name  # what may hang or die does so in a process of its own
+    found = isolated(resolve_candidate(candidate, stage), candidate, stage, TIME_LIMIT)
+    assert isinstance(found.caller, WorkerCaller)
+    try:
+        check_case(found, recorded.case, recorded.check)
+    finally:
+        found.caller.close()
+
+
+def _remark(recorded: Recorded) -> str:
+    try:
+        same = digest_of(stage_of(recorded.case), recorded.case) == recorded.digest
+    except (RuntimeError, MemoryError, OverflowError):
+        return ""  # trying the case says so
+    if same:
+        return ""
+    return "this torch makes other tensors of the case than the bundle was written with; see its repro.py for those"

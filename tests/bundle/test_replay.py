@@ -1,0 +1,227 @@
+"""Replay: what became of the failure of a bundle; a damaged bundle is a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.variants import VARIANTS
+from csa_spec import check_case
+from csa_spec.bundle import write_bundle
+from csa_spec.checking import resolve_candidate
+from csa_spec.harness.failures import CandidateHung, CandidateRaised, Failure
+from csa_spec.replay import State, exit_code, replay, summarise_replay
+from csa_spec.stages import parse_case
+
+CASE = "attend D=2 N=2 n=2 values=gaussian sinks=drawn-sinks"
+
+
+def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Return something else."""
+    return 2 * q
+
+
+def zeros(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Return nothing but zeros."""
+    return torch.zeros_like(q)
+
+
+def select(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+    """Select nothing."""
+    return torch.full((*scores.shape[:2], 0), -1)
+
+
+def write(folder: Path) -> Path:
+    """Write the bundle of ``attend``."""
+    candidate = resolve_candidate(attend, "attend")
+    with pytest.raises(Failure) as caught:
+        check_case(candidate, CASE)
+    return write_bundle(caught.value, candidate, "specification", folder, {"csa-spec": "0"})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One bundle."""
+    return write(tmp_path_factory.mktemp("replay"))
+
+
+def test_states(bundle: Path) -> None:
+    """Still failing, fixed, changed kind."""
+    (same,) = replay([bundle])
+    assert (same.state, same.remark) == (State.FAILING, "")
+    assert str(same).startswith(f"{bundle}: still failing: queries miss tokens")
+    (fixed,) = replay([bundle], "gather")
+    assert (fixed.state, fixed.sentence) == (State.FIXED, "")
+    (changed,) = replay([bundle], zeros)
+    assert changed.state is State.CHANGED
+    assert changed.sentence.startswith("it was SeesTooLittle, now it is ReturnsZeros: ")
+    assert [exit_code(one) for one in ([same], [changed], [fixed], [fixed, same], [])] == [1, 1, 0, 1, 2]
+    assert summarise_replay([fixed, same]).endswith("2 bundles: 1 still failing, 1 fixed")
+
+
+def test_a_candidate_that_cannot_be_used(bundle: Path) -> None:
+    """Is a sentence, and decides nothing."""
+    for candidate, words in (
+        ("no_such_module:attend", "there is no module"),
+        ("bundle.test_replay:nothing", "no attribute"),
+        ("nobody", "unknown candidate"),
+        (select, "attend"),
+    ):
+        (one,) = replay([bundle], candidate)
+        assert one.state is State.UNDECIDED
+        assert words in str(one), candidate
+        assert str(bundle) in str(one)
+        assert exit_code([one]) == 2
+
+
+def test_a_folder_of_bundles(tmp_path: Path, bundle: Path) -> None:
+    """Stands for the bundles in it; what else lies there, half a bundle too, is left out."""
+    for name in ("one", "two", ".bundle-half"):
+        shutil.copytree(bundle, tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    assert [one.folder.name for one in replay([tmp_path], "gather")] == ["one", "two"]
+    (empty,) = replay([tmp_path / "notes"])
+    assert "this is not a bundle" in str(empty)
+
+
+def _without(data: dict[str, Any], name: str) -> str:
+    return json.dumps({key: value for key, value in data.items() if key != name})
+
+
+DAMAGE = {
+    "truncated": (lambda data: json.dumps(data)[:-40], "is damaged"),
+    "empty": (lambda data: "", "is damaged"),
+    "garbage": (lambda data: b"\x00\xff\xfe\x80" * 99, "no JSON text"),
+    "deep": (lambda data: "[" * 200_000, "damaged"),
+    "a list": (lambda data: "[1]", "holds no object"),
+    "another file": (lambda data: json.dumps({"a": 1}), "is not of a bundle"),
+    "newer": (lambda data: json.dumps(data | {"csa_spec_bundle": 2}), "version 2, and this csa-spec reads up to 1"),
+    "no version": (lambda data: json.dumps(data | {"csa_spec_bundle": "x"}), "the version 'x'"),
+    "no case": (lambda data: _without(data, "case_line"), "lacks 'case_line'"),
+    "no kind": (lambda data: _without(data, "kind"), "lacks 'kind'"),
+    "a number": (lambda data: json.dumps(data | {"candidate": 3}), "'candidate' of case.json must be text, not int"),
+    "unknown check": (lambda data: json.dumps(data | {"check": "future"}), "unknown check 'future' of attend"),
+    "unknown stage": (lambda data: json.dumps(data | {"case_line": "softmax S=2"}), "its case cannot be read"),
+    "unknown word": (lambda data: json.dumps(data | {"case_line": "attend S=two"}), "its case cannot be read"),
+    "too large a case": (
+        lambda data: json.dumps(data | {"case_line": "attend D=2 N=99999999999999"}), "its case cannot be tried",
+    ),
+    "cuda": (lambda data: json.dumps(data | {"case_line": f"{CASE} device=cuda"}), "CUDA"),
+    "huge": (lambda data: b" " * (17 << 20), "more than 16 MB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_bundle_is_a_sentence(tmp_path: Path, bundle: Path, name: str) -> None:
+    """Others go on."""
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    damage, words = DAMAGE[name]
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    text = damage(json.loads((bundle / "case.json").read_text()))
+    (broken / "case.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    one, other = replay([broken, bundle], "gather")
+    assert (one.state, other.state) == (State.UNDECIDED, State.FIXED)
+    assert words in str(one)
+    assert str(one).startswith(f"{broken}: ")
+    assert "\n" not in str(one)
+    assert len(str(one)) < 600
+    assert exit_code([one, other]) == 2
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    """A missing folder, a file, a folder in the place of the file."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "odd" / "case.json").mkdir(parents=True)
+    for name in ("missing", "file", "odd", "with\0zero"):
+        (one,) = replay([tmp_path / name])
+        assert one.state is State.UNDECIDED, name
+
+
+def test_nothing_of_a_bundle_is_executed(tmp_path: Path, bundle: Path) -> None:
+    """Neither the script nor the tensors are looked at."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    (copy / "repro.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (copy / "tensors.safetensors").write_bytes(b"garbage")
+    (one,) = replay([copy])
+    assert one.state is State.FAILING
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_tensors_are_remarked(tmp_path: Path, bundle: Path) -> None:
+    """Where this torch draws other numbers than that of the bundle."""
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    data = json.loads((copy / "case.json").read_text())
+    (copy / "case.json").write_text(json.dumps(data | {"inputs_sha256": "0" * 64}))
+    (one,) = replay([copy])
+    assert "other tensors" in str(one)
+
+
+def test_an_interrupted_write_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the one that was there."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    first = write(tmp_path)
+    before = {one.name: one.read_bytes() for one in first.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr("csa_spec.bundle.write._picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path)
+    assert {one.name: one.read_bytes() for one in first.iterdir()} == before
+    assert write(tmp_path) == first
+    assert [one.name for one in tmp_path.iterdir()] == [first.name]
+    assert {one.name: one.read_bytes() for one in first.iterdir()} == before
+
+
+def test_an_exception_and_a_law_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kind has the type of the exception in it; a law is replayed as that law."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("raises", "order"):
+        variant = VARIANTS[name]
+        (tmp_path / f"replayed_{name}.py").write_text(variant.module(wrong=True))
+        candidate = resolve_candidate(f"replayed_{name}:attend", "attend")
+        with pytest.raises(Failure) as caught:
+            check_case(candidate, variant.case, variant.check)
+        assert isinstance(caught.value, CandidateRaised) == (name == "raises")
+        folder = write_bundle(caught.value, candidate, variant.check, tmp_path / "bundles", {})
+        (one,) = replay([folder])
+        assert one.state is State.FAILING
+        (other,) = replay([folder], "gather")
+        assert other.state is State.FIXED
+        sys.modules.pop(f"replayed_{name}")
+
+
+def sleeps(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Never return."""
+    time.sleep(3600)
+    return q
+
+
+def test_what_hung_is_tried_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the replay ends."""
+    monkeypatch.setattr("csa_spec.replay.TIME_LIMIT", 1.0)
+    failure = CandidateHung("the call did not end within 1 s", parse_case(CASE))
+    folder = write_bundle(failure, resolve_candidate(sleeps, "attend"), "specification", tmp_path, {})
+    (one,) = replay([folder])
+    assert one.state is State.FAILING
+    (other,) = replay([folder], "gather")
+    assert other.state is State.FIXED

@@ -1,0 +1,236 @@
+"""Implementations with one mistake each, as modules of their own: the text of the wrong one and of the right one.
+
+Those that know nothing of this package are what most users plug in. The layers and the compressor follow the
+specification inside, and take plain objects from outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A module with a function, and a case that shows its mistake."""
+
+    stage: str
+    text: str
+    wrong: str
+    """Stands in the text where the right one has ``right``"""
+    right: str
+    case: str
+    kind: str
+    """Of the failure"""
+    check: str = "specification"
+
+    def module(self, wrong: bool) -> str:
+        """Return the text of the module."""
+        return self.text.replace("MISTAKE", self.wrong if wrong else self.right)
+
+
+ATTEND = """
+import torch
+
+
+def attend(q, kv, indices, sinks, scale):
+    wide = torch.cat((kv, kv.new_zeros(len(kv), 1, kv.shape[2])), 1)
+    keys = torch.stack([one[list.clamp(min=-1)] for one, list in zip(wide, indices)]).nan_to_num(0, 0, 0)
+    logits = scale * torch.einsum("bshd,bsnd->bshn", q, keys)
+    logits = logits.masked_fill((indices < 0)[:, :, None], -torch.inf)
+    extra = sinks.view(1, 1, -1, 1).expand(*q.shape[:3], 1)
+    p = torch.cat((logits, extra), -1).softmax(-1)[..., :-1]
+    out = torch.einsum("bshn,bsnd->bshd", p, keys)
+    MISTAKE
+    return out
+"""
+
+NUMPY_ATTEND = """
+import numpy as np
+from csa_spec import Capabilities
+
+
+def attend(q, kv, indices, sinks, scale):
+    out = np.zeros_like(q)
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        keys = kv[b][[i for i in indices[b, t] if i >= 0]]
+        if len(keys):
+            logits = np.append(scale * keys @ q[b, t, h], sinks[h])
+            weights = np.exp(logits - logits.max())
+            out[b, t, h] = weights[:-1] @ keys / weightsMISTAKE.sum()
+    return out
+
+
+attend.capabilities = Capabilities(arrays="numpy")
+"""
+
+SELECT = """
+import torch
+
+
+def select(scores, positions, compress_ratio, top_k):
+    entries = scores.shape[2]
+    hidden = torch.arange(entries) >= ((positions + MISTAKE) // compress_ratio)[..., None]
+    seen = scores.nan_to_num(-9e9, 9e9, -9e8).masked_fill(hidden, -torch.inf)
+    top = seen.topk(min(top_k, entries))
+    return top.indices.masked_fill(top.values == -torch.inf, -1)
+"""
+
+LARGEST = """
+import torch
+
+
+def select(scores, positions, compress_ratio, top_k):
+    picks = torch.full((*scores.shape[:2], top_k), -1)
+    for b, row in enumerate(scores):
+        for t, one in enumerate(row):
+            visible = min(len(one), (int(positions[b, t]) + 1) // compress_ratio)
+            order = sorted(range(visible), key=lambda s: float(one[s]), reverse=MISTAKE)
+            picks[b, t, : min(top_k, visible)] = torch.tensor(order[:top_k])
+    return picks
+"""
+
+INDEX_SCORES = """
+import torch
+
+
+class Kernels:
+    def index_scores(self, index_q, index_k, head_weights):
+        products = torch.einsum("bshd,btd->bsht", index_q, index_k)
+        return torch.einsum("bsht,bsh->bst", productsMISTAKE, head_weights)
+
+
+kernels = Kernels()
+"""
+
+COMPRESSOR = """
+import torch
+
+
+def compressor(hidden, weights, geometry):
+    from dataclasses import fields
+
+    from csa_spec.spec import SPEC, CompressorWeights, Geometry, compress
+
+    used = Geometry(**{one.name: getattr(geometry, one.name) for one in fields(Geometry)})
+    assert geometry.entry_count(7) == used.entry_count(7) and geometry.overlap == used.overlap
+    named = {name: getattr(weights, name).double() for name in ("wkv", "wgate", "ape", "norm")}
+    MISTAKE
+    rows = [compress(r.double(), 0, CompressorWeights(**named), used, SPEC.layer_frequencies(used)) for r in hidden]
+    return torch.stack(rows).to(hidden.dtype)
+"""
+
+LAYER = """
+import torch
+
+
+def layer(hidden, weights, geometry, positions, documents):
+    from dataclasses import fields, replace
+
+    from csa_spec.bugs.bug import following
+    from csa_spec.spec import SPEC, Geometry, LayerWeights, Yarn
+
+    yarn = geometry.yarn and Yarn(**{one.name: getattr(geometry.yarn, one.name) for one in fields(Yarn)})
+    used = Geometry(**{one.name: getattr(geometry, one.name) for one in fields(Geometry)} | {"yarn": yarn})
+    assert geometry.entry_count(7) == used.entry_count(7) and geometry.scale == used.scale
+    named = weights.named()
+    assert named.keys() == weights_of(weights)
+    spec = SPEC
+    MISTAKE
+    return following(spec)(hidden, LayerWeights.from_named(named), used, positions, documents)
+
+
+def weights_of(weights, prefix=""):
+    names = set()
+    fields = vars(weights) if hasattr(weights, "__dict__") else weights.__slots__
+    for name in list(fields):
+        one = getattr(weights, name)
+        if isinstance(one, torch.Tensor):
+            names.add(prefix + name)
+        elif one is not None and not callable(one):
+            names |= weights_of(one, f"{prefix}{name}.")
+    return names
+"""
+
+_AHEAD = "spec = replace(SPEC, visible_entries=lambda t, m: list(range(t // m + 1)))"
+
+VARIANTS = {
+    "sinks": Variant(
+        "attend", ATTEND.replace("sinks.view", "MISTAKE.view").replace("    MISTAKE\n", ""), "(0 * sinks)", "sinks",
+        "attend S=2 H=2 D=2 N=2 n=2 values=gaussian sinks=drawn-sinks", "WrongNumbers",
+    ),
+    "empty": Variant(
+        "attend", ATTEND, "out[(indices < 0).all(-1)] = torch.nan", "pass",
+        "attend S=2 D=2 N=2 n=2 indices=empty sinks=drawn-sinks", "NotFinite",
+    ),
+    "raises": Variant(
+        "attend", ATTEND, "out.view(0)", "pass", "attend D=2 N=2 n=1 values=gaussian dtype=float64",
+        "CandidateRaised[RuntimeError]",
+    ),
+    "shape": Variant("attend", ATTEND, "out = out.flatten(2)", "pass", "attend H=2 D=2 N=1 n=1", "WrongShape"),
+    "large": Variant(
+        "attend", ATTEND, "out = 1.5 * out", "pass", "attend B=2 S=16 H=4 D=32 N=16 n=8 values=gaussian",
+        "WrongNumbers",
+    ),
+    "half": Variant(
+        "attend", ATTEND, "out = -out", "pass", "attend S=2 D=4 N=3 n=2 values=gaussian dtype=bfloat16",
+        "WrongNumbers",
+    ),
+    "mutates": Variant(
+        "attend", ATTEND, "q.mul_(scale)", "pass", "attend D=2 N=2 n=1 scale=scale-odd", "InputsChanged", "inputs",
+    ),
+    "repeats": Variant(
+        "attend", ATTEND, "attend.n = getattr(attend, 'n', 0) + 1; out = out + attend.n", "pass",
+        "attend D=2 N=2 n=1", "NotRepeatable", "repeat",
+    ),
+    "alone": Variant(
+        "attend", ATTEND, "out = out if len(q) > 1 else 0 * out", "pass", "attend B=2 D=2 N=2 n=1 values=gaussian",
+        "RowsInteract", "rows",
+    ),
+    "order": Variant(
+        "attend", ATTEND, "out = out if int(indices[0, 0, 0]) >= 0 else 2 * out", "pass",
+        "attend D=2 N=2 n=2 values=gaussian", "OrderMatters", "order",
+    ),
+    "numpy": Variant(
+        "attend", NUMPY_ATTEND, "[:-1]", "", "attend H=2 D=2 N=3 n=2 values=gaussian", "WrongNumbers",
+    ),
+    "ahead": Variant(
+        "select", SELECT, "compress_ratio", "1", "select S=3 T=2 m=2 k=1 values=gaussian", "PickNotVisible",
+    ),
+    "smallest": Variant(
+        "select", LARGEST, "False", "True", "select S=2 T=4 m=1 k=2 start=3", "BetterLeftOut",
+    ),
+    "relu": Variant(
+        "index_scores", INDEX_SCORES, "", ".relu()", "index_scores S=2 T=2 HI=2 DI=2 values=gaussian", "WrongNumbers",
+    ),
+    "bias": Variant(
+        "compressor", COMPRESSOR, "named['ape'] = 0 * named['ape']", "pass",
+        "compressor blocks=2 m=2 E=2 values=gaussian overlap=csa", "WrongNumbers",
+    ),
+    "tail": Variant(
+        "compressor", COMPRESSOR, "hidden = hidden * (1 + hidden[:, -1:])", "pass",
+        "compressor blocks=2 tail=1 m=2 E=2 values=gaussian overlap=hca seed=4", "PrefixDiffers", "prefix",
+    ),
+    "csa": Variant("layer", LAYER, _AHEAD, "pass", "csa m=2 rows=3 values=gaussian", "SeesTooMuch"),
+    "hca": Variant("layer", LAYER, _AHEAD, "pass", "hca m=2 rows=3,1 yarn=4/64/32/1", "SeesTooMuch"),
+    "sliding": Variant(
+        "layer", LAYER, "spec = replace(SPEC, window_tokens=lambda t, window: list(range(max(0, t - window), t + 1)))",
+        "pass", "sliding W=2 rows=3,1<2 values=gaussian", "SeesTooMuch",
+    ),
+    "ties": Variant(
+        "layer", LAYER, "named['wo_b'] = 2 * named['wo_b']", "pass",
+        "csa k=1 rows=3 values=gaussian scores=tied", "WrongNumbers",
+    ),
+    "future": Variant("layer", LAYER, _AHEAD, "pass", "hca m=2 rows=3 values=gaussian", "FutureLeak", "future"),
+    "shorter": Variant(
+        "layer", LAYER, "hidden = hidden + hidden[:, -1:]", "pass", "sliding W=2 rows=3 values=gaussian",
+        "PrefixDiffers", "prefix",
+    ),
+    "batch": Variant(
+        "layer", LAYER, "hidden = hidden + hidden[:1]", "pass", "sliding rows=2,2 values=gaussian",
+        "BatchOrderMatters", "batch-order",
+    ),
+    "company": Variant(
+        "layer", LAYER, "hidden = hidden + hidden[:1]", "pass", "sliding rows=2,1 values=gaussian",
+        "RowsInteract", "rows",
+    ),
+}  # fmt: skip

@@ -1,0 +1,220 @@
+"""What a failure looks like: known bugs behind another name are recognised, and place and dependence are told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from csa_spec.bugs import find_bug
+from csa_spec.bugs.bug import Bug, following
+from csa_spec.diagnosis import diagnose
+from csa_spec.diagnosis.further import further_cases
+from csa_spec.harness.candidate import Candidate, as_candidate
+from csa_spec.harness.engine import failure_of
+from csa_spec.harness.failures import Diagnosis, Failure
+from csa_spec.selftest.naming import black_box
+from csa_spec.spec import SPEC
+from csa_spec.stages import parse_case, stage_of
+
+
+def fail(candidate: Candidate, line: str, check: str = "specification") -> Failure:
+    """Return how a candidate fails on a case."""
+    case = parse_case(line)
+    stage = stage_of(case)
+    failure = failure_of(next(one for one in stage.checks if one.name == check), candidate, stage, case)
+    assert failure is not None, f"{candidate.name} is right about {line}"
+    return failure
+
+
+def diagnosis(candidate: Candidate, line: str, check: str = "specification") -> Diagnosis:
+    """Return what the failure on a case looks like."""
+    found = diagnose(candidate, check, fail(candidate, line, check))
+    assert found is not None
+    return found
+
+
+NAMED = (
+    ("lets_all_queries_share_their_selections", "csa rows=2", "specification"),
+    ("sees_every_entry", "csa rows=2 seed=3", "specification"),
+    ("places_entries_at_the_block_before", "csa rows=1 values=units seed=1", "specification"),
+    ("ignores_the_weight_of_the_kv_norm", "csa k=0 rows=1 values=gaussian", "specification"),
+    ("cuts_blocks_at_absolute_positions", "csa m=2 rows=2@1 values=units seed=1", "specification"),
+    ("pads_a_short_sequence_to_the_window", "csa k=0 W=2 rows=1 values=units seed=1", "specification"),
+    ("masks_with_a_finite_number", "attend N=1 n=1 indices=holes sinks=no-sinks seed=5", "specification"),
+    ("hides_key_zero", "attend N=3 n=3 indices=ascending seed=2", "specification"),
+    ("nan_in_an_empty_first_tile", "attend n=1", "specification"),
+    ("ranks_by_the_high_bits", "select T=3 k=2 start=2 values=gaussian seed=3", "specification"),
+    ("points_behind_the_entries", "select T=1 m=2 k=1", "specification"),
+    ("scores_whole_tiles_only", "index_scores T=5", "specification"),
+    ("swaps_the_halves", "compressor overlap=csa", "specification"),
+    ("rotates_at_zero", "compressor blocks=2 seed=1", "specification"),
+    ("loses_the_remainder", "cache csa calls=1,1 m=2 values=units seed=1", "specification"),
+    ("fails_without_entries", "select", "specification"),
+    ("rounds_with_the_batch", "sliding rows=1,1 values=units seed=1", "rows"),
+)
+
+
+@pytest.mark.parametrize(("name", "line", "check"), NAMED, ids=[one[0] for one in NAMED])
+def test_a_known_bug_behind_another_name_is_named_first(name: str, line: str, check: str) -> None:
+    """Nothing but what it returns is known of a black box."""
+    found = diagnosis(black_box(find_bug(name)), line, check)
+    assert found.behaves_like
+    assert found.behaves_like[0].name == name, [one.name for one in found.behaves_like]
+    assert found.behaves_like[0].agreeing == found.behaves_like[0].tried
+    assert found.behaves_like[0].cause
+    assert found.summary
+
+
+def test_further_cases_tell_bugs_apart_that_answer_alike_on_the_failing_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one entry more than a query may see, two wrong bounds are the same; on longer rows they are not."""
+    bounds: dict[str, Callable[[int, int], list[int]]] = {
+        "sees_every_entry_of_all": lambda t, m: list(range(2**16)),
+        "sees_one_entry_too_many": lambda t, m: list(range((t + 1) // m + 1)),
+    }
+    catalogue = tuple(_bug(name, following(replace(SPEC, visible_entries=rule))) for name, rule in bounds.items())
+    monkeypatch.setattr("csa_spec.bugs.bugs", lambda: catalogue)
+    for bug in catalogue:
+        (first,) = diagnosis(black_box(bug), "hca rows=2").behaves_like
+        assert first.name == bug.name
+        assert first.agreeing == first.tried > 1
+
+
+def test_bugs_that_are_the_same_function_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells them apart, so neither is hidden."""
+    layer = following(replace(SPEC, visible_entries=lambda t, m: list(range((t + 1) // m + 1))))
+    monkeypatch.setattr("csa_spec.bugs.bugs", lambda: (_bug("one", layer), _bug("other", layer)))
+    found = diagnosis(as_candidate(layer, "black box", "layer"), "hca rows=2").behaves_like
+    assert [one.name for one in found] == ["one", "other"]
+
+
+def _bug(name: str, function: Callable[..., Any]) -> Bug:
+    case = parse_case("hca rows=2")
+    return Bug(name=name, cause="A cause.", urls=(), stage="layer", function=function, kinds=(case.geometry.kind,))
+
+
+def test_two_mistakes_at_once_get_the_match_of_the_smallest_case() -> None:
+    """On other cases the second mistake shows too: the first is named all the same."""
+    first = find_bug("lets_all_queries_share_their_selections")
+
+    def both(hidden: Any, weights: Any, geometry: Any, positions: Any, documents: Any) -> Any:
+        out = first.function(hidden, weights, geometry, positions, documents)
+        return out * 1.5 if hidden.shape[1] > 2 else out
+
+    found = diagnosis(as_candidate(both, "black box", "layer"), "csa rows=2")
+    assert found.behaves_like[0].name == first.name
+    assert found.behaves_like[0].agreeing < found.behaves_like[0].tried
+
+
+def _odd(hidden: Any, weights: Any, geometry: Any, positions: Any, documents: Any) -> Any:
+    """Be wrong in a way of its own: every second query is 1.0625 times what it must be."""
+    out = following(SPEC)(hidden, weights, geometry, positions, documents)
+    out[:, 1::2] *= 1.0625
+    return out
+
+
+def test_where_no_known_bug_is_like_it_place_and_dependence_are_told() -> None:
+    """The set is right, the numbers of one query are wrong."""
+    found = diagnosis(as_candidate(_odd, "black box", "layer"), "csa m=2 k=1 rows=2 values=gaussian seed=1")
+    assert not found.behaves_like
+    assert "Query B (t=1) of row 0 is wrong, the other is right" in found.summary
+    assert "query B (t=1) must attend to entry 0 (of 1) and to token 1 in its window" in found.summary
+    assert "the set is right, the numbers are wrong" in found.summary
+
+
+def test_what_is_seen_and_must_not_be_is_named() -> None:
+    """The map of dependence is put into words."""
+    found = diagnosis(black_box(find_bug("sees_every_entry")), "csa rows=2 seed=3")
+    assert "It sees too much: query A (t=0) depends on token 1 (of entry 1)" in found.summary
+
+
+def test_a_wrong_selection_is_told_by_what_it_would_explain() -> None:
+    """A query that attends to another entry than it must gives the specification's output for that entry."""
+    lowest = following(replace(SPEC, select=lambda visible, scores, k: sorted(visible, key=scores.__getitem__)[:k]))
+    failure = fail(as_candidate(lowest, "black box", "layer"), "csa m=1 k=1 rows=2 values=gaussian seed=5")
+    found = diagnose(as_candidate(lowest, "black box", "layer"), "specification", failure)
+    assert found is not None
+    assert "its output is that of attending to entry" in found.summary
+    assert "it selects the wrong entries" in found.summary
+
+
+def test_a_stage_without_a_likeness_says_what_is_wrong_with_its_set() -> None:
+    """For select it is what the rules of a selection say."""
+
+    def none(scores: Any, positions: Any, compress_ratio: int, top_k: int) -> Any:
+        picks = torch.full((*scores.shape[:2], 3), -1)
+        picks[..., 1:] = 1
+        return picks
+
+    found = diagnosis(as_candidate(none, "black box", "select"), "select T=2 k=1 start=4")
+    assert not found.behaves_like
+    assert found.summary.startswith("It counts an entry twice: query A (t=0) of row 0")
+
+
+def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
+    """The stage's own check does not probe."""
+    found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
+    assert "It sees too little: of query A (t=0)" in found.summary
+
+
+def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:
+    """The token that must be forgotten is named."""
+    line = "cache sliding B=2 calls=1,rollback:1,1 W=2 values=units seed=1"
+    found = diagnosis(black_box(find_bug("rolls_back_the_first_row")), line)
+    assert "It sees too much: it depends on token 0 of row 1 in call 1" in found.summary
+
+
+def test_a_candidate_that_raises_is_like_no_bug_that_answers() -> None:
+    """There is no answer to compare."""
+
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError("nothing")
+
+    found = diagnosis(as_candidate(broken, "black box", "layer"), "csa rows=2")
+    assert not found.behaves_like
+    assert found.summary == "The candidate raised an exception: ZeroDivisionError: nothing."
+
+
+def test_a_bug_that_cannot_be_run_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are found all the same."""
+
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError("nothing")
+
+    layer = following(replace(SPEC, visible_entries=lambda t, m: list(range((t + 1) // m + 1))))
+    monkeypatch.setattr("csa_spec.bugs.bugs", lambda: (_bug("broken", broken), _bug("right", layer)))
+    found = diagnosis(as_candidate(layer, "black box", "layer"), "hca rows=2").behaves_like
+    assert [one.name for one in found] == ["right"]
+
+
+def test_a_right_candidate_is_like_no_bug() -> None:
+    """A failure that does not come back has no likeness."""
+    wrong = fail(black_box(find_bug("sees_every_entry")), "csa rows=2 seed=3")
+    found = diagnose(as_candidate(following(SPEC), "black box", "layer"), "specification", wrong)
+    assert found is not None
+    assert not found.behaves_like
+
+
+def test_global_random_state_is_left_alone() -> None:
+    """Bugs run as candidates, and cases are drawn, without anybody noticing."""
+    candidate = black_box(find_bug("sees_every_entry"))
+    failure = fail(candidate, "csa rows=2 seed=3")
+    before = torch.get_rng_state(), random.getstate()
+    diagnose(candidate, "specification", failure)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_further_cases_fit_the_candidate_and_leave_out_the_failing_one() -> None:
+    """They are of the same stage, kind and dtype."""
+    case = parse_case("csa rows=2")
+    found = list(further_cases(case, as_candidate(following(SPEC), "right", "layer"), stage_of(case)))
+    assert len(found) == len(set(found)) > 20
+    assert {one.geometry.kind for one in found} == {case.geometry.kind}
+    assert case not in found
