@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from csa_spec.strategies import (
     cache_corners,
     cases,
     corner_cases,
+    law_corners,
     production_cases,
     stage_cases,
     stage_corners,
@@ -243,39 +244,48 @@ class Target:
                 failure.diagnosis = diagnose(self.candidate, check, failure)
         return result
 
-    def cases(self, check: Check) -> list[Any]:
-        """Return what a check tries. Corner cases go to the equality with the specification; laws only draw."""
+    def cases(self, check: Check) -> tuple[Any, ...]:
+        """Return what a check tries: corner cases, of which laws get only a few, and drawn ones."""
         amount = self.profile.stage if self.kind is None else self.profile.specification
         if self.stage.name == CACHE:
             amount = self.profile.cache
         if check.law:
             amount = self.profile.costly if check.costly else self.profile.law
         if not self.offers(check):
-            amount = 0
-        corners, drawn = self._cases(corners=not check.law)
+            return ()
         # Each check draws other cases, so that together they see more of them.
-        return corners + draw_cases(drawn, amount, self.seed + zlib.crc32(check.name.encode()))
+        seed = self.seed + zlib.crc32(check.name.encode())
+        corners = () if check.costly else self._corners(check.law)
+        return (*corners, *_drawn(self.stage.name, self.kind, self._place(), amount, seed))
 
-    def _cases(self, corners: bool) -> tuple[list[Any], Any]:
-        """Return the corner cases, and the strategy to draw from."""
-        if self.kind is None:
-            place = (self.stage.name, self.dtype, self.device)
-            written = stage_corners(*place) if corners else []
-            written += production_cases(*place) if corners and self.profile.production else []
-            return written, stage_cases(*place)
+    def _place(self) -> tuple[tuple[str, Any], ...]:
+        """Return what decides, beside stage and layer kind, which cases suit the candidate."""
+        place: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        if self.stage.name == LAYER:
+            ratios = self.capabilities.compress_ratios
+            place["ratios"] = None if ratios is None else frozenset(ratios)
+            place["modes"] = tuple(self.candidate.layers)
+        return tuple(place.items())
+
+    def _corners(self, law: bool) -> list[Any]:
+        place = dict(self._place())
+        if self.stage.name == LAYER:
+            assert self.kind is not None
+            return law_corners(self.kind, **place) if law else corner_cases(self.kind, **place)
+        if law:
+            return []
         if self.stage.name == CACHE:
-            placed = {"dtype": self.dtype, "device": self.device}
-            return cache_corners(self.kind, **placed) if corners else [], cache_cases(self.kind, **placed)
-        ratios, modes = self.capabilities.compress_ratios, tuple(self.candidate.layers)
-        options: dict[str, Any] = {"ratios": ratios, "modes": modes, "dtype": self.dtype, "device": self.device}
-        return corner_cases(self.kind, **options) if corners else [], cases(self.kind, **options)
+            assert self.kind is not None
+            return list(cache_corners(self.kind, **place))
+        production = production_cases(self.stage.name, **place) if self.profile.production else []
+        return [*stage_corners(self.stage.name, **place), *production]
 
     def limitations(self) -> list[Limitation]:
         """Try what the candidate is known not to support; in the smoke profile without making cases small."""
         if self.capabilities is not self.candidate.capabilities:
             return []
         places = (self.kind,) if self.stage.name == LAYER else (self.stage.name, self.subject)
-        written, _ = self._cases(corners=True)
+        written = self._corners(law=False)
         if self.stage.name == LAYER:  # corner cases take turns with the candidate's modes
             written = [replace(case, mode=mode) for case in written for mode in self.candidate.layers]
         with _one_thread():
@@ -296,6 +306,23 @@ class Target:
                 f"enough queries without ties ({share:.0%} are ambiguous where no tie was drawn, over {most:.0%})"
             )
         return names
+
+
+@lru_cache(maxsize=512)
+def _drawn(
+    stage: str, kind: LayerKind | None, place: tuple[tuple[str, Any], ...], amount: int, seed: int
+) -> tuple[Any, ...]:
+    """Draw cases; whoever is checked next with the same ones need not wait for them."""
+    options = dict(place)
+    if stage == LAYER:
+        assert kind is not None
+        strategy = cases(kind, **options)
+    elif stage == CACHE:
+        assert kind is not None
+        strategy = cache_cases(kind, **options)
+    else:
+        strategy = stage_cases(stage, **options)
+    return tuple(draw_cases(strategy, amount, seed))
 
 
 def make_targets(

@@ -44,6 +44,19 @@ def corner_cases(
 _YARN = Yarn(factor=4.0, original_max_position=64)
 
 
+def law_corners(
+    kind: LayerKind,
+    *,
+    ratios: Collection[int] | None = None,
+    modes: Sequence[str] = ("",),
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> list[Case]:
+    """Return the few corners that every law is tried on, beside what is drawn: those with extreme sinks."""
+    corners = corner_cases(kind, ratios=ratios, modes=modes, dtype=dtype, device=device)
+    return [case for case in corners if case.sinks is Sinks.EXTREME]
+
+
 def _every_kind(base: Case) -> list[Case]:
     m, window = base.geometry.compress_ratio, base.geometry.window
     return [
@@ -54,8 +67,9 @@ def _every_kind(base: Case) -> list[Case]:
         _with(base, window=max(1, m - 1)),
         _with(base, window=6 * m),
         _with(base, yarn=_YARN),
+        _with(base, norm_eps=1e-2),
         replace(base, sinks=Sinks.ZERO),
-        replace(base, sinks=Sinks.EXTREME),
+        replace(_with(base, heads=8), sinks=Sinks.EXTREME),  # several heads, so that one of them has a sink of -inf
         replace(base, values=Values.LARGE_LOGITS),
         replace(base, values=Values.INTEGERS),
         # Rows: equal ones, padded on the right, on the left, packed, shifted on and off the grid.

@@ -98,6 +98,8 @@ class Literals:
     wrap: str = "{}"
     """What is done to every input, e.g. ``{}.numpy()``"""
     file: dict[str, Tensor] = field(default_factory=dict)
+    prefix: str = ""
+    """Of the names in the file"""
     count: int = 0
     """Numbers so far"""
 
@@ -105,8 +107,7 @@ class Literals:
         """Return the expression that makes a tensor; ``name`` is what it is called in the file."""
         self.count += tensor.numel()
         if self.in_file and tensor.numel() > _FEW:
-            self.file[name] = tensor.contiguous().clone()
-            expression = f'tensors["{name}"]'
+            expression = self._filed(name, tensor)
             return expression + (f'.to("{self.device}")' if self.device != "cpu" else "")
         dtype = "" if tensor.dtype == torch.int64 else f", dtype={tensor.dtype}"
         where = f', device="{self.device}"' if self.device != "cpu" else ""
@@ -119,10 +120,13 @@ class Literals:
         """Return nested lists, or the tensor in the file."""
         self.count += tensor.numel()
         if self.in_file and tensor.numel() > _FEW:
-            self.file[name] = tensor.contiguous().clone()
-            return f'tensors["{name}"]'
+            return self._filed(name, tensor)
         return layout(nested(tensor), WIDTH - len(name) - 8, "    ")
 
     def given(self, name: str, tensor: Tensor, indent: str = "") -> str:
         """Return the expression that makes an input in the candidate's kind of arrays."""
         return self.wrap.format(self.of(name, tensor, indent))
+
+    def _filed(self, name: str, tensor: Tensor) -> str:
+        self.file[self.prefix + name] = tensor.contiguous().clone()
+        return f'tensors["{self.prefix}{name}"]'

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 
+from csa_spec.bundle.wording import plain
 from csa_spec.harness.candidate import LAYER
+from csa_spec.harness.case import AnyCase, Case
 from csa_spec.harness.failures import CandidateRaised, Failure
+from csa_spec.spec import LayerKind
 from csa_spec.stages import SPECIFICATION, stage_of
+from csa_spec.stages.cache_cases import CacheCase
 
 _HOME = "an executable specification of DeepSeek-V4's compressed sparse attention with a property-based test suite"
 _KINDS = {
@@ -26,15 +29,17 @@ def make_readme(
     sentence = next(one.sentence for one in stage.checks if one.name == check)
     first = str(case).split()[0]
     subject = f"the {_KINDS.get(first, first)} layer" if stage.name == LAYER else f"`{stage.name}`"
+    if isinstance(case, CacheCase):
+        subject = f"a sequence of calls on the {_KINDS[case.kind]} layer"
     of = f"`{candidate}`" if ":" in candidate else candidate
     blocks = [
         f"# {of}, {first}: {failure.title}",
-        f"In {subject} of {of}: {_sentence(failure.detail)} {_wanted(check, sentence)} The smallest input found has"
-        f" {case.in_words()}.",
+        f"In {subject} of {of}: {_text(failure.detail)} {_wanted(check, sentence)} The smallest input found has"
+        f" {plain(case.in_words())}.{_entries(case)}",
     ]
-    if failure.findings:
+    if failure.findings and (failure.diagnosis is None or not failure.diagnosis.summary):
         blocks.append(f"The first step that differs: {_sentence(failure.findings[0])}")
-    blocks += _numbers(failure, check)
+    blocks += _numbers(failure, check, program=script is None or not isinstance(case, CacheCase))
     blocks += _looks_like(failure)
     blocks.append("**Environment:** " + ", ".join(f"{name} {version}" for name, version in environment.items()))
     law = "" if check == SPECIFICATION.name else f" --check {check}"
@@ -65,22 +70,34 @@ def make_readme(
 def _wanted(check: str, sentence: str) -> str:
     if check == SPECIFICATION.name:
         return "What is expected is a float64 reference written after the official code, within rounding errors."
-    return f"What should hold: {sentence}."
+    return f"What should hold: {plain(sentence)}."
+
+
+def _entries(case: AnyCase) -> str:
+    """Say what an entry is, where failures may speak of one."""
+    if not isinstance(case, Case) or case.geometry.kind is LayerKind.SLIDING:
+        return ""
+    ratio = case.geometry.compress_ratio
+    return f" Entries are the compressed keys, one for every {'token' if ratio == 1 else f'{ratio} tokens'}."
+
+
+def _text(text: str) -> str:
+    text = plain(text).replace("<", "&lt;")
+    return text if text.endswith(".") else f"{text}."
 
 
 def _sentence(text: str) -> str:
-    text = " ".join(text.split()).replace("<", "&lt;")
-    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+    return f"{text[0].upper()}{_text(text)[1:]}"
 
 
-def _numbers(failure: Failure, check: str) -> list[str]:
+def _numbers(failure: Failure, check: str, program: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
         return [f"**Expected:** an output.\n\n**Got:**\n\n```\n{type(failure.error).__name__}: {failure.error}\n```"]
     if failure.expected is None or failure.got is None:
         return []
     two_runs = stage_of(failure.case).name == LAYER and check not in (SPECIFICATION.name, "gradients", "limits")
     one, other = ("One run", "The other") if two_runs or check == "repeat" else ("Expected", "Got")
-    place = "" if failure.place is None else f"at {failure.place}"
+    place = "" if failure.place is None else plain(f"at {failure.place}")
     lines = [
         f"{f'{one} {place}'.strip():<40} {_listed(failure.expected)}",
         f"{f'{other}':<40} {_listed(failure.got)}",
@@ -88,7 +105,8 @@ def _numbers(failure: Failure, check: str) -> list[str]:
     over = failure.over_budget
     if over is not None and over > 1:
         lines.append(f"{'times the allowed rounding error':<40} {over:.3g}")
-    lines += failure.context
+    if program:  # of a stream these are its calls, which the script has
+        lines += failure.context
     return [f"**{one} and {other.lower()}:**\n\n```\n" + "\n".join(lines) + "\n```"]
 
 
@@ -106,4 +124,4 @@ def _looks_like(failure: Failure) -> list[str]:
         links = ", ".join(f"[{name}]({url})" for name, url in zip(one.sources, one.urls, strict=False))
         lines.append(f"* {one.title}{f' ({links})' if links else ''}: {one.cause}")
     like = ["**Looks like** a known mistake:\n\n" + "\n".join(lines)] if lines else []
-    return like + ([textwrap.dedent(found.summary)] if found.summary else [])
+    return like + ([plain(found.summary)] if found.summary else [])

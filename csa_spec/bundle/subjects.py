@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from csa_spec.bundle.literals import WIDTH, Literals, number
+from csa_spec.bundle.streams import OWN, TRANSFORMERS, Schedule, tokens_name, wrong_call
 from csa_spec.candidates import GROUP, SHIPPED
 from csa_spec.candidates.transformers import WEIGHT_NAMES, configuration_of, rows_arguments
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate
+from csa_spec.harness.candidate import LAYER, Candidate
+from csa_spec.harness.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
 from csa_spec.harness.trial import Trial
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights
+from csa_spec.stages.cache import CacheTrial
 
 
 @dataclass
@@ -25,6 +28,8 @@ class Subject:
     """The part of a script that comes before its assertions."""
 
     imports: list[str]
+    data: dict[str, list[str]]
+    """The lines that make tensors, by argument"""
     setup: list[str]
     names: tuple[str, ...]
     """Variables that the implementation is called with, in order"""
@@ -33,11 +38,24 @@ class Subject:
     function: str
     keywords: tuple[str, ...] = ()
     """Those of them that are passed by name"""
+    schedule: Schedule | None = None
+    """How the calls of a stream are written; None where all are in a function"""
+    plain_call: str = ""
+    """A call whose result is what the implementation returns; empty where there is none"""
+    own: bool = False
+    """Whether it takes the classes of the specification"""
 
     def call(self, **changes: str) -> str:
         """Return a call, with other expressions for some variables."""
         given = ((name, changes.get(name, name)) for name in self.names)
         return f"{self.function}({', '.join(f'{n}={e}' if n in self.keywords else e for n, e in given)})"
+
+    def follow(self, trial: CacheTrial, failure: Failure, whole: bool) -> None:
+        """Put the calls of a stream into a function where the script needs all answers, and not one."""
+        known = isinstance(failure, (CandidateRaised, CandidateHung, CandidateDied)) or wrong_call(failure) is not None
+        if self.schedule is not None and (whole or not known):
+            self.setup += self.schedule.function(self.function, self.names, trial.case, failure)
+            self.schedule = None
 
     def each(self, form: str) -> dict[str, str]:
         """Return an expression for every batched variable, e.g. of ``{}[:1]``."""
@@ -47,8 +65,6 @@ class Subject:
 def subject_of(trial: Trial, literals: Literals) -> Subject | None:
     """Return how a script calls a candidate; None where a script cannot."""
     literals.device = trial.case.device
-    if trial.stage == CACHE:
-        return None
     if trial.candidate.name == "transformers":
         return _transformers(trial, literals)
     path = import_path(trial.candidate, trial.stage)
@@ -103,30 +119,35 @@ def _imported(path: str, stage: str, mode: str) -> tuple[str, str, Any, ModuleTy
 
 _RESERVED = {
     "torch", "numpy", "hidden", "weights", "geometry", "positions", "documents", "index_q", "index_k", "head_weights",
-    "scores", "compress_ratio", "top_k", "q", "kv", "indices", "sinks", "scale", "run", "got", "expected", "allowed",
+    "scores", "compress_ratio", "top_k", "q", "kv", "indices", "sinks", "scale", "run", "expected", "allowed",
     "wrong", "tensors", "row", "first", "second", "out", "changed", "alone", "right", "shown", "best",
-    "inputs", "before",
+    "inputs", "before", "stream", "other", "original", "state", "answers", "outs", "cotangent", "after", "valid",
+    "picks", "kept", "got",
 }  # fmt: skip
 
 
 def _function(
     trial: Trial, literals: Literals, line: str, expression: str, function: Any, module: ModuleType
 ) -> Subject:
-    arguments, arrays, own = trial.arguments, trial.capabilities.arrays, _takes_our_classes(module)
+    arrays, own = trial.capabilities.arrays, _takes_our_classes(module)
     imports, setup = [line], []
+    data: dict[str, list[str]] = {}
     convert = {"torch": "{}", "numpy": "{}.numpy()"}.get(arrays, "from_dlpack({})")
+    back = {"torch": "{}", "numpy": "torch.as_tensor(numpy.array({}))"}.get(arrays, "torch.from_dlpack({})")
+    back += ".cpu()" if literals.device != "cpu" else ""
     literals.wrap = convert
     if arrays == "numpy":
         imports.append("import numpy")
     elif arrays != "torch":
         imports.append(f"from {arrays} import from_dlpack")
+    arguments = _arguments(trial)
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            setup.append(f"{name} = {literals.of(name, value)}")
+            data[name] = [f"{name} = {literals.of(name, value)}"]
         elif isinstance(value, Geometry):
             setup += _geometry(value, own)
         elif isinstance(value, (LayerWeights, CompressorWeights)):
-            setup += _weights(value, literals, own)
+            data[name] = _weights(value, literals, own)
         else:
             setup.append(f"{name} = {number(value) if isinstance(value, float) else value}")
     if {"weights", "geometry"} & arguments.keys():
@@ -136,19 +157,29 @@ def _function(
         else:
             imports.append("from types import SimpleNamespace")
     names = tuple(arguments)
+    if isinstance(trial, CacheTrial):
+        opened = f"{expression}(weights, geometry, {trial.case.batch})"
+        extend = back.format(f"{{stream}}.extend({convert.format('{tokens}')})")
+        names = tuple(name for name in names if name != "geometry")
+        return Subject(imports, data, setup, names, (), "answers", schedule=Schedule(opened, extend, OWN))
+    given = (convert.format(name) if isinstance(value, Tensor) else name for name, value in arguments.items())
+    plain = f"{expression}({', '.join(given)})"
     called = expression
     if arrays != "torch" or trial.stage == LAYER or literals.device != "cpu":
-        given = (convert.format(name) if isinstance(value, Tensor) else name for name, value in arguments.items())
-        setup += ["", "", f"def run({', '.join(names)}):", f"    out = {expression}({', '.join(given)})"]
+        setup += ["", "", f"def run({', '.join(names)}):", f"    out = {plain}"]
         if trial.stage == LAYER:
             setup.append('    out = getattr(out, "out", out)  # a layer may show more than its output')
-        if arrays == "numpy":
-            setup.append("    out = torch.as_tensor(numpy.array(out))")
-        elif arrays != "torch":
-            setup.append("    out = torch.from_dlpack(out)")
-        setup += [f"    return out{'.cpu()' if literals.device != 'cpu' else ''}", "", ""]
+        setup += [f"    return {back.format('out')}", "", ""]
         called = "run"
-    return Subject(imports, setup, names, trial.batched, called)
+    return Subject(imports, data, setup, names, trial.batched, called, plain_call=plain, own=own)
+
+
+def _arguments(trial: Trial) -> dict[str, Any]:
+    """Return a trial's arguments by variable; the schedule of a stream, and its batch, are lines of the script."""
+    if not isinstance(trial, CacheTrial):
+        return dict(trial.arguments)
+    tokens = {tokens_name(step.call): trial.arguments[f"tokens {step.call}"] for step in trial.case.steps}
+    return {name: trial.arguments[name] for name in ("weights", "geometry")} | tokens
 
 
 def _yarn(arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -216,36 +247,29 @@ def _namespace(head: str, part: Any, literals: Literals, kind: str, prefix: str,
 
 def _transformers(trial: Trial, literals: Literals) -> Subject:
     """Build a real model of one layer, as the adapter does, with hooks in place of its other layers."""
-    arguments, geometry = trial.arguments, trial.arguments["geometry"]
-    cached = trial.case.mode == "cache"
-    hidden: Tensor = arguments["hidden"]
-    named = arguments["weights"].named()
-    config, rows = configuration_of(geometry), rows_arguments(arguments["positions"], arguments["documents"])
-    setup = [f"hidden = {literals.of('hidden', hidden)}"]
-    setup += [f"{name} = {literals.of(name, tensor)}" for name, tensor in rows.items()]
-    weights = [
+    arguments, geometry = _arguments(trial), trial.arguments["geometry"]
+    stream = isinstance(trial, CacheTrial)
+    weights = arguments.pop("weights")
+    named, dtype = weights.named(), weights.wkv.dtype
+    rows = {} if stream else rows_arguments(arguments["positions"], arguments["documents"])
+    tensors = {name: value for name, value in arguments.items() if name == "hidden" or (stream and name != "geometry")}
+    data = {name: [f"{name} = {literals.of(name, tensor)}"] for name, tensor in (tensors | rows).items()}
+    entries = [
         f'"{name}": {literals.plain(name, named[official])}'
         for name, official in WEIGHT_NAMES.items()
         if official in named and "scorer" not in name
     ]
-    setup += _wrapped("weights = {", weights, "}")
-    defaults = {"rope_theta": 10000.0, "compress_rope_theta": 160000.0, "rms_norm_eps": 1e-6, "rope_parameters": None,
-                "max_position_embeddings": 1 << 20}  # fmt: skip
-    if trial.case.device != "cpu":
-        move = f'.to({hidden.dtype}).to("{trial.case.device}")'
+    data["weights"] = _wrapped("weights = {", entries, "}")
+    on_cpu = trial.case.device == "cpu"
+    if not on_cpu:
+        move = f'.to({dtype}).to("{trial.case.device}")'
     else:
-        move = "" if hidden.dtype == torch.float32 else f".to({hidden.dtype})"
-    left_out = {"hc_mult", "hc_sinkhorn_iters"}
-    if geometry.kind is not LayerKind.CSA:
-        left_out |= {"index_n_heads", "index_head_dim", "index_topk"}
-    given = ", ".join(["inputs_embeds=hidden", f"use_cache={cached}", *(f"{name}={name}" for name in rows)])
-    words = [
-        f"{name}={_quoted(value)}"
-        for name, value in config.items()
-        if name not in left_out and defaults.get(name, config) != value
-    ]
-    setup += _wrapped("config = DeepseekV4Config(", words, ")")
-    setup += [
+        move = "" if dtype == torch.float32 else f".to({dtype})"
+    cache = "past_key_values=cache, use_cache=True" if stream else f"use_cache={trial.case.mode == 'cache'}"
+    given = ", ".join(["inputs_embeds=hidden", cache, *(f"{name}={name}" for name in rows)])
+    signature = ", ".join(["hidden", *["cache"] * stream, *(f"{name}=None" for name in rows)])
+    setup = [
+        *_config(geometry),
         f"model = DeepseekV4Model(config){move}.eval()",
         "model.layers[0].mlp.forward = lambda hidden, **_: hidden  # the experts are not needed",
         "attention = model.layers[0].self_attn",
@@ -253,23 +277,46 @@ def _transformers(trial: Trial, literals: Literals) -> Subject:
         "    for name, parameter in attention.named_parameters():",
         '        values = weights[name.replace("indexer.scorer.", "indexer.")]  # its name since 5.10',
         "        parameter.copy_(torch.as_tensor(values, dtype=parameter.dtype))",
-        "# The layer gets our hidden states in place of those that the model makes of them.",
+        "# The attention gets our hidden states in place of those that the model makes of them.",
         "given, out = [], []",
         "attention.register_forward_pre_hook(lambda module, args: (given[-1], *args[1:]))",
         "attention.register_forward_hook(lambda module, args, output: out.append(output[0]))",
         "",
         "",
-        f"def run({', '.join(['hidden', *(f'{name}=None' for name in rows)])}):",
+        f"def run({signature}):",
         "    given.append(hidden)",
         "    with torch.no_grad():",
         f"        model({given})",
-        f"    return out[-1]{'.cpu()' if trial.case.device != 'cpu' else ''}",
+        f"    return out[-1]{'' if on_cpu else '.cpu()'}",
         "",
         "",
     ]
     imports = ["import transformers", "from transformers import DeepseekV4Config, DeepseekV4Model"]
-    names = ("hidden", *rows)
-    return Subject(imports, setup, names, names, "run", tuple(rows))
+    names = tuple(tensors | rows)
+    if stream:
+        imports[1] += ", DynamicCache"
+        device = "" if on_cpu else f', device="{trial.case.device}"'
+        schedule = Schedule(
+            "DynamicCache(config=config)", "run({tokens}, {stream})", TRANSFORMERS, stream="cache", device=device
+        )
+        return Subject(imports, data, setup, names, (), "answers", schedule=schedule)
+    return Subject(imports, data, setup, names, names, "run", tuple(rows))
+
+
+def _config(geometry: Geometry) -> list[str]:
+    """Return the lines of the configuration; what is the default of every release is left out."""
+    defaults = {"rope_theta": 10000.0, "compress_rope_theta": 160000.0, "rms_norm_eps": 1e-6, "rope_parameters": None,
+                "max_position_embeddings": 1 << 20}  # fmt: skip
+    left_out = {"hc_mult", "hc_sinkhorn_iters"}
+    if geometry.kind is not LayerKind.CSA:
+        left_out |= {"index_n_heads", "index_head_dim", "index_topk"}
+    config = configuration_of(geometry)
+    words = [
+        f"{name}={_quoted(value)}"
+        for name, value in config.items()
+        if name not in left_out and defaults.get(name, config) != value
+    ]
+    return _wrapped("config = DeepseekV4Config(", words, ")")
 
 
 def _quoted(value: Any) -> str:

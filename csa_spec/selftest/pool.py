@@ -6,7 +6,6 @@ candidates too, none of which may fail on any. A case's tensors and what the spe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from csa_spec.bugs import find_bug
 from csa_spec.bugs.bug import following
 from csa_spec.candidates import find_candidate
 from csa_spec.checking import Target
+from csa_spec.diagnosis.agreement import same_case
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
 from csa_spec.harness.case import Case, Scores, Sinks, Values
 from csa_spec.harness.engine import subject_of
@@ -32,10 +32,10 @@ RIGHT = ("transformers", "gather", "flattened", "dense", "sdpa")
 class Shown:
     """On which cases of a pool one candidate fails."""
 
-    failing: set[int] = field(default_factory=set)
     tried: int = 0
-    seconds: float = 0.0
-    """CPU time of its own, without what all candidates share"""
+    failing: int = 0
+    common: frozenset[str] = frozenset()
+    """Labels of all failing cases: without the cases of one of them the candidate would pass"""
 
 
 @dataclass(slots=True)
@@ -52,8 +52,7 @@ class Pool:
 
     def needing(self, label: str) -> list[str]:
         """Return the bugs that only cases with a label show."""
-        having = {number for number, labels in enumerate(self.labels) if label in labels}
-        return [name for name, shown in self.bugs.items() if shown.failing and shown.failing <= having]
+        return [name for name, shown in self.bugs.items() if shown.failing and label in shown.common]
 
     def merge(self, other: Pool) -> None:
         """Take in the candidates of another part of the work on the same cases."""
@@ -64,7 +63,9 @@ class Pool:
 def try_pool(
     stage: str, kind: LayerKind | None, bugs: Sequence[str], right: Iterable[str], profile: Profile, seed: int
 ) -> Pool:
-    """Try every case of the equality with the specification on bugs and on right candidates.
+    """Try the cases of the equality with the specification on bugs and on right candidates.
+
+    A bug is tried until the cases on which it failed have no label in common; a right candidate on all.
 
     Parameters
     ----------
@@ -78,42 +79,43 @@ def try_pool(
         As of a run.
     """
     one = STAGES[stage]
-    check = one.checks[0]
     plain = _reference(stage)
-    cases = Target(plain, one, kind, "float32", "cpu", profile, seed).cases(check)
-    wrong = {name: find_bug(name).candidate for name in bugs}
-    others = {name: found for name in right if (found := _right(name, stage, kind, plain)) is not None}
+    cases = Target(plain, one, kind, "float32", "cpu", profile, seed).cases(one.checks[0])
     pool = Pool(subject_of(stage, kind), [], tuple(one.required(kind, plain.capabilities)))
-    for number, case in enumerate(cases):
+    wrong = {name: (find_bug(name).candidate, pool.bugs.setdefault(name, Shown())) for name in bugs}
+    others = {
+        name: (found, pool.right.setdefault(name, Shown()))
+        for name in right
+        if (found := _right(name, stage, kind, plain)) is not None
+    }
+    for case in reversed(cases):  # what is drawn first: corner cases have much in common
         known = one.trial(plain, case)
         known.judge(known.answer)
-        pool.labels.append(frozenset({*_regime(case), *one.kinds(known)}))
-        for shown, candidates in ((pool.bugs, wrong), (pool.right, others)):
-            for name, candidate in candidates.items():
-                _try(shown.setdefault(name, Shown()), number, known, candidate)
+        labels = frozenset({*_regime(case), *one.kinds(known)})
+        pool.labels.append(labels)
+        for candidate, shown in others.values():
+            _try(candidate, shown, known, labels)
+        for name, (candidate, shown) in list(wrong.items()):
+            _try(candidate, shown, known, labels)
+            if shown.failing and not shown.common:
+                del wrong[name]
     return pool
 
 
-def _try(shown: Shown, number: int, known: Trial, candidate: Candidate) -> None:
+def _try(candidate: Candidate, shown: Shown, known: Trial, labels: frozenset[str]) -> None:
     fitting, _ = STAGES[known.stage].fit(known.case, candidate.capabilities_of(known.stage))
     if fitting != known.case:
         return
-    begin = time.process_time()
-    trial = type(known)(candidate, known.case)
-    vars(trial).update({name: vars(known)[name] for name in _SHARED if name in vars(known)})
+    trial = same_case(known, candidate)
     vars(trial)["sight"] = lambda b, i: None  # that it is wrong is enough; why takes many calls
+    shown.tried += 1
     try:
         trial.judge(trial.answer)
     except Failure:
-        shown.failing.add(number)
+        shown.common = shown.common & labels if shown.failing else labels
+        shown.failing += 1
     except NotOffered:
-        return
-    shown.tried += 1
-    shown.seconds += time.process_time() - begin
-
-
-_SHARED = ("inputs", "arguments", "expected", "_expected", "named")
-"""What trials compute of a case alone."""
+        shown.tried -= 1
 
 
 def _regime(case: object) -> Iterable[str]:

@@ -16,7 +16,7 @@ from csa_spec.checking import UsageError, resolve_profile
 from csa_spec.harness.candidate import CACHE, LAYER
 from csa_spec.profiles import Profile
 from csa_spec.selftest.grid import GridResult, try_grid
-from csa_spec.selftest.kills import Hunt, found_by, hunt, subjects
+from csa_spec.selftest.kills import Hunt, hunts, rows, subjects
 from csa_spec.selftest.pool import RIGHT, Pool, try_pool
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
@@ -55,7 +55,7 @@ class SelfTest:
     def false_alarms(self) -> list[tuple[str, str, int]]:
         """Right candidates that failed: who, on what, on how many cases."""
         return [
-            (name, pool.subject, len(shown.failing))
+            (name, pool.subject, shown.failing)
             for pool in self.pools
             for name, shown in pool.right.items()
             if shown.failing
@@ -140,22 +140,20 @@ def _results(work: Sequence[Piece], jobs: int) -> Iterator[tuple[Take, Any]]:
 
 
 def _kills(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:
-    return [(_hunts, (some, profile, seed), _take_hunts) for seed in seeds for some in _parcels(chosen, 8)]
+    return [(hunts, (some, profile, seeds), _take_hunts) for some in _parcels(chosen, 12)]
 
 
 def _matrix(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:
-    return [(_rows, (some, profile, seeds[0]), _take_rows) for some in _parcels(chosen, 4)]
+    return [(rows, (some, profile, seeds[0]), _take_rows) for some in _parcels(chosen, 12)]
 
 
 def _inputs(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:
     pieces: list[Piece] = []
     for stage in STAGES:
         for kind in (*LayerKind,) if stage in (LAYER, CACHE) else (None,):
-            mine = [one for one in chosen if one.stage == stage and kind in subjects(one) and not one.equivalent]
-            right: tuple[str, ...] = ("specification", *RIGHT)
-            for some in _parcels(mine, 24) or [()]:
-                pieces.append((try_pool, (stage, kind, some, right, profile, seeds[0]), _take_pool))
-                right = ()
+            mine = [one for one in chosen if one.stage == stage and kind in subjects(one)]
+            names = tuple(one.name for one in mine if not one.equivalent)
+            pieces.append((try_pool, (stage, kind, names, ("specification", *RIGHT), profile, seeds[0]), _take_pool))
     return pieces
 
 
@@ -164,28 +162,18 @@ def _grid(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list
 
 
 def _parcels(chosen: Sequence[Bug], size: int) -> list[tuple[str, ...]]:
-    names = tuple(one.name for one in chosen)
-    return [names[begin : begin + size] for begin in range(0, len(names), size)]
+    """Return the names of bugs in parcels, each of one stage and of one plainest layer kind."""
+    alike: dict[Any, list[str]] = {}
+    for one in chosen:
+        alike.setdefault((one.stage, subjects(one)[0]), []).append(one.name)
+    return [tuple(names[i : i + size]) for names in alike.values() for i in range(0, len(names), size)]
 
 
 _PIECES = {"kills": _kills, "matrix": _matrix, "inputs": _inputs, "grid": _grid}
 
 
-def _hunts(names: Sequence[str], profile: Profile, seed: int) -> list[Hunt]:
-    return [hunt(find_bug(name), kind, profile, seed) for name in names for kind in subjects(find_bug(name))]
-
-
-def _rows(names: Sequence[str], profile: Profile, seed: int) -> dict[str, dict[str, tuple[int, int]]]:
-    rows = {}
-    for name in names:
-        one = find_bug(name)
-        found = found_by(one, subjects(one)[0], profile, seed)
-        rows[name] = {check: (tried, first) for check, tried, first in found}
-    return rows
-
-
 def _grids(names: Sequence[str]) -> list[GridResult]:
-    return [try_grid(name, kind) for name in names for kind in subjects(find_bug(name))]
+    return [try_grid(name, subjects(find_bug(name))[0]) for name in names]
 
 
 def _take_hunts(found: SelfTest, hunts: list[Hunt]) -> None:

@@ -115,6 +115,11 @@ DAMAGE = {
     "too large a case": (
         lambda data: json.dumps(data | {"case_line": "attend D=2 N=99999999999999"}), "its case cannot be tried",
     ),
+    "no schedule": (lambda data: json.dumps(data | {"case_line": "cache csa calls=fork:1"}), "its case cannot be read"),
+    "a law of another stage": (
+        lambda data: json.dumps(data | {"case_line": "cache csa calls=1", "check": "weights"}),
+        "unknown check 'weights' of cache",
+    ),
     "cuda": (lambda data: json.dumps(data | {"case_line": f"{CASE} device=cuda"}), "CUDA"),
     "huge": (lambda data: b" " * (17 << 20), "more than 16 MB"),
 }  # fmt: skip
@@ -192,22 +197,24 @@ def test_an_interrupted_write_leaves_no_bundle(tmp_path: Path, monkeypatch: pyte
     assert {one.name: one.read_bytes() for one in first.iterdir()} == before
 
 
-def test_an_exception_and_a_law_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kind has the type of the exception in it; a law is replayed as that law."""
+def test_an_exception_a_law_and_a_stream_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kind has the type of the exception in it; a law is replayed as that law, a stream call by call."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("raises", "order"):
+    for name in ("raises", "order", "rollback"):
         variant = VARIANTS[name]
-        (tmp_path / f"replayed_{name}.py").write_text(variant.module(wrong=True))
-        candidate = resolve_candidate(f"replayed_{name}:attend", "attend")
+        for state in ("wrong", "right"):
+            (tmp_path / f"{state}_{name}.py").write_text(variant.module(wrong=state == "wrong"))
+        candidate = resolve_candidate(f"wrong_{name}:{variant.stage}", variant.stage)
         with pytest.raises(Failure) as caught:
             check_case(candidate, variant.case, variant.check)
         assert isinstance(caught.value, CandidateRaised) == (name == "raises")
         folder = write_bundle(caught.value, candidate, variant.check, tmp_path / "bundles", {})
         (one,) = replay([folder])
         assert one.state is State.FAILING
-        (other,) = replay([folder], "gather")
+        (other,) = replay([folder], f"right_{name}:{variant.stage}")
         assert other.state is State.FIXED
-        sys.modules.pop(f"replayed_{name}")
+        for state in ("wrong", "right"):
+            sys.modules.pop(f"{state}_{name}")
 
 
 def sleeps(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:

@@ -15,25 +15,31 @@ from csa_spec.bundle import verify
 from csa_spec.bundle.script import make_script
 from csa_spec.checking import resolve_candidate
 from csa_spec.harness.case import Case
-from csa_spec.harness.failures import Failure, Place, SeesTooMuch
+from csa_spec.harness.failures import Failure, Place, SeesTooMuch, StreamDiffers
 from csa_spec.replay import State, replay
+from csa_spec.stages.cache_cases import CacheCase
 
 
-def leak(line: str) -> Failure:
-    """Return the failure of 5.8.0 on a case, as the suite finds it there."""
+def failure_on(line: str) -> Failure:
+    """Return a failure on a case: that of 5.8.0, as the suite finds it there, or that of the last call of a stream."""
+    if line.startswith("cache"):
+        last = CacheCase.parse(line).steps[-1].call
+        return StreamDiffers("extend", "differs", CacheCase.parse(line), context=(f"(tokens_{last})  <-- wrong",))
     detail = "the output of query A (t=0) changes when token 1 changes; token 1 comes after it, so it must not see it"
     return SeesTooMuch(detail, Case.parse(line), place=Place(0, 0, 0))
 
 
 def test_scripts_pass_on_the_installed_release(tmp_path: Path) -> None:
-    """Also in 16 bits, with padding, YaRN and a cache."""
+    """Also in 16 bits, with padding, YaRN and a cache, and a stream on a cache that is copied, reordered and reset."""
     lines = {
         "short": "csa rows=2",
+        "stream": "cache csa B=2 calls=3,reorder:1.0,1,fork,2,save,1,restore,1 m=2 W=3 values=gaussian",
+        "reset": "cache hca calls=3,other,reset,other,5 m=2 W=3 values=gaussian",
         "long": "hca m=2 W=2 rows=5,3 values=gaussian sinks=drawn yarn=4/64/32/1 dtype=bfloat16 mode=cache",
     }
     scripts = {}
     for name, line in lines.items():
-        made = make_script(leak(line), resolve_candidate("transformers"), "specification", {"torch": "2"})
+        made = make_script(failure_on(line), resolve_candidate("transformers"), "specification", {"torch": "2"})
         assert made is not None
         text, tensors = made
         assert not tensors

@@ -44,6 +44,13 @@ def attend(q, kv, indices, sinks, scale):
     return out
 """
 
+TRAINED = f"""{ATTEND.replace("    MISTAKE", "    out = MISTAKE")}
+
+from csa_spec import Capabilities
+
+attend.capabilities = Capabilities(gradients=True)
+"""
+
 NUMPY_ATTEND = """
 import numpy as np
 from csa_spec import Capabilities
@@ -136,7 +143,8 @@ def layer(hidden, weights, geometry, positions, documents):
     assert named.keys() == weights_of(weights)
     spec = SPEC
     MISTAKE
-    return following(spec)(hidden, LayerWeights.from_named(named), used, positions, documents)
+    out = following(spec)(hidden, LayerWeights.from_named(named), used, positions, documents)
+    return out
 
 
 def weights_of(weights, prefix=""):
@@ -151,6 +159,36 @@ def weights_of(weights, prefix=""):
     return names
 """
 
+STREAM = """
+import torch
+
+
+def cache(weights, geometry, batch):
+    return Stream(weights, geometry)
+
+
+class Stream:
+    def __init__(self, weights, geometry):
+        self.weights, self.geometry, self.past = weights, geometry, None
+
+    def extend(self, hidden):
+        self.past = hidden if self.past is None else torch.cat((self.past, hidden), 1)
+        rows, length = self.past.shape[:2]
+        positions = torch.arange(length).expand(rows, length)
+        out = layer(self.past, self.weights, self.geometry, positions, 0 * positions)[:, -hidden.shape[1] :]
+        return out
+
+    def rollback(self, n):
+        self.past = self.past[:, : self.past.shape[1] - n]
+
+    def reorder(self, rows):
+        self.past = self.past[rows]
+"""
+STREAM += LAYER.replace("    MISTAKE\n", "")
+_STREAM_ANSWER = STREAM.replace("        return out", "        MISTAKE\n        return out", 1)
+
+_ANSWER = LAYER.replace("    MISTAKE\n", "").replace("    return out\n", "    MISTAKE\n    return out\n")
+_NAN = "torch.empty_like(out).isnan()"
 _AHEAD = "spec = replace(SPEC, visible_entries=lambda t, m: list(range(t // m + 1)))"
 
 VARIANTS = {
@@ -189,6 +227,37 @@ VARIANTS = {
     "order": Variant(
         "attend", ATTEND, "out = out if int(indices[0, 0, 0]) >= 0 else 2 * out", "pass",
         "attend D=2 N=2 n=2 values=gaussian", "OrderMatters", "order",
+    ),
+    "shares": Variant(
+        "attend", ATTEND, "out = q.copy_(out)", "pass", "attend D=2 N=2 n=1 values=gaussian", "SharesMemory", "memory",
+    ),
+    "buffer": Variant(
+        "attend", ATTEND, "attend.out = getattr(attend, 'out', out).copy_(out); out = attend.out", "pass",
+        "attend D=2 N=2 n=1 values=gaussian", "OverwritesOutput", "memory",
+    ),
+    "uninitialised": Variant(
+        "attend", ATTEND, f"out = out.masked_fill({_NAN}, 7)", "pass", "attend D=2 N=2 n=1 values=gaussian",
+        "ReadsUninitialised", "memory",
+    ),
+    "previous": Variant(
+        "attend", ATTEND, "attend.out = getattr(attend, 'out', out); out = attend.out.clone()", "pass",
+        "attend D=2 N=2 n=1 values=gaussian", "ReturnsPrevious", "own-inputs",
+    ),
+    "random": Variant(
+        "attend", ATTEND, "torch.rand(1)", "pass", "attend D=2 N=2 n=1", "StateChanged[torch's random generator]",
+        "state",
+    ),
+    "detached": Variant(
+        "attend", TRAINED, "out.detach() + 0 * (q + kv.sum())", "out", "attend D=2 N=2 n=1 sinks=drawn-sinks",
+        "NoGradient[sinks]", "gradients",
+    ),
+    "doubled": Variant(
+        "attend", TRAINED, "out + (out - out.detach())", "out", "attend D=2 N=2 n=1 values=gaussian",
+        "WrongGradient[q]", "gradients",
+    ),
+    "stray": Variant(
+        "attend", TRAINED, "out + (kv - kv.detach()).sum()", "out", "attend D=2 N=3 n=1 values=gaussian",
+        "StrayGradient[kv]", "gradients",
     ),
     "numpy": Variant(
         "attend", NUMPY_ATTEND, "[:-1]", "", "attend H=2 D=2 N=3 n=2 values=gaussian", "WrongNumbers",
@@ -232,5 +301,38 @@ VARIANTS = {
     "company": Variant(
         "layer", LAYER, "hidden = hidden + hidden[:1]", "pass", "sliding rows=2,1 values=gaussian",
         "RowsInteract", "rows",
+    ),
+    "ignored": Variant(
+        "layer", LAYER, "named['kv_norm'] = torch.ones_like(named['kv_norm'])", "pass",
+        "sliding rows=2 values=gaussian", "WeightIgnored[kv_norm]", "weights",
+    ),
+    "buffered": Variant(
+        "layer", _ANSWER, "layer.out = getattr(layer, 'out', out); out = layer.out.clone()", "pass",
+        "hca rows=1 values=gaussian", "ReturnsPrevious", "own-inputs",
+    ),
+    "shown": Variant(
+        "layer", _ANSWER.replace("MISTAKE", "out = LayerOutput(out, selection=torch.tensor([[[0, -1], MISTAKE]]))")
+        + "\n\nfrom csa_spec import LayerOutput\n", "[1, -1]", "[0, 1]", "csa k=2 rows=2 values=gaussian",
+        "WrongSelection",
+    ),
+    "rollback": Variant(
+        "cache", STREAM.replace("- n]", "- MISTAKE]"), "0", "n",
+        "cache sliding calls=3,rollback:2,1,1 W=2 values=gaussian", "StreamDiffers[after rollback]",
+    ),
+    "reorder": Variant(
+        "cache", STREAM.replace("self.past[rows]", "self.past[MISTAKE]"), "[0, 0]", "rows",
+        "cache hca B=2 calls=2,reorder:1.0,2 m=2 values=gaussian", "StreamDiffers[after reorder]",
+    ),
+    "refuses": Variant(
+        "cache", _STREAM_ANSWER, "out.view(0)", "pass",
+        "cache sliding calls=2,1 values=gaussian", "CandidateRaised[RuntimeError]",
+    ),
+    "consumes": Variant(
+        "cache", _STREAM_ANSWER, "hidden.neg_()", "pass",
+        "cache sliding calls=2,1 values=gaussian", "InputsChanged", "inputs",
+    ),
+    "turned": Variant(
+        "cache", _STREAM_ANSWER, "out = out.transpose(0, 1)", "pass",
+        "cache sliding B=2 calls=1 values=gaussian", "WrongShape",
     ),
 }  # fmt: skip
