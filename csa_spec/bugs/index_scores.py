@@ -151,4 +151,5 @@ def sums_heads_in_bfloat16(index_q: Tensor, index_k: Tensor, head_weights: Tenso
 )
 def turns_neither_side_or_both(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
     """Both are turned by a Hadamard matrix, or neither is: the parameter that says so is never read."""
-    return index_scores(hadamard(index_q.to(wide(index_q))), hadamard(index_k.to(wide(index_k))), head_weights)
+    turned = hadamard(index_q.double()), hadamard(index_k.double())  # rounding is another matter
+    return index_scores(*turned, head_weights.double()).to(index_q.dtype)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from csa_spec.bugs.bug import COMPRESSED, CSA, EVERY, Asked, bug, following, layer_bug
+from csa_spec.bugs.bug import COMPRESSED, CSA, Asked, bug, following, layer_bug
 from csa_spec.harness.candidate import LAYER, Capabilities
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
@@ -225,7 +225,7 @@ detaches_hidden.capabilities = Capabilities(gradients=True)  # type: ignore[attr
 gives_the_sink_no_gradient = layer_bug(
     "gives_the_sink_no_gradient",
     "The fused backward pass returns no gradient for the sink.",
-    kinds=EVERY,
+    kinds=SLIDING_FIRST,
     rules=lambda document, geometry: replace(
         SPEC, attend=lambda q, keys, sink, scale: attend(q, keys, sink.detach(), scale)
     ),
@@ -263,7 +263,7 @@ loses_its_output = layer_bug(
     "rotates_back_in_place_what_the_backward_pass_needs",
     "The inverse rotation overwrites the output that the backward pass of the softmax has kept.",
     "https://github.com/NVIDIA/Megatron-LM/issues/4468",
-    kinds=EVERY,
+    kinds=SLIDING_FIRST,
     rules=lambda document, geometry: replace(SPEC, attend=_attend_losing),
 )
 loses_its_output.capabilities = Capabilities(gradients=True)  # type: ignore[attr-defined]

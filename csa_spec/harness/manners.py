@@ -143,7 +143,7 @@ def _first_difference(trial: Trial, again: Answer) -> tuple[Place | None, list[f
     one, other = main_output(trial.answer), main_output(again)
     assert isinstance(one, torch.Tensor)
     assert isinstance(other, torch.Tensor)
-    if one.shape != other.shape:  # lists of picks may be of any width
+    if one.shape != other.shape or one.dim() < 3:  # lists of picks may be of any width; outputs of calls have no place
         return None, None, None
     for row, column in (one != other).flatten(2).any(-1).nonzero().tolist():
         place = trial.place(row, column)

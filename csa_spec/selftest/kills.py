@@ -83,13 +83,15 @@ def hunts(names: Sequence[str], profile: Profile, seeds: Sequence[int]) -> list[
     """Hunt bugs of one stage in all layer kinds in which they show, with several seeds.
 
     What only a law shows, or nothing at all, is hunted in its plainest layer kind alone: laws are the same in all.
+    Equivalent variants are hunted with one seed.
     """
     stage, found = remembering(STAGES[find_bug(names[0]).stage]), []
     for name in names:
         bug = find_bug(name)
         for kind in subjects(bug):
-            found += [hunt(bug, kind, profile, seed, stage) for seed in seeds]
-            if any(one.first is None or one.first.check != stage.checks[0].name for one in found[-len(seeds) :]):
+            mine = [hunt(bug, kind, profile, seed, stage) for seed in (seeds[:1] if bug.equivalent else seeds)]
+            found += mine
+            if any(one.first is None or one.first.check != stage.checks[0].name for one in mine):
                 break
     return found
 

@@ -70,7 +70,7 @@ class SelfTest:
 def selftest(
     names: Collection[str] = (),
     profile: str = "default",
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = (0,),
     jobs: int = 2,
     parts: Collection[str] = PARTS,
     progress: Callable[[int, int], None] = lambda done, all_: None,
