@@ -238,7 +238,15 @@ class Target:
         """Run one check, up to ``enough`` failing cases; each kind is made small if ``shrinking``, then diagnosed."""
         with _one_thread():
             result = run_check(
-                check, self.candidate, self.stage, self.kind, self.cases(check), progress, self.dtype, enough, shrinking
+                check,
+                self.candidate,
+                self.stage,
+                self.kind,
+                self._tried(check),
+                progress,
+                self.dtype,
+                enough,
+                shrinking,
             )
             for failure in result.failures if shrinking and naming else ():
                 failure.diagnosis = diagnose(self.candidate, check, failure)
@@ -246,17 +254,21 @@ class Target:
 
     def cases(self, check: Check) -> tuple[Any, ...]:
         """Return what a check tries: corner cases, of which laws get only a few, and drawn ones."""
+        return tuple(self._tried(check))
+
+    def _tried(self, check: Check) -> Iterator[Any]:
         amount = self.profile.stage if self.kind is None else self.profile.specification
         if self.stage.name == CACHE:
             amount = self.profile.cache
         if check.law:
             amount = self.profile.costly if check.costly else self.profile.law
         if not self.offers(check):
-            return ()
+            return
         # Each check draws other cases, so that together they see more of them.
         seed = self.seed + zlib.crc32(check.name.encode())
-        corners = () if check.costly else self._corners(check.law)
-        return (*corners, *_drawn(self.stage.name, self.kind, self._place(), amount, seed))
+        if not check.costly:
+            yield from self._corners(check.law)
+        yield from _drawn(self.stage.name, self.kind, self._place(), amount, seed)
 
     def _place(self) -> tuple[tuple[str, Any], ...]:
         """Return what decides, beside stage and layer kind, which cases suit the candidate."""

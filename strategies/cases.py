@@ -14,7 +14,7 @@ from csa_spec.spec import LayerKind
 from csa_spec.strategies.geometry import compress_ratios, geometries
 from csa_spec.strategies.rows import batches
 
-_VALUES = st.sampled_from((Values.INTEGERS, Values.GAUSSIAN, Values.GAUSSIAN, Values.LARGE_LOGITS))
+_VALUES = st.sampled_from((Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS, Values.GAUSSIAN))
 _SCORES = st.sampled_from((Scores.FREE, Scores.FREE, *Scores))
 _SINKS = st.sampled_from((*Sinks, Sinks.DRAWN))
 _SEEDS = st.integers(0, 2**16 - 1)

@@ -64,7 +64,7 @@ def _all(t: int, m: int) -> list[int]:
 
 
 layer_bug(
-    "answers_as_transformers_5_8_0_does",
+    "lets_all_queries_share_picks_from_all_entries",
     "The top-k ranks future entries too, every query attends to the picks of all queries, and entries are not masked.",
     "https://github.com/huggingface/transformers/issues/45758",
     "https://github.com/huggingface/transformers/issues/45820",

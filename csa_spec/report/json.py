@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Failure
+from csa_spec.harness.failures import Diagnosis, Failure
 from csa_spec.harness.results import Report
 from csa_spec.report.files import write_text
 
@@ -100,10 +99,29 @@ def failure_json(failure: Failure) -> dict[str, Any]:
         "got": _numbers(failure.got),
         "error_over_budget": _number(failure.over_budget),
         "findings": list(failure.findings),
-        "diagnosis": None if failure.diagnosis is None else asdict(failure.diagnosis),
+        "diagnosis": _diagnosis(failure.diagnosis),
         "case": failure.case.to_json(),
         "case_line": str(failure.case),
         "case_id": failure.case.id,
+    }
+
+
+def _diagnosis(found: Diagnosis | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "summary": found.summary,
+        "behaves_like": [
+            {
+                "name": one.name,
+                "title": one.title,
+                "cause": one.cause,
+                "urls": list(one.urls),
+                "agreeing_cases": one.agreeing,
+                "tried_cases": one.tried,
+            }
+            for one in found.behaves_like
+        ],
     }
 
 

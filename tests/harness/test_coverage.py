@@ -134,7 +134,8 @@ def test_a_candidate_that_takes_no_padding_gets_none(kind: LayerKind) -> None:
 
 def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It found nothing, and says what it would have had to try."""
-    monkeypatch.setattr(RUNNER, "corner_cases", lambda *args, **options: [])
+    for corners in ("corner_cases", "law_corners"):
+        monkeypatch.setattr(RUNNER, corners, lambda *args, **options: [])
     monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE

@@ -14,7 +14,6 @@ from torch import Tensor
 import csa_spec
 from csa_spec.bugs.stream import Cache
 from csa_spec.checking import Target
-from csa_spec.harness import engine
 from csa_spec.harness.candidate import Capabilities, as_candidate
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure
@@ -109,10 +108,10 @@ def test_a_list_of_tokens_passes(kind: str) -> None:
 
 def first_failure(name: str) -> Failure:
     """Hold a wrong stream to the ready-made schedules, which every profile tries first; return what fails first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "ENOUGH", 1)
-        target = target_of(WRONG[name].stream, WRONG[name].layer)
-        result = replace(target, profile=replace(target.profile, cache=0)).run(STAGES["cache"].checks[0])
+    target = target_of(WRONG[name].stream, WRONG[name].layer)
+    result = replace(target, profile=replace(target.profile, cache=0)).run(
+        STAGES["cache"].checks[0], enough=1, naming=False
+    )
     (failure,) = result.failures
     return failure
 
@@ -278,7 +277,7 @@ def test_the_wrong_shape_of_one_call_is_a_wrong_shape(stream: type[Any], says: s
     (failure,) = result_of(smoke(stream)).failures
     assert failure.kind == "WrongShape"
     assert failure.detail == says
-    assert str(failure.case) == "cache sliding calls=1"
+    assert str(failure.case) == "cache sliding calls=1 values=units"
 
 
 def test_a_stream_may_be_numpys() -> None:

@@ -15,7 +15,7 @@ import transformers
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from csa_spec.candidates.transformers import _configuration
+from csa_spec.candidates.transformers import configuration_of
 from csa_spec.spec import Geometry
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +34,7 @@ def model() -> Any:
         index_head_dim=6, o_groups=2, o_lora_rank=4,
     )  # fmt: skip
     kinds = ["compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"]
-    config = _configuration(geometry) | {
+    config = configuration_of(geometry) | {
         "vocab_size": 16, "num_hidden_layers": 3, "layer_types": kinds, "mlp_layer_types": ["moe"] * 3,
         "moe_intermediate_size": 8, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
