@@ -122,7 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--jobs", default=os.cpu_count() or 1, type=int, metavar="N", help="processes (all cores)")
     selftest.add_argument("--bug", action="append", default=[], metavar="NAME", help="this bug only; may be repeated")
     selftest.add_argument(
-        "--part", action="append", default=[], metavar="NAME", help="kills, matrix, inputs or grid; may be repeated"
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="kills and grid (default), matrix (every check by itself), inputs (which cases a bug needs, false alarms; "
+        "a quarter of an hour); may be repeated",
     )
     selftest.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown too")
     selftest.set_defaults(run=_selftest)
@@ -225,7 +230,7 @@ def _case(options: argparse.Namespace) -> int:
 def _selftest(options: argparse.Namespace) -> int:
     from csa_spec.checking import UsageError
     from csa_spec.report.files import write_text
-    from csa_spec.selftest.run import PARTS, selftest
+    from csa_spec.selftest.run import QUICK, selftest
     from csa_spec.selftest.text import as_markdown, as_text
 
     try:
@@ -238,7 +243,7 @@ def _selftest(options: argparse.Namespace) -> int:
     line = ProgressLine()
     try:
         found = selftest(
-            options.bug, options.profile, seeds, options.jobs, options.part or PARTS,
+            options.bug, options.profile, seeds, options.jobs, options.part or QUICK,
             lambda done, all_: line.say(f"{done} of {all_} pieces of work done"),
         )  # fmt: skip
     finally:
