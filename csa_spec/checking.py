@@ -325,7 +325,8 @@ def _drawn(
     stage: str, kind: LayerKind | None, place: tuple[tuple[str, Any], ...], amount: int, seed: int
 ) -> tuple[Any, ...]:
     """Draw cases; whoever is checked next with the same ones need not wait for them."""
-    options = dict(place)
+    options: dict[str, Any] = dict(place)
+    strategy: Any
     if stage == LAYER:
         assert kind is not None
         strategy = cases(kind, **options)

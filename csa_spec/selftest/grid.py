@@ -27,7 +27,7 @@ from csa_spec.harness.trial import main_output
 from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
 from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs
 
-TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _agrees(candidate: Candidate, stage: str, arguments: Mapping[str, Any], expe
         assert isinstance(got, Tensor)
         if stage == "select":  # as sets
             got = got.sort(-1).values
-        torch.testing.assert_close(got, expected, **TOLERANCE)
+        torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
     except Exception:
         return False
     return True
@@ -102,7 +102,7 @@ def _cache(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]
         out = attend_batch(
             hidden.double(), exact.weights, case.layer.geometry, positions, torch.zeros_like(positions)
         ).out.to(hidden.dtype)
-        parts = out.split([tokens, 1, 1, 1, 1], dim=1)
+        parts = torch.split(out, [tokens, 1, 1, 1, 1], dim=1)
         yield arguments, torch.cat([part.flatten(0, 1) for part in parts])
 
 

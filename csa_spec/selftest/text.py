@@ -15,7 +15,7 @@ from csa_spec.selftest.run import SelfTest
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
 
-Table = tuple[Sequence[str], list[Sequence[str]]]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Heading and rows"""
 
 
@@ -84,8 +84,8 @@ def _counts(found: SelfTest) -> str:
 
 def _bugs(found: SelfTest) -> Table:
     hunts: dict[str, list[Hunt]] = defaultdict(list)
-    for one in found.hunts:
-        hunts[one.bug].append(one)
+    for hunted in found.hunts:
+        hunts[hunted.bug].append(hunted)
     rows = []
     for one in found.bugs:
         if one.equivalent:
