@@ -860,3 +860,50 @@ def test_an_interrupted_run_decides_nothing_and_leaves_files_as_they_were(folder
     assert (process.returncode, out) == (130, "")
     assert (folder / "report.json").read_text() == "old"
     assert {path.name for path in folder.iterdir()} == {"report.json"}
+
+
+# Pages and bundles
+
+
+def test_failures_become_pages_and_bundles_that_can_be_replayed(folder: Path) -> None:
+    """Each bundle is printed, holds what an issue needs, and tells whether the failure is still there."""
+    pages, bundles = (folder / "report.html", folder / "comment.md"), folder / "bundles"
+    options = ("--html", pages[0], "--markdown", pages[1], "--bundle", bundles)
+    outcome = run("check", "csa_spec.bugs:takes_none_for_row_zero", "--profile", "tiny", *options)
+    assert outcome.code == 1
+    assert all("takes none for row zero" in page.read_text(encoding="utf-8") for page in pages)
+    printed = [Path(line.removeprefix("bundle: ")) for line in outcome.out.splitlines() if line.startswith("bundle: ")]
+    assert sorted(path.name for path in bundles.iterdir()) == sorted(path.name for path in printed)
+    for path in printed:
+        assert {"README.md", "case.json", "repro.py", "picture.svg"} <= {one.name for one in path.iterdir()}
+    again = run("replay", bundles)
+    assert again.code == 1
+    assert again.out.count("still failing") == len(printed) + 1  # and in the sum
+    right = run("replay", *printed, "--candidate", "gather")
+    assert right.code == 0
+    assert f"{len(printed)} bundles: {len(printed)} fixed" in right.out
+
+
+def test_a_right_candidate_leaves_no_bundle(folder: Path) -> None:
+    """Nothing failed."""
+    assert run("check", "cli_candidates:right", *TINY, "--bundle", folder / "bundles").code == 0
+    assert not list((folder / "bundles").glob("*"))
+
+
+@pytest.mark.parametrize("option", ["--html", "--markdown", "--bundle"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(folder: Path, option: str) -> None:
+    """A folder in place of a file, or a file in place of a folder."""
+    (folder / "folder").mkdir()
+    (folder / "file").touch()
+    place = "file" if option == "--bundle" else "folder"
+    assert refusal("check", "cli_candidates:exits", *TINY, option, place).startswith(f"{option}: {place} is not a f")
+
+
+def test_what_is_no_bundle_is_said_and_the_rest_is_replayed(folder: Path) -> None:
+    """Exit 2, for something was not decided."""
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "case.json").write_text('{"csa_spec_bundle": 1')
+    outcome = run("replay", folder / "damaged", folder / "nothing")
+    assert outcome.code == 2
+    assert "case.json is damaged" in outcome.out
+    assert "there is no such folder" in outcome.out
