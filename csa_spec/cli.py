@@ -126,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="kills and grid (default), matrix (every check by itself), inputs (which cases a bug needs, false alarms; "
-        "a quarter of an hour); may be repeated",
+        help="kills and grid (default); matrix (every check by itself), names (what a diagnosis calls each bug) and "
+        "inputs (which cases a bug needs, and false alarms) take a quarter of an hour each; may be repeated",
     )
     selftest.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown too")
     selftest.set_defaults(run=_selftest)

@@ -14,16 +14,18 @@ import torch
 from csa_spec.bugs import Bug, bugs, find_bug
 from csa_spec.checking import UsageError, resolve_profile
 from csa_spec.harness.candidate import CACHE, LAYER
-from csa_spec.profiles import Profile
+from csa_spec.profiles import PROFILES, Profile
 from csa_spec.selftest.grid import GridResult, try_grid
 from csa_spec.selftest.kills import Hunt, hunts, rows, subjects
+from csa_spec.selftest.naming import Named, accuracy
 from csa_spec.selftest.pool import RIGHT, Pool, try_pool
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
 
-PARTS = ("kills", "matrix", "inputs", "grid")
+PARTS = ("kills", "matrix", "inputs", "names", "grid")
 """``kills``: to the first failure, with every seed. ``matrix``: every check by itself. ``inputs``: which cases show
-which bug, and that right candidates fail on none. ``grid``: what a grid of random inputs finds."""
+which bug, and that right candidates fail on none. ``names``: what a diagnosis calls each bug, plugged in as a black
+box. ``grid``: what a grid of random inputs finds."""
 QUICK = ("kills", "grid")
 """What fits in a few minutes."""
 
@@ -40,6 +42,7 @@ class SelfTest:
     matrix: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """By bug and check: cases tried, and cases up to the first failure or 0; in the plainest layer kind"""
     pools: list[Pool] = field(default_factory=list)
+    named: list[Named] = field(default_factory=list)
     grid: list[GridResult] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -159,6 +162,10 @@ def _inputs(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> li
     return pieces
 
 
+def _names(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:
+    return [(_named, (some, profile, seeds[0]), _take_named) for some in _parcels(chosen, 4)]
+
+
 def _grid(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:
     return [(_grids, (some,), _take_grids) for some in _parcels(chosen, 30)]
 
@@ -171,11 +178,20 @@ def _parcels(chosen: Sequence[Bug], size: int) -> list[tuple[str, ...]]:
     return [tuple(names[i : i + size]) for names in alike.values() for i in range(0, len(names), size)]
 
 
-_PIECES = {"kills": _kills, "matrix": _matrix, "inputs": _inputs, "grid": _grid}
+_PIECES = {"kills": _kills, "matrix": _matrix, "inputs": _inputs, "names": _names, "grid": _grid}
 
 
 def _grids(names: Sequence[str]) -> list[GridResult]:
     return [try_grid(name, subjects(find_bug(name))[0]) for name in names]
+
+
+def _named(names: Sequence[str], profile: Profile, seed: int) -> list[Named]:
+    """Diagnose what the smoke profile finds; the given profile only where that finds nothing."""
+    return list(accuracy([find_bug(name) for name in names], seed, (PROFILES["smoke"], profile)))
+
+
+def _take_named(found: SelfTest, named: list[Named]) -> None:
+    found.named += named
 
 
 def _take_hunts(found: SelfTest, hunts: list[Hunt]) -> None:

@@ -62,6 +62,8 @@ def _tables(found: SelfTest) -> Iterator[tuple[str, str, Table]]:
             f"{sum(count for _, _, count in found.false_alarms)}.",
             _right(found),
         )
+    if found.named:
+        yield "Names", _names_sentence(found), _names(found)
     if found.grid:
         yield "A grid of random inputs instead", _grid_sentence(found), _grid(found)
 
@@ -168,6 +170,25 @@ def _right(found: SelfTest) -> Table:
             by_name[name].append((shown.tried, shown.failing))
     rows = [(name, str(sum(n for n, _ in pairs)), str(sum(f for _, f in pairs))) for name, pairs in by_name.items()]
     return ("candidate", "cases", "false alarms"), rows
+
+
+def _names_sentence(found: SelfTest) -> str:
+    failed = [one for one in found.named if one.check]
+    right = sum(one.right for one in failed)
+    return (
+        f"Plugged in as a black box that shows its output alone, and made small, {right} of {len(failed)} bugs "
+        f"({right / max(1, len(failed)):.0%}) are what the diagnosis names first. The others:"
+    )
+
+
+def _names(found: SelfTest) -> Table:
+    rows = []
+    for one in found.named:
+        if not one.right:
+            said = one.first.replace("_", " ") if one.first else "nothing" if one.check else "not found"
+            again = "yes" if one.tied else "later" if one.bug in one.others else "no"
+            rows.append((one.bug.replace("_", " "), one.check, one.case, said, again))
+    return ("bug", "check", "case", "named first", "agrees as well"), rows
 
 
 def _grid_sentence(found: SelfTest) -> str:

@@ -57,6 +57,17 @@ def test_bugs_of_every_stage_are_found_and_the_tables_say_with_what() -> None:
     assert page.count("\n## ") == 2
 
 
+def test_what_a_diagnosis_calls_a_bug_is_counted(extra: Callable[..., Bug]) -> None:
+    """One that is in the catalogue under its own name, and one that the diagnosis cannot tell from it."""
+    extra("shows_a_block_early_too", visible_entries=lambda t, m: list(range(t // m + 1)))
+    found = selftest(("has_no_relu", "shows_a_block_early_too"), "smoke", (0,), 1, ("names",))
+    known, twin = found.named
+    assert known.right
+    assert not twin.right
+    assert twin.tied
+    assert "1 of 2 bugs (50%) are what the diagnosis names first" in as_text(found)
+
+
 def test_a_survivor_is_said_and_makes_it_fail(extra: Callable[..., Bug], capsys: pytest.CaptureFixture[str]) -> None:
     """Rules in other words are no bug, so nothing finds them."""
     extra("scores_three_times_as_much", index_score=lambda q, weights, key: 3 * SPEC.index_score(q, weights, key))
