@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from csa_spec.bugs import find_bug
 from csa_spec.bugs.bug import following
+from csa_spec.bugs.stream import Cache
 from csa_spec.candidates import find_candidate
 from csa_spec.checking import Target
 from csa_spec.diagnosis.agreement import same_case
@@ -142,9 +143,7 @@ def _reference(stage: str) -> Candidate:
     if stage == LAYER:
         return as_candidate(following(SPEC), "specification", LAYER)
     if stage == CACHE:
-        from csa_spec.bugs.stream import Cache
-
-        return as_candidate(Cache, "specification", CACHE)
+        return as_candidate(lambda weights, geometry, batch: Cache(weights, geometry, batch), "specification", CACHE)
     return find_candidate("gather")
 
 

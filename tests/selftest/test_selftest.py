@@ -114,6 +114,14 @@ def test_a_pool_tells_which_cases_a_bug_needs(extra: Callable[..., Bug]) -> None
     assert set(regimes("layer", LayerKind.SLIDING)) <= set(rows)
 
 
+def test_a_pool_of_schedules_has_a_right_stream() -> None:
+    """It never fails where a wrong one does."""
+    pool = try_pool("cache", LayerKind.SLIDING, ("reset_keeps_the_keys",), ("specification",), SMOKE, 0)
+    assert pool.right["specification"].failing == 0
+    assert pool.right["specification"].tried == len(pool.labels) > 20
+    assert pool.bugs["reset_keeps_the_keys"].failing > 0
+
+
 _BROKEN = replace(SPEC, softmax_scale=lambda geometry: 2 * geometry.scale)
 
 
