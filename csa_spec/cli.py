@@ -148,7 +148,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from csa_spec.bundle import write_bundles
     from csa_spec.checking import UsageError, check, resolve_candidate
     from csa_spec.report.text import summarise
 
@@ -176,6 +175,8 @@ def _check(options: argparse.Namespace) -> int:
     _write(report, options)
     print(summarise(report))
     if options.bundle is not None:
+        from csa_spec.bundle import write_bundles
+
         for path in write_bundles(report, resolve_candidate(options.candidate, options.stage), options.bundle):
             print(f"bundle: {path}")
     return report.verdict.value
@@ -201,15 +202,18 @@ def _hold_writable(option: str, path: Path | None) -> None:
 
 def _write(report: Report, options: argparse.Namespace) -> None:
     from csa_spec.report.files import write_text
-    from csa_spec.report.html import to_html
-    from csa_spec.report.json import write_json
-    from csa_spec.report.markdown import to_markdown
 
     if options.json is not None:
+        from csa_spec.report.json import write_json
+
         write_json(report, options.json)
     if options.html is not None:
+        from csa_spec.report.html import to_html
+
         write_text(options.html, to_html(report))
     if options.markdown is not None:
+        from csa_spec.report.markdown import to_markdown
+
         write_text(options.markdown, to_markdown(report))
 
 

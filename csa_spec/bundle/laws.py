@@ -29,7 +29,7 @@ from csa_spec.harness.failures import (
     WrongGradient,
     WrongSelection,
 )
-from csa_spec.harness.gradients import _cotangent
+from csa_spec.harness.gradients import cotangent_of
 from csa_spec.harness.inputs import fresh_tokens, fresh_weight
 from csa_spec.harness.trial import Trial
 from csa_spec.stages.attend import AttendTrial
@@ -266,7 +266,7 @@ def _gradients(trial: Trial, failure: Failure, subject: Subject, literals: Liter
     """Show one element of one gradient: the one that is wrong the most."""
     if not isinstance(failure, WrongGradient) or trial.candidate.name == "transformers":
         return None
-    of, cotangent = failure.of, _cotangent(trial)
+    of, cotangent = failure.of, cotangent_of(trial)
     assert cotangent is not None
     lines = [f"{of}.requires_grad_()", f"out = {subject.call()}"]
     if isinstance(failure, NoGradient):

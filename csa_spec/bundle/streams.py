@@ -144,4 +144,4 @@ def all_answers(trial: CacheTrial) -> tuple[Tensor, Tensor]:
 
 def _specified(trial: CacheTrial, tokens: tuple[Token, ...]) -> Expected:
     """Return what the specification says on tokens, or on more that begin with them."""
-    return next(found for longer, found in trial._expected.items() if longer[: len(tokens)] == tokens)
+    return trial.specified_on(tokens)

@@ -140,9 +140,9 @@ def _rows_of(items: Tensor) -> Tensor:
 
 def parts_of_calls(known: CacheTrial, *answers: Answer) -> Iterator[Part]:
     """Yield each row of each call, in their order."""
-    for judged in zip(*(known._judged(answer) for answer in answers), strict=True):
+    for judged in zip(*(known.judged(answer) for answer in answers), strict=True):
         tokens = judged[0].tokens
-        expected = next(one for longer, one in known._expected.items() if longer[: len(tokens)] == tokens)
+        expected = known.specified_on(tokens)
         document = expected.documents[0]
         begin = len(tokens) - len(judged[0].got)
         yield Part(

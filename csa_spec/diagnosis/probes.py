@@ -52,7 +52,7 @@ def sight_of_a_stream(trial: CacheTrial, place: Place) -> str:
     tokens = [(name, row, n) for name in names for row, n in _places(trial.arguments[name])]
     if len(tokens) > _MOST:
         return ""
-    for judged, part in zip(trial._judged(trial.answer), parts_of_calls(trial, trial.answer), strict=True):
+    for judged, part in zip(trial.judged(trial.answer), parts_of_calls(trial, trial.answer), strict=True):
         n = place.t - (len(judged.tokens) - len(judged.got))
         if judged.row == place.row and 0 <= n < len(judged.got):
             ratios = error_ratios(part.found[0][n], part.expected[n], part.budget[n])

@@ -108,7 +108,7 @@ def gradients_match(trial: Trial) -> Tally | None:
     """Gradients equal the specification's: within the budget, exactly zero where nothing flows, none to the indexer."""
     if not trial.capabilities.gradients:
         return None
-    cotangent = _cotangent(trial)
+    cotangent = cotangent_of(trial)
     if cotangent is None:
         return None
     exact = map_tensors(lambda _, x: x.double() if x.is_floating_point() else x, trial.arguments)
@@ -151,7 +151,7 @@ def gradients_match(trial: Trial) -> Tally | None:
     return tally
 
 
-def _cotangent(trial: Trial) -> Tensor | None:
+def cotangent_of(trial: Trial) -> Tensor | None:
     """Return what the output is multiplied with: random numbers, at one query alone in half of the cases."""
     shape, dtypes, _ = trial.form(trial.arguments)
     if 0 in shape:

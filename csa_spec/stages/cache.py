@@ -43,7 +43,7 @@ from csa_spec.stages.numbers import equals_the_specification
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class Judged:
     """One row of one ``extend``, and its answer."""
 
     call: int
@@ -100,12 +100,13 @@ class CacheTrial(Trial):
         other = replace(self.case, layer=replace(self.case.layer, seed=self.case.seed + 1))
         return type(self)(self.candidate, other)
 
-    def _judged(self, answer: Answer) -> Iterator[_Judged]:
+    def judged(self, answer: Answer) -> Iterator[Judged]:
+        """Yield the answer of every row of every ``extend``."""
         out, begin = main_output(answer), 0
         assert isinstance(out, Tensor)
         for step in self.case.steps:
             for row, tokens in enumerate(step.rows):
-                yield _Judged(step.call, row, tokens, out[begin : begin + step.tokens].double())
+                yield Judged(step.call, row, tokens, out[begin : begin + step.tokens].double())
                 begin += step.tokens
 
     @cached_property
@@ -125,13 +126,15 @@ class CacheTrial(Trial):
             found[history] = expect(whole, inputs, self.capabilities.internal_dtype)
         return found
 
+    def specified_on(self, tokens: tuple[Token, ...]) -> Expected:
+        """Return what the specification says of a row that holds ``tokens``, or begins with them."""
+        return next(found for longer, found in self._expected.items() if longer[: len(tokens)] == tokens)
+
     def judge(self, answer: Answer) -> Tally:
         """Every output is that of the specification on what its row then holds."""
         tally = Tally()
-        for one in self._judged(answer):
-            expected = next(
-                found for longer, found in self._expected.items() if longer[: len(one.tokens)] == one.tokens
-            )
+        for one in self.judged(answer):
+            expected = self.specified_on(one.tokens)
             out = expected.out.clone()
             end = len(one.tokens)
             out[0, end - len(one.got) : end] = one.got
@@ -146,7 +149,7 @@ class CacheTrial(Trial):
             tally.worst = max(tally.worst, own.worst)
         return tally
 
-    def _failure(self, answer: Answer, one: _Judged, mismatch: Mismatch) -> Failure:
+    def _failure(self, answer: Answer, one: Judged, mismatch: Mismatch) -> Failure:
         before = [call.op for call in self.case.calls[: one.call + 1] if call.op is not Op.EXTEND]
         detail = (
             f"call {one.call + 1} of {len(self.case.calls)} ({_said(self.case.calls[one.call])}) answers row {one.row} "
