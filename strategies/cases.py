@@ -9,13 +9,13 @@ from functools import cache
 from hypothesis import event
 from hypothesis import strategies as st
 
-from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
+from csa_spec.harness.case import DRAWN_SCORES, Case, Row, Scores, Sinks, Values
 from csa_spec.spec import LayerKind
 from csa_spec.strategies.geometry import compress_ratios, geometries
 from csa_spec.strategies.rows import batches
 
 _VALUES = st.sampled_from((Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS, Values.GAUSSIAN))
-_SCORES = st.sampled_from((Scores.FREE, Scores.FREE, *Scores))
+_SCORES = st.sampled_from((Scores.FREE, *DRAWN_SCORES))
 _SINKS = st.sampled_from((*Sinks, Sinks.DRAWN))
 _SEEDS = st.integers(0, 2**16 - 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
+from csa_spec.harness.case import DRAWN_SCORES, Case, Row, Sinks, Values
 from csa_spec.spec import Geometry, LayerKind, Yarn
 
 
@@ -71,7 +71,7 @@ def _every_kind(base: Case) -> list[Case]:
         replace(base, sinks=Sinks.ZERO),
         replace(_with(base, heads=8), sinks=Sinks.EXTREME),  # several heads, so that one of them has a sink of -inf
         replace(base, values=Values.LARGE_LOGITS),
-        replace(base, values=Values.INTEGERS),
+        replace(_with(base, heads=8, head_dim=2, rope_dim=2), values=Values.INTEGERS),  # logits of exactly 0
         # Rows: equal ones, padded on the right, on the left, packed, shifted on and off the grid.
         _rows(base, Row((3 * m,)), Row((3 * m,))),
         _rows(base, Row((3 * m + 1,)), Row((2 * m - 1,)), Row((1,))),
@@ -96,8 +96,8 @@ def _selecting(base: Case) -> list[Case]:
     wide = replace(base, rows=(Row((8 * m + 2,)), Row((6 * m,))))
     return [
         *(_with(base, top_k=k) for k in (0, 1, 4, 5, 6)),
-        *(replace(wide, scores=scores) for scores in Scores),
-        replace(_with(wide, index_heads=8), scores=Scores.SEPARATED),
+        *(replace(wide, scores=scores) for scores in DRAWN_SCORES),
+        _with(wide, index_heads=8),
         _with(wide, top_k=1, window=1),
     ]
 

@@ -181,7 +181,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         # Buffers of radix selections overflow where very many scores share their high bits.
         *(
             replace(_SELECT, rows=1, queries=1, entries=70_000, top_k=512, compress_ratio=4, start=280_000, values=kind)
-            for kind in (ScoreValues.GAUSSIAN, ScoreValues.LOW_BITS, ScoreValues.PLATEAU, ScoreValues.EQUAL)
+            for kind in (ScoreValues.GAUSSIAN, ScoreValues.LOW_BITS, ScoreValues.INTEGERS)
         ),
     ),
     "index_scores": (
@@ -204,7 +204,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
 _PRODUCTION: dict[str, tuple[Any, ...]] = {
     "attend": tuple(
         replace(_ATTEND, rows=rows, queries=16, heads=64, head_dim=512, keys=1152, picks=640, indices=kind)
-        for rows, kind in ((1, IndexLists.MIXED), (1, IndexLists.SHUFFLED), (2, IndexLists.LEADING))
+        for rows, kind in ((1, IndexLists.HOLES), (1, IndexLists.SHUFFLED), (2, IndexLists.LEADING))
     ),
     "select": tuple(
         replace(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minimality import Measured, letters, measure, measure_failure, smaller_shapes
+import pytest
+from minimality import Measured, measure, measure_bug, measure_failure
+from smaller_cases import letters, shape_of, smaller_cases
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
 from csa_spec.harness.candidate import as_candidate
 from csa_spec.harness.case import Case, Values
 from csa_spec.harness.failures import Failure, SeesTooMuch, WrongNumbers
-from csa_spec.harness.shrink import shape
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
+from csa_spec.stages import parse_case
 
 BROKEN = {
     "own unfinished block visible": {"visible_entries": lambda t, m: list(range(t // m + 1))},
@@ -43,23 +45,46 @@ def test_what_is_reported_has_the_smallest_shape() -> None:
 def test_the_exhaustive_search_finds_what_shrinking_missed() -> None:
     """A case that is reported too large is named, with what is smaller."""
     found = WrongNumbers("always", Case.parse("csa m=2 k=2 rows=4"))
+    hidden = {"S": 2, "m": 2, "k": 1, "W": 2, "H": 2}
 
     def judge(case: Case) -> Failure | None:
-        return WrongNumbers("here", case) if letters(case) == (2, 2, 1, 2, 2) and case.seed > 999 else None
+        return WrongNumbers("here", case) if letters(case) == hidden and case.seed > 999 else None
 
-    measured = measure_failure(found, judge)
+    measured = measure_failure(found, judge, probes=24)
     assert measured.reported == found.case
-    assert letters(measured.minimum) == (2, 2, 1, 2, 2)
+    assert letters(measured.minimum) == hidden
     assert measured.steps == {"S": 2, "k": 1}
 
 
-def test_every_shape_of_the_search_is_smaller_and_none_comes_twice() -> None:
-    """In the order that shrinking has."""
-    reported = Case.parse("csa m=2 rows=3")
-    shapes = [shape(probes[0]) for probes in smaller_shapes(reported, reported)]
-    assert shapes == sorted(set(shapes))
-    assert shapes[-1] < shape(reported)
-    assert {letters(probes[0])[0] for probes in smaller_shapes(reported, reported)} == {1, 2, 3}
+@pytest.mark.parametrize(
+    ("line", "least"),
+    [
+        ("csa m=2 rows=3", {"S": {1, 2, 3}, "W": {1, 2, 3}}),
+        ("select S=2 T=3 k=1", {"S": {1, 2, 3}, "T": {0, 1, 2, 3, 4}, "start": {0, 1}}),
+        ("cache csa calls=2,rollback:1,2 m=2", {"S": {1, 2, 3, 4}, "calls": {1, 2, 3}, "m": {1, 2, 3}}),
+    ],
+)
+def test_every_shape_of_the_search_is_smaller_and_in_order(line: str, least: dict[str, set[int]]) -> None:
+    """In the order that shrinking has, for every stage."""
+    reported = parse_case(line)
+    tried = [probes[0] for probes in smaller_cases(reported, reported, 3)]
+    shapes = [shape_of(case) for case in tried]
+    assert shapes == sorted(shapes)
+    assert shapes[-1] < shape_of(reported)
+    assert len(set(map(str, tried))) == len(tried)
+    for letter, sizes in least.items():
+        assert {letters(case)[letter] for case in tried} == sizes
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["takes_a_logit_of_zero_for_none", "has_one_position_for_a_call", "saturates_products", "rollback_does_nothing"],
+)
+def test_cases_of_stages_and_caches_are_minimal_too(name: str) -> None:
+    """Among them some for which a way down was missing."""
+    (one,) = measure_bug(name)
+    assert one.is_minimal
+    assert one.complete
 
 
 def two_mistakes(
@@ -75,7 +100,7 @@ def test_the_kind_stays_pinned_where_another_kind_fails_on_smaller_cases() -> No
     measured = measure(as_candidate(two_mistakes, "two mistakes", "layer"), LayerKind.CSA, every=True, probes=3)
     by_kind = {one.kind: one for one in measured}
     assert set(by_kind) == {WrongNumbers.__name__, SeesTooMuch.__name__}
-    assert letters(by_kind["WrongNumbers"].reported) == (1, 1, 0, 1, 1)
+    assert letters(by_kind["WrongNumbers"].reported) == {"S": 1, "m": 1, "k": 0, "W": 1, "H": 1}
     assert by_kind["SeesTooMuch"].reported.columns == 2
     assert by_kind["SeesTooMuch"].reported.geometry.compress_ratio == 2
 

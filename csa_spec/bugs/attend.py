@@ -79,6 +79,31 @@ def stops_at_the_first_none(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tenso
 
 
 @bug("attend")
+def takes_none_for_the_last_row_between_keys(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """-1 is trimmed at both ends of a list; in the middle it is the last row, as in Python."""
+    valid = indices >= 0
+    inside = (valid.cumsum(-1) > 0) & (valid.flip(-1).cumsum(-1).flip(-1) > 0)
+    return attend(q, kv, torch.where(inside & ~valid, kv.shape[1] - 1, indices), sinks, scale)
+
+
+@bug("attend")
+def skips_rows_whose_first_query_has_no_keys(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """A batch row has nothing to attend to if its first query has not."""
+    nothing = (indices[:, :1] < 0).all(-1, keepdim=True)
+    return attend(q, kv, indices.masked_fill(nothing, -1), sinks, scale)
+
+
+@bug("attend")
+def reads_64_picks_at_most(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """One tile of 64 indices, and no loop over tiles."""
+    return attend(q, kv, indices[..., :64], sinks, scale)
+
+
+@bug("attend")
 def reads_as_many_as_there_are(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
     """The count of valid indices is taken for their extent."""
     count = (indices >= 0).sum(-1, keepdim=True)

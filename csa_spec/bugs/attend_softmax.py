@@ -108,6 +108,21 @@ def takes_the_scale_from_the_head_dim(q: Tensor, kv: Tensor, indices: Tensor, si
 
 
 @bug("attend")
+def ignores_the_scale(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Q . k as it is: the caller is taken to have scaled the queries."""
+    return attend(q, kv, indices, sinks, 1.0)
+
+
+@bug("attend")
+def takes_a_logit_of_zero_for_none(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """What is masked is told by its logit, which a row of zeros has, and orthogonal vectors too."""
+    keys, named = gathered(kv, indices)
+    logits = logits_of(q, keys, named, scale)
+    probabilities = softmax_with_sink(logits.masked_fill(logits == 0, -math.inf), sinks)
+    return torch.einsum("bshn,bsnd->bshd", probabilities, keys.to(probabilities)).to(q.dtype)
+
+
+@bug("attend")
 def confuses_powers_of_two_and_e(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
     """exp2 without the factor log2(e)."""
     return attend(q, kv, indices, sinks * math.log(2), scale * math.log(2))
@@ -150,6 +165,12 @@ def subtracts_the_share_of_the_sink_from_one(
     lse = logits.masked_fill(~named[:, :, None], -math.inf).logsumexp(-1)
     gap = torch.where(sinks == -math.inf, -math.inf, sinks.to(lse.dtype) - lse)
     return (plain * (1 - gap.sigmoid())[..., None]).to(q.dtype)
+
+
+@bug("attend")
+def clamps_sinks_at_10(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Sinks are clamped, so that their exponentials stay in the range of half precision."""
+    return attend(q, kv, indices, sinks.clamp(max=10), scale)
 
 
 @bug("attend")

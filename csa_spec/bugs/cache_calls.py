@@ -112,6 +112,39 @@ class KeepsIndexKeysOfThisCall(Cache):
         return super().visible(slot, t, start)[: len(slot.index.entries)]
 
 
+@cache_bug(kinds=COMPRESSED)
+class LosesAPromptOneTokenShortOfABlock(Cache):
+    """Fewer than m - 1 tokens of a prompt are kept for the first block, m of them make it: m - 1 are neither."""
+
+    def finish(self, slot: Slot, start: int) -> None:
+        """Drop them."""
+        super().finish(slot, start)
+        if slot.count == self.geometry.compress_ratio - 1 and not start:
+            slot.main.filling, slot.index.filling = [], []
+
+
+@cache_bug(kinds=COMPRESSED)
+class PoolsAPromptOfOneBlockAgain(Cache):
+    """A prompt of up to m tokens is kept for the block that is being filled, though m of them have filled it."""
+
+    def finish(self, slot: Slot, start: int) -> None:
+        """Take the block before for the one that is being filled."""
+        super().finish(slot, start)
+        if slot.count == self.geometry.compress_ratio and not start:
+            for blocks in (slot.main, slot.index):
+                blocks.filling, blocks.before = blocks.before, []
+
+
+@cache_bug()
+class BeginsAnewWithALongCall(Cache):
+    """A call longer than the window is taken to need no keys of the calls before it, which its first queries do."""
+
+    def window(self, slot: Slot, t: int, start: int) -> list[Tensor]:
+        """Leave them out."""
+        seen = super().window(slot, t, start)
+        return seen[-(t - start + 1) :] if slot.count - start > self.geometry.window else seen
+
+
 @cache_bug()
 class ClipsTheWindow(Cache):
     """Keys of earlier calls are not seen."""

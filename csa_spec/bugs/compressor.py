@@ -276,6 +276,42 @@ def overlaps_with_the_row_before(hidden: Tensor, weights: CompressorWeights, geo
     return entries
 
 
+@bug("compressor", "https://github.com/hw-native-sys/pypto-lib/pull/306")
+def fails_without_a_complete_block(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """The tokens of no block cannot be stacked."""
+    count = geometry.entry_count(hidden.shape[1])
+    torch.stack([hidden[:, s * geometry.compress_ratio] for s in range(count)], dim=1)
+    return compressor(hidden, weights, geometry)
+
+
+@bug("compressor")
+def aligns_blocks_to_the_end(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """The last S - S % m tokens are cut into blocks, in place of the first."""
+    return compressor(hidden[:, hidden.shape[1] % geometry.compress_ratio :], weights, geometry)
+
+
+@bug("compressor")
+def finishes_a_block_with_the_next_token(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """The last block is taken for one that is not complete, unless a token follows it: (S - 1) // m entries."""
+    count = max(1, (hidden.shape[1] - 1) // geometry.compress_ratio)
+    entries = compressor(hidden, weights, geometry)
+    return entries.masked_fill(torch.arange(entries.shape[1])[:, None] >= count, 0)
+
+
+@bug("compressor")
+def takes_a_ratio_of_one_for_no_pooling(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """Pooling is switched on by ratio > 1: with a ratio of one an entry has the content of its own token alone."""
+    alone = following(replace(SPEC, pooled_tokens=_own_block))
+    return (alone if geometry.compress_ratio == 1 else compressor)(hidden, weights, geometry)
+
+
+@bug("compressor")
+def clamps_gates_before_the_exponential(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """Logits are limited to 80, whose exponential is still a number in float32."""
+    limited = replace(SPEC, pool=lambda values, logits: SPEC.pool(values, logits.clamp(max=80)))
+    return following(limited)(hidden, weights, geometry)
+
+
 @bug("compressor")
 def answers_for_the_block_before(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
     """Entries are written one place late."""

@@ -86,6 +86,14 @@ def leaves_minus_infinity(index_q: Tensor, index_k: Tensor, head_weights: Tensor
     return scores.masked_fill(torch.arange(scores.shape[-1]) >= index_q.shape[1], -math.inf)
 
 
+@bug("index_scores", "https://github.com/hw-native-sys/pypto-lib/pull/306")
+def fails_without_index_keys(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
+    """The largest score of no scores, to scale them by."""
+    scores = index_scores(index_q, index_k, head_weights)
+    scores.amax(-1)
+    return scores
+
+
 @bug("index_scores")
 def takes_weights_of_the_next_query(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
     """Off by one in the head weights."""

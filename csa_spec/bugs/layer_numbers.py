@@ -30,6 +30,13 @@ layer_bug(
     attend=lambda q, keys, sink, scale: attend(q, keys, torch.zeros_like(sink), scale),
 )
 layer_bug(
+    "leaves_sinks_out_that_are_all_zero",
+    "Whether a layer has sinks is asked of their values, and zeros, as a fresh checkpoint has them, say no.",
+    attend=lambda q, keys, sink, scale: attend(
+        q, keys, sink if sink.any() else torch.full_like(sink, -torch.inf), scale
+    ),
+)
+layer_bug(
     "scales_the_sinks_like_logits",
     "The sink is joined to the products before these are scaled.",
     attend=lambda q, keys, sink, scale: attend(q, keys, sink * scale, scale),
@@ -110,6 +117,13 @@ layer_bug(
     "caps_logits_at_10",
     "Logits are clamped before the exponential, as a guard against overflow.",
     attend=lambda q, keys, sink, scale: _limited(q, keys, sink, scale, lambda logits: logits.clamp(max=10.0)),
+)
+layer_bug(
+    "takes_a_logit_of_zero_for_padding",
+    "Padding is told by its logit, which is 0 for a key of zeros, and for a token whose key is zero or orthogonal.",
+    attend=lambda q, keys, sink, scale: _limited(
+        q, keys, sink, scale, lambda logits: logits.masked_fill(logits == 0, -torch.inf)
+    ),
 )
 layer_bug(
     "softens_logits_by_a_cap_of_50",

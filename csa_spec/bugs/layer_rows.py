@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import COMPRESSED, CSA, EVERY, Asked, layer_bug
-from csa_spec.spec import SPEC, Context, Document
+from csa_spec.spec import SPEC, Context, Document, LayerKind
 
 # PACKED DOCUMENTS
 
@@ -292,6 +292,18 @@ layer_bug(
     "https://github.com/PaddlePaddle/PaddleFleet/pull/2053",
     kinds=CSA,
     answer=_without_halo,
+)
+
+
+layer_bug(
+    "compares_positions_of_queries_with_columns_of_keys",
+    "The mask of the window is made of absolute positions for queries and of columns for keys, so that queries of a "
+    "later chunk miss keys.",
+    kinds=(LayerKind.SLIDING, LayerKind.HCA, LayerKind.CSA),
+    rules=lambda document, geometry: replace(
+        SPEC,
+        window_tokens=lambda t, window: [j for j in SPEC.window_tokens(t, window) if j > document.start + t - window],
+    ),
 )
 
 

@@ -188,6 +188,11 @@ layer_bug(
     "https://github.com/onnxruntime/mobius/pull/596",
     window_tokens=lambda t, window: list(range(t + 1)),
 )
+layer_bug(
+    "takes_a_window_of_one_for_none",
+    "The window is given as W - 1 tokens before the query, and 0 of them says that there is no window.",
+    window_tokens=lambda t, window: SPEC.window_tokens(t, window) if window > 1 else list(range(t + 1)),
+)
 misses_the_oldest_token = layer_bug(
     "misses_the_oldest_token_of_the_window",
     "The window is one token short: its own token is counted twice.",

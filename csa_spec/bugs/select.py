@@ -231,6 +231,36 @@ def takes_positive_scores_only(scores: Tensor, positions: Tensor, compress_ratio
 
 
 @bug("select")
+def takes_entries_that_score_zero_for_none(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
+    """A score of exactly 0 is one that no kernel wrote."""
+    picks = select(scores, positions, compress_ratio, top_k)
+    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
+    return torch.where(values == 0, -1, picks)
+
+
+@bug(
+    "select",
+    "https://github.com/hw-native-sys/pypto-lib/pull/234",
+    "https://github.com/hw-native-sys/pypto-lib/pull/328",
+)
+def takes_entry_zero_where_it_sees_nothing(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
+    """The best of scores that are all -inf is the first."""
+    picks = select(scores, positions, compress_ratio, top_k)
+    nothing = (positions + 1 < compress_ratio)[..., None] & (torch.arange(picks.shape[-1]) == 0)
+    return torch.where(nothing, 0, picks)
+
+
+@bug("select")
+def takes_a_top_k_of_zero_for_all(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+    """``top_k or T`` is T where k is 0."""
+    return select(scores, positions, compress_ratio, top_k or scores.shape[-1])
+
+
+@bug("select")
 def points_behind_the_entries(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
     """None is T, the column that a mask has for it, in place of -1."""
     picks = select(scores, positions, compress_ratio, top_k)
@@ -269,7 +299,7 @@ def masks_with_a_minimum(scores: Tensor, positions: Tensor, compress_ratio: int,
 def masks_with_a_finite_penalty(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
     """1e30 is subtracted from hidden scores: infinity in memory that no kernel wrote stays infinity."""
     hidden = _hidden(scores, positions, compress_ratio)
-    ranked = scores.float().nan_to_num(-3e38, math.inf, -3e38) - 1e30 * hidden
+    ranked = scores.float().nan_to_num(-1e29, math.inf, -1e29) - 1e30 * hidden
     picks = ranked.sort(dim=-1, descending=True, stable=True).indices
     return _listed(picks, positions, compress_ratio, top_k)
 

@@ -78,13 +78,19 @@ class Scores(StrEnum):
     FREE = "free"
     """Whatever the drawn weights give"""
     SEPARATED = "separated"
-    """The widest margin between selected and rejected out of a few draws"""
+    """The widest margin between selected and rejected out of a few draws; only written by hand"""
     TIED = "tied"
-    """All scores of a query are exactly 0"""
+    """All scores of a query are exactly 0; only written by hand, since small integers tie often enough"""
     PLATEAU = "plateau"
-    """One index head only, so that ReLU sets about half of the scores to exactly 0"""
+    """One index head only, so that ReLU sets about half of the scores to exactly 0; only written by hand, since
+    layers with a single index head are drawn"""
     NEAR_TIED = "near-tied"
     """Blocks repeat but for a small perturbation, and so do the index keys"""
+
+
+DRAWN_VALUES = (Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS)
+DRAWN_SCORES = (Scores.FREE, Scores.NEAR_TIED)
+"""What strategies draw: no known bug is found by the others alone"""
 
 
 class Sinks(StrEnum):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from itertools import combinations
 from typing import Any, ClassVar, Self
 
 from csa_spec.harness.candidate import Capabilities
@@ -178,42 +176,3 @@ def _fitting_size(name: str, letter: str, value: int, capabilities: Capabilities
     if limit is not None and fitting > limit:
         fitting, reason = limit - limit % multiple, f"{letter} over {limit}"
     return fitting, reason
-
-
-SEEDS = 5
-"""Seeds tried on each smaller shape."""
-
-
-def recipe_size(case: Recipe) -> tuple[int, ...]:
-    """Order cases as a person would: smaller sizes first, then simpler data, then the seed."""
-    numbers = case.sizes.values()
-    names = (
-        list(one.metadata["kind"]).index(getattr(case, one.name)) for one in fields(case) if "kind" in one.metadata
-    )
-    return (sum(numbers), sum(names), case.seed)
-
-
-def simpler_recipes(case: Recipe) -> Iterator[Recipe]:
-    """Yield simpler cases, those that save most first; shapes with a few seeds each, since a seed shrinks badly."""
-    shape = {one.name: one.metadata["least"] for one in fields(case) if "letter" in one.metadata}
-    larger = [name for name, least in shape.items() if getattr(case, name) > least]
-    yield from _seeds(replace(case, **{name: shape[name] for name in larger}))
-    for name in larger:
-        value, least = getattr(case, name), shape[name]
-        for smaller in dict.fromkeys((least, least + 1, least + (value - least) // 2)):
-            if smaller < value:
-                yield from _seeds(replace(case, **{name: smaller}))
-    for name in larger:  # step by step only when no leap helps any more
-        yield from _seeds(replace(case, **{name: getattr(case, name) - 1}))
-    for one in fields(case):
-        if "kind" in one.metadata:
-            options = list(one.metadata["kind"])
-            for option in options[: options.index(getattr(case, one.name))]:
-                yield from _seeds(replace(case, **{one.name: option}))
-    for names in combinations(larger, 2):  # sizes that only shrink together
-        yield from _seeds(replace(case, **{name: getattr(case, name) - 1 for name in names}))
-    yield from (replace(case, seed=seed) for seed in range(min(case.seed, 4 * SEEDS)))
-
-
-def _seeds(case: Recipe) -> Iterator[Recipe]:
-    yield from (replace(case, seed=seed) for seed in dict.fromkeys((case.seed, *range(SEEDS))))

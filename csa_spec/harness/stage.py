@@ -16,7 +16,8 @@ from csa_spec.harness.manners import (
     state_is_left_alone,
     two_runs_agree,
 )
-from csa_spec.harness.recipe import Recipe, recipe_size, simpler_recipes
+from csa_spec.harness.recipe import Recipe
+from csa_spec.harness.shrink_recipe import RECIPE_PASSES, recipe_size
 from csa_spec.harness.trial import Trial
 
 
@@ -75,4 +76,4 @@ class Stage:
     """Reads one line of text"""
     recipe: type[Recipe] | None = None
     """The class of its cases, where they are flat"""
-    shrinking: Shrinking = Shrinking(recipe_size, (simpler_recipes,))
+    shrinking: Shrinking = Shrinking(recipe_size, RECIPE_PASSES)

@@ -16,7 +16,7 @@ from csa_spec.candidates import find_candidate
 from csa_spec.checking import Target
 from csa_spec.diagnosis.agreement import same_case
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
-from csa_spec.harness.case import Case, Scores, Sinks, Values
+from csa_spec.harness.case import DRAWN_SCORES, DRAWN_VALUES, Case, Sinks
 from csa_spec.harness.engine import subject_of
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.stream import NotOffered
@@ -27,6 +27,20 @@ from csa_spec.stages import STAGES
 
 RIGHT = ("transformers", "gather", "flattened", "dense", "sdpa")
 """Right candidates that ship, and whose stages are tried beside the bugs; flex and triton compile for minutes."""
+
+
+_PLAIN = "the plain choice: all that is left where a candidate declares the others away"
+KEPT: dict[tuple[str, str], str] = {
+    ("compressor", "gaussian"): _PLAIN,
+    ("index_scores", "gaussian"): _PLAIN,
+    ("index_scores", "integers"): "what failures shrink to: numbers that a person can follow",
+    ("select", "gaussian"): _PLAIN,
+    ("attend", "shuffled"): _PLAIN,
+    ("attend", "drawn-sinks"): _PLAIN,
+    ("attend", "no-sinks"): "all that is left where a candidate has no sinks",
+    ("attend", "plain-unused"): _PLAIN,
+}
+"""By stage and regime: why it stays, though every bug that it shows is shown by others too"""
 
 
 @dataclass(slots=True)
@@ -132,9 +146,9 @@ def regimes(stage: str, kind: LayerKind | None) -> list[str]:
         return recipe.names()
     if stage != LAYER:
         return []
-    drawn: dict[str, Iterable[str]] = {"values": Values, "sinks": Sinks}
+    drawn: dict[str, Iterable[str]] = {"values": DRAWN_VALUES, "sinks": Sinks}
     if kind is LayerKind.CSA:
-        drawn["scores"] = Scores
+        drawn["scores"] = DRAWN_SCORES
     return [f"{name}={one}" for name, options in drawn.items() for one in options]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -132,7 +134,7 @@ def _results(work: Sequence[Piece], jobs: int) -> Iterator[tuple[Take, Any]]:
         yield from ((take, function(*arguments)) for function, arguments, take in work)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin) as pool:
         pending: dict[Future[Any], Take] = {
             pool.submit(function, *arguments): take for function, arguments, take in work
         }
@@ -142,6 +144,19 @@ def _results(work: Sequence[Piece], jobs: int) -> Iterator[tuple[Take, Any]]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    """Let a worker use one thread, and end with the process that started it, however that ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _kills(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> list[Piece]:

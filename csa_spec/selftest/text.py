@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from csa_spec.bugs import Bug
+from csa_spec.bugs import Bug, bugs
 from csa_spec.harness.candidate import CACHE, LAYER
 from csa_spec.harness.engine import subject_of
 from csa_spec.selftest.kills import Hunt, subjects
-from csa_spec.selftest.pool import Pool, regimes
+from csa_spec.selftest.pool import KEPT, Pool, regimes
 from csa_spec.selftest.run import SelfTest
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
@@ -136,7 +136,8 @@ def _bug(found: SelfTest, name: str) -> Bug:
 def _inputs_sentence(found: SelfTest) -> str:
     return (
         "Without the cases of one regime, or of one required kind, these bugs would escape the equality with the "
-        "specification (first seed). A row without a bug is dead weight as far as the catalogue goes."
+        "specification (first seed). What no bug needs is dead weight, or there is a reason to keep it. How much a row "
+        "counts depends on the draw: a bug that only one case shows needs everything that this case has."
     )
 
 
@@ -148,7 +149,7 @@ def label_rows(pool: Pool, stage: str, kind: LayerKind | None) -> Iterator[tuple
 
 
 def _labels(found: SelfTest) -> Table:
-    rows = []
+    rows, whole = [], len(found.bugs) == len(bugs())
     for stage in STAGES:
         for kind in (*LayerKind,) if stage in (LAYER, CACHE) else (None,):
             subject = subject_of(stage, kind)
@@ -157,10 +158,24 @@ def _labels(found: SelfTest) -> Table:
                     continue
                 for label, cases, names in label_rows(pool, stage, kind):
                     if cases:
-                        shown = ", ".join(name.replace("_", " ") for name in names[:2])
-                        more = f", {len(names) - 2} more" if len(names) > 2 else ""
-                        rows.append((subject, label, f"{cases} of {len(pool.labels)}", str(len(names)), shown + more))
-    return ("stage", "regime or kind of case", "cases", "bugs that need it", "such as"), rows
+                        rows.append(
+                            (
+                                subject,
+                                label,
+                                f"{cases} of {len(pool.labels)}",
+                                str(len(names)),
+                                _why(stage, label, names, whole),
+                            )
+                        )
+    return ("stage", "regime or kind of case", "cases", "bugs that need it", "such as, or why it is kept"), rows
+
+
+def _why(stage: str, label: str, names: Sequence[str], whole: bool) -> str:
+    """Say what a regime or kind of case is good for, as far as the bugs can say it that were tried."""
+    if not names:
+        return KEPT.get((stage, label), "dead weight" if whole else "")
+    shown = ", ".join(name.replace("_", " ") for name in names[:2])
+    return shown + (f", {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _right(found: SelfTest) -> Table:

@@ -19,18 +19,14 @@ class IndexLists(StrEnum):
 
     PREFIX = "prefix"
     """0, 1, 2, ...: what hides a kernel that ignores its list"""
-    ASCENDING = "ascending"
-    """Some rows, in order"""
     SHUFFLED = "shuffled"
     """Some rows, in any order"""
     HOLES = "holes"
-    """Shuffled, with -1 anywhere; the row 0 is often beside them"""
+    """Shuffled, with -1 anywhere beside at least one key, which is often row 0"""
     LEADING = "leading"
     """Nothing but -1 at first, for whole tiles where the list is wide"""
     EMPTY = "empty"
     """About half of the queries, the first among them, have no key at all"""
-    MIXED = "mixed"
-    """As in the layer: window tokens, padded on the left with -1, then entries behind all tokens"""
     OUTSIDE = "outside"
     """Holes of indices that are out of range in other ways than -1; only for candidates that declare it"""
 
@@ -40,8 +36,6 @@ class CoreValues(StrEnum):
 
     INTEGERS = "integers"
     GAUSSIAN = "gaussian"
-    LARGE = "large-logits"
-    """The softmax is nearly one-hot"""
     OVERFLOW = "overflow"
     """exp of a logit overflows without a running maximum"""
 
@@ -52,12 +46,10 @@ class CoreSinks(StrEnum):
     ZERO = "zero-sinks"
     DRAWN = "drawn-sinks"
     """About as large as the logits"""
-    LARGE = "large-sinks"
-    """Far above the logits"""
     NONE = "no-sinks"
     """-inf: a plain softmax"""
     EXTREME = "extreme-sinks"
-    """Of all kinds, one per head"""
+    """-inf, far above, far below or among the logits, one per head"""
 
 
 class UnusedRows(StrEnum):
@@ -75,8 +67,6 @@ class Scale(StrEnum):
     ONE = "scale-1"
     ROOT = "scale-root"
     """1 / sqrt(D), as in the layer"""
-    ODD = "scale-odd"
-    """0.3: an implementation that takes the scale from D shows"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +103,7 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         kv = choice(case.seed, "kv", (b, n, d), (-2.0, -1.0, 1.0, 2.0, 3.0))
     else:
         q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
-    if case.values is CoreValues.LARGE:
-        kv = 6 * kv
-    elif case.values is CoreValues.OVERFLOW:
+    if case.values is CoreValues.OVERFLOW:
         q, kv = 12 * q, 12 * kv
     indices = torch.full((b, s, case.picks), -1, dtype=torch.long)
     for row in range(b):
@@ -130,7 +118,7 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
             used = set(indices[row].flatten().tolist())
             for number, key in enumerate(sorted(set(range(n)) - used)):
                 kv[row, key] = fill[number % len(fill)]
-    scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5, Scale.ODD: 0.3}[case.scale]
+    scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
     return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
 
 
@@ -148,34 +136,30 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
 
     if kind is IndexLists.PREFIX:
         return list(range(min(n, width)))
-    if kind is IndexLists.ASCENDING:
-        return sorted(some(max(1, min(width, n) * 2 // 3), range(n)))[:width]
     if kind is IndexLists.EMPTY:
         return [] if t == 0 or at_random(0.5) else some(width, range(n))
     if kind is IndexLists.LEADING:
         few = min(n, max(1, width // 4))
         return ([-1] * (width - few) + some(few, range(n)))[:width]
-    if kind is IndexLists.MIXED:
-        tokens = n - n // 3  # entries stand behind the tokens
-        window = max(1, width // 2)
-        seen = [j if j >= 0 else -1 for j in range(t - window + 1, t + 1)]
-        picks = some(width - window, range(tokens, n))
-        return [j if j < tokens else -1 for j in seen][:width] + picks
     listed = some(width, range(n))
     if kind is IndexLists.SHUFFLED:
         return listed
-    if n and listed and 0 not in listed and at_random(0.5):
+    if not listed:
+        return []
+    if 0 not in listed and at_random(0.5):
         listed[0] = 0
+    kept = int(torch.randint(len(listed), (), generator=rng))
     holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
-    return [holes[int(torch.randint(len(holes), (), generator=rng))] if at_random(0.4) else index for index in listed]
+    return [
+        holes[int(torch.randint(len(holes), (), generator=rng))] if place != kept and at_random(0.4) else index
+        for place, index in enumerate(listed)
+    ]
 
 
 def _sinks(case: AttendCase) -> Tensor:
     shape = (case.heads,)
     if case.sinks is CoreSinks.ZERO:
         return torch.zeros(shape, dtype=torch.float64)
-    if case.sinks is CoreSinks.LARGE:
-        return 50 + normal(case.seed, "sinks", shape)
     if case.sinks is CoreSinks.NONE:
         return torch.full(shape, -torch.inf, dtype=torch.float64)
     if case.sinks is CoreSinks.EXTREME:

@@ -10,9 +10,10 @@ operation that a stream does not have, or that raises ``NotImplementedError``, c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import combinations, islice, product
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from csa_spec.harness.call import Answer
 from csa_spec.harness.candidate import CACHE, Capabilities, LayerOutput
-from csa_spec.harness.case import Row
+from csa_spec.harness.case import Case, Row
 from csa_spec.harness.comparison import Mismatch, Tally, compare
 from csa_spec.harness.expected import Expected, expect
 from csa_spec.harness.failures import (
@@ -33,7 +34,7 @@ from csa_spec.harness.failures import (
     WrongShape,
 )
 from csa_spec.harness.inputs import Inputs
-from csa_spec.harness.shrink import LAYER_SHRINKING
+from csa_spec.harness.shrink import DATA, LAYER_SHRINKING, SHAPES
 from csa_spec.harness.stage import MANNERS, Check, Shrinking, Stage
 from csa_spec.harness.stream import Call, MisshapenAnswer, Op
 from csa_spec.harness.trial import Form, Trial, main_output
@@ -284,6 +285,9 @@ def cache_size(case: CacheCase) -> tuple[int, ...]:
 
 
 _SEEDS = 5
+_MANY_SEEDS = 30
+_SHORTER = 16
+"""Schedules with shorter calls that are tried with each set of smaller rules"""
 
 
 def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
@@ -305,6 +309,30 @@ def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
                 yield from _seeds(_legal(replace_calls(case, shorter)))
 
 
+def _shorter_calls(case: CacheCase) -> Iterator[CacheCase]:
+    """One call shorter, with many seeds: some mistakes rarely change what is selected."""
+    for number, call in enumerate(case.calls):
+        for smaller in _smaller_calls(call):
+            shorter = _legal(replace_calls(case, (*case.calls[:number], smaller, *case.calls[number + 1 :])))
+            yield from _seeds(shorter, _MANY_SEEDS)
+
+
+def _everything_a_little_smaller(case: CacheCase) -> Iterator[CacheCase]:
+    """Smaller rules with shorter calls: where a block is shorter, so is what comes before its end."""
+    rules = [name for name in ("compress_ratio", "window", "top_k") if getattr(case.layer.geometry, name) > 1]
+    for names in [some for count in range(1, len(rules) + 1) for some in combinations(rules, count)]:
+        sizes = {name: getattr(case.layer.geometry, name) - 1 for name in names}
+        smaller = replace(case, layer=replace(case.layer, geometry=replace(case.layer.geometry, **sizes)))
+        for calls in islice(product(*(_no_longer(call) for call in case.calls)), _SHORTER):
+            yield from _seeds(_legal(replace_calls(smaller, calls)))
+
+
+def _no_longer(call: Call) -> list[Call]:
+    if call.op in (Op.EXTEND, Op.ROLLBACK) and call.numbers[0] > 1:
+        return [Call(call.op, (call.numbers[0] - 1,)), call]
+    return [call]
+
+
 def _smaller_calls(call: Call) -> Iterator[Call]:
     if call.op in (Op.EXTEND, Op.ROLLBACK, Op.REPEAT):
         (number,) = call.numbers
@@ -316,19 +344,25 @@ def _smaller_calls(call: Call) -> Iterator[Call]:
             yield Call(call.op, (*call.numbers[:place], *call.numbers[place + 1 :]))
 
 
-def _seeds(case: CacheCase | None) -> Iterator[CacheCase]:
+def _seeds(case: CacheCase | None, count: int = _SEEDS) -> Iterator[CacheCase]:
     if case is not None:
-        for seed in dict.fromkeys((case.seed, *range(_SEEDS))):
+        for seed in dict.fromkeys((case.seed, *range(count))):
             yield replace(case, layer=replace(case.layer, seed=seed))
 
 
-def _simpler_layers(case: CacheCase) -> Iterator[CacheCase]:
-    for pass_ in LAYER_SHRINKING.passes:
+def _layers(passes: Iterable[Callable[[Case], Iterator[Case]]], case: CacheCase) -> Iterator[CacheCase]:
+    """Yield schedules on smaller layers."""
+    for pass_ in passes:
         for layer in pass_(case.layer):
             try:
                 yield replace(case, layer=layer)
             except GeometryError:
                 continue
+
+
+_SCHEDULES = (_simpler_schedules, _shorter_calls)
+_PASSES = (*_SCHEDULES, partial(_layers, SHAPES), *_SCHEDULES, partial(_layers, DATA), _everything_a_little_smaller)
+"""Schedules once more after the rules: smaller ones need fewer tokens, and show more often before data are simple"""
 
 
 CACHE_STAGE = Stage(
@@ -342,5 +376,5 @@ CACHE_STAGE = Stage(
     kinds_of,
     required,
     CacheCase.parse,
-    shrinking=Shrinking(cache_size, (_simpler_schedules, _simpler_layers)),
+    shrinking=Shrinking(cache_size, _PASSES),
 )

@@ -47,8 +47,6 @@ class TokenValues(StrEnum):
     """Pooling logits up to hundreds: exp overflows without a running maximum"""
     FAR_GATES = "far-gates"
     """All pooling logits near -20000: -1e4 in the place of -inf is no mask any more"""
-    BLOCKS_ALIKE = "blocks-alike"
-    """All blocks hold the same tokens: only rotation and the missing block before the first tell entries apart"""
 
 
 class Interpolation(StrEnum):
@@ -181,8 +179,6 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
     shape = (case.rows, case.tokens, case.hidden)
     integers = case.values is TokenValues.INTEGERS
     hidden = choice(seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0)) if integers else normal(seed, "hidden", shape)
-    if case.values is TokenValues.BLOCKS_ALIKE:
-        hidden = hidden[:, torch.arange(case.tokens) % case.compress_ratio]
     weights = {}
     for name, weight_shape in compressor_shapes("", geometry, case.head_dim).items():
         if not integers:

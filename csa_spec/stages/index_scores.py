@@ -34,10 +34,6 @@ class ProductValues(StrEnum):
     INTEGERS = "integers"
     GAUSSIAN = "gaussian"
     """About half of the products are negative, and half of the head weights"""
-    NEGATIVE = "negative-products"
-    """All products are negative, so every score is exactly 0"""
-    CANCELLING = "cancelling-heads"
-    """Head weights come in pairs that nearly cancel: a sum in low precision shows"""
     LARGE = "large"
     """Products up to thousands"""
 
@@ -110,15 +106,8 @@ def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
     if case.values is ProductValues.INTEGERS:
         return {name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)).to(dtype) for name, shape in shapes.items()}
     tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
-    if case.values is ProductValues.NEGATIVE:
-        tensors["index_q"], tensors["index_k"] = tensors["index_q"].abs(), -tensors["index_k"].abs()
-    elif case.values is ProductValues.LARGE:
+    if case.values is ProductValues.LARGE:
         tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
-    elif case.values is ProductValues.CANCELLING:
-        pairs = case.index_heads // 2
-        tensors["index_q"][:, :, pairs : 2 * pairs] = tensors["index_q"][:, :, :pairs]
-        off = 2.0**-6 * tensors["head_weights"][..., pairs : 2 * pairs]
-        tensors["head_weights"][..., pairs : 2 * pairs] = off - tensors["head_weights"][..., :pairs]
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 

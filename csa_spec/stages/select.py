@@ -48,21 +48,13 @@ class ScoreValues(StrEnum):
     """Small ones, so there are ties"""
     GAUSSIAN = "gaussian"
     EQUAL = "equal"
-    """All the same"""
-    PLATEAU = "plateau"
-    """A few winners, all others exactly 0, as a ReLU leaves them"""
+    """All scores of a query are the same"""
     LOW_BITS = "low-bits"
     """Neighbouring numbers of the dtype: a radix selection that looks at the high bits first sees one bucket"""
-    NEGATIVE = "negative"
-    """All below 0: what pads with 0 shows"""
     NAN = "nan"
-    """Some are NaN"""
+    """Some of those that the query sees are NaN"""
     MINUS_INF = "minus-inf"
-    """Some are -inf, though visible"""
-    DESCENDING = "descending"
-    """The earliest entries score highest"""
-    ASCENDING = "ascending"
-    """The latest, which no early query sees, score highest"""
+    """Some of those that the query sees are -inf"""
 
 
 class Invisible(StrEnum):
@@ -225,37 +217,25 @@ def make_select_inputs(case: SelectCase) -> dict[str, Any]:
     dtype = dtype_of(case.dtype)
     positions = case.start + torch.arange(case.queries) + torch.arange(case.rows)[:, None]
     scores = _scores(case, shape, dtype)
+    hidden = torch.arange(case.entries) >= ((positions + 1) // case.compress_ratio)[..., None]
+    if case.values is ScoreValues.NAN:
+        scores = scores.masked_fill(~hidden & (normal(case.seed, "special", shape) > 0.5), torch.nan)
+    elif case.values is ScoreValues.MINUS_INF:
+        scores = scores.masked_fill(~hidden & (normal(case.seed, "special", shape) > 0.0), -torch.inf)
     if case.invisible is not Invisible.DRAWN:
-        fill = torch.nan if case.invisible is Invisible.NAN else torch.inf
-        hidden = torch.arange(case.entries) >= ((positions + 1) // case.compress_ratio)[..., None]
-        scores = scores.masked_fill(hidden, fill)
+        scores = scores.masked_fill(hidden, torch.nan if case.invisible is Invisible.NAN else torch.inf)
     return {"scores": scores, "positions": positions, "compress_ratio": case.compress_ratio, "top_k": case.top_k}
 
 
 def _scores(case: SelectCase, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    kind, seed = case.values, case.seed
-    if kind is ScoreValues.INTEGERS:
-        return choice(seed, "scores", shape, (-1.0, 0.0, 1.0, 2.0)).to(dtype)
-    if kind is ScoreValues.EQUAL:
-        return choice(seed, "equal", shape[:2], (-1.0, 0.0, 2.0)).to(dtype)[..., None].expand(shape).clone()
-    drawn_scores = normal(seed, "scores", shape)
-    if kind is ScoreValues.PLATEAU:
-        winners = normal(seed, "winners", shape) > 1.2
-        return torch.where(winners, drawn_scores.abs() + 0.5, 0.0).to(dtype)
-    if kind is ScoreValues.LOW_BITS:
-        steps = torch.randint(0, 256, shape, generator=generator(seed, "steps")).double()
+    if case.values is ScoreValues.INTEGERS:
+        return choice(case.seed, "scores", shape, (-1.0, 0.0, 1.0, 2.0)).to(dtype)
+    if case.values is ScoreValues.EQUAL:
+        return choice(case.seed, "equal", shape[:2], (-1.0, 1.0, 2.0)).to(dtype)[..., None].expand(shape).clone()
+    if case.values is ScoreValues.LOW_BITS:
+        steps = torch.randint(0, 256, shape, generator=generator(case.seed, "steps")).double()
         return (1 + steps * torch.finfo(dtype).eps).to(dtype)
-    if kind is ScoreValues.NEGATIVE:
-        return (-0.01 - drawn_scores.abs()).to(dtype)
-    if kind in (ScoreValues.DESCENDING, ScoreValues.ASCENDING):
-        ordered = drawn_scores.sort(descending=kind is ScoreValues.DESCENDING).values
-        return ordered.to(dtype)
-    scores = drawn_scores.to(dtype)
-    if kind is ScoreValues.NAN:
-        scores = scores.masked_fill(normal(seed, "special", shape) > 0.5, torch.nan)
-    elif kind is ScoreValues.MINUS_INF:
-        scores = scores.masked_fill(normal(seed, "special", shape) > 0.0, -torch.inf)
-    return scores
+    return normal(case.seed, "scores", shape).to(dtype)
 
 
 def kinds_of(trial: SelectTrial) -> set[str]:

@@ -214,7 +214,7 @@ VARIANTS = {
         "WrongNumbers",
     ),
     "mutates": Variant(
-        "attend", ATTEND, "q.mul_(scale)", "pass", "attend D=2 N=2 n=1 scale=scale-odd", "InputsChanged", "inputs",
+        "attend", ATTEND, "q.mul_(scale)", "pass", "attend D=2 N=2 n=1 scale=scale-root", "InputsChanged", "inputs",
     ),
     "repeats": Variant(
         "attend", ATTEND, "attend.n = getattr(attend, 'n', 0) + 1; out = out + attend.n", "pass",

@@ -36,7 +36,7 @@ def raises_where_empty(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sc
 
 def candidate(function: Any, **lacks: str) -> Candidate:
     """Return a candidate for attend that declares what it lacks, sizes of 0 and holes among them."""
-    never = {("attend", name): "leaves a query without keys" for name in ("empty", "holes", "mixed", "outside")}
+    never = {("attend", name): "leaves a query without keys" for name in ("empty", "holes", "outside")}
     declared = {("attend", name): reason for name, reason in lacks.items()}
     capabilities = Capabilities(lacks=never | declared, least={"n": 1, "N": 1})
     return Candidate("mine", {}, capabilities, {"mine": "1.4"}, stages={"attend": function})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from csa_spec.checking import UsageError, resolve_profile
 from csa_spec.cli import main
 from csa_spec.selftest.grid import try_grid
 from csa_spec.selftest.kills import found_by, hunt
-from csa_spec.selftest.pool import Pool, Shown, regimes, try_pool
+from csa_spec.selftest.pool import KEPT, Pool, Shown, regimes, try_pool
 from csa_spec.selftest.run import SelfTest, selftest
 from csa_spec.selftest.text import as_markdown, as_text, label_rows
 from csa_spec.spec import SPEC, LayerKind
@@ -150,6 +154,49 @@ def test_the_grid_of_a_stage_passes_what_is_right(stage: str) -> None:
     for one in equivalent:
         assert not try_grid(one.name, one.kinds[0] if one.kinds else None).found
     assert equivalent
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a process's children")
+def test_workers_end_with_a_self_test_that_is_killed() -> None:
+    """Even where it has no chance to stop them."""
+    run = subprocess.Popen([sys.executable, "-m", "csa_spec", "selftest", "--jobs", "2"], stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    workers: list[str] = []
+    until = time.monotonic() + 60
+    while len(workers) < 3 and time.monotonic() < until:  # two, and what keeps track of shared memory
+        workers = children.read_text().split()
+        time.sleep(0.2)
+    time.sleep(1)
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 60
+    while any(map(_is_running, workers)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert len(workers) == 3
+    assert not any(map(_is_running, workers))
+
+
+def _is_running(process: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_what_no_bug_needs_is_dead_weight_or_has_a_reason() -> None:
+    """But only where the whole catalogue was tried."""
+    found = SelfTest(bugs(), "smoke", (0,), 1)
+    found.pools = [Pool("select", [frozenset({"gaussian", "nan"})], (), {"sees_everything": Shown()})]
+    rows = [line for line in as_markdown(found, "").splitlines() if line.startswith("| select")]
+    assert any("| gaussian |" in row and "the plain choice" in row for row in rows)
+    assert any("| nan |" in row and "dead weight" in row for row in rows)
+    found.bugs = found.bugs[:1]
+    assert "dead weight |" not in as_markdown(found, "")
+
+
+def test_reasons_are_given_for_regimes_that_there_are() -> None:
+    """None of a regime that is gone."""
+    assert all(label in regimes(stage, None) for stage, label in KEPT)
 
 
 def test_wrong_use_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
