@@ -34,6 +34,7 @@ from csa_spec.strategies import (
     cache_corners,
     cases,
     corner_cases,
+    gradient_corners,
     law_corners,
     production_cases,
     stage_cases,
@@ -266,8 +267,8 @@ class Target:
             return
         # Each check draws other cases, so that together they see more of them.
         seed = self.seed + zlib.crc32(check.name.encode())
-        if not check.costly:
-            yield from self._corners(check.law)
+        if not check.costly or self.kind is None:
+            yield from self._corners(check)
         yield from _drawn(self.stage.name, self.kind, self._place(), amount, seed)
 
     def _place(self) -> tuple[tuple[str, Any], ...]:
@@ -279,13 +280,13 @@ class Target:
             place["modes"] = tuple(self.candidate.layers)
         return tuple(place.items())
 
-    def _corners(self, law: bool) -> list[Any]:
-        place = dict(self._place())
+    def _corners(self, check: Check) -> list[Any]:
+        law, place = check.law, dict(self._place())
         if self.stage.name == LAYER:
             assert self.kind is not None
             return law_corners(self.kind, **place) if law else corner_cases(self.kind, **place)
         if law:
-            return []
+            return gradient_corners(self.stage.name, **place) if check.name == "gradients" else []
         if self.stage.name == CACHE:
             assert self.kind is not None
             return list(cache_corners(self.kind, **place))
@@ -297,7 +298,7 @@ class Target:
         if self.capabilities is not self.candidate.capabilities:
             return []
         places = (self.kind,) if self.stage.name == LAYER else (self.stage.name, self.subject)
-        written = self._corners(law=False)
+        written = self._corners(self.stage.checks[0])
         if self.stage.name == LAYER:  # corner cases take turns with the candidate's modes
             written = [replace(case, mode=mode) for case in written for mode in self.candidate.layers]
         with _one_thread():

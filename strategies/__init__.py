@@ -13,7 +13,7 @@ from csa_spec.strategies.cases import cases, top_ks, windows
 from csa_spec.strategies.corners import corner_cases, law_corners
 from csa_spec.strategies.geometry import compress_ratios, geometries, yarns
 from csa_spec.strategies.rows import batches, lengths, rows, starts
-from csa_spec.strategies.stages import production_cases, stage_cases, stage_corners
+from csa_spec.strategies.stages import gradient_corners, production_cases, stage_cases, stage_corners
 
 __all__ = [
     "batches",
@@ -23,6 +23,7 @@ __all__ = [
     "compress_ratios",
     "corner_cases",
     "geometries",
+    "gradient_corners",
     "law_corners",
     "lengths",
     "production_cases",

@@ -133,6 +133,12 @@ def stage_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> li
     return [replace(case, seed=n, dtype=dtype, device=device) for n, case in enumerate(dict.fromkeys(corners))]
 
 
+def gradient_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> list[Any]:
+    """Return the cases written by hand that gradients are tried on: a softmax over nothing."""
+    corners = [replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE)] if stage == "attend" else []
+    return [replace(case, dtype=dtype, device=device) for case in corners]
+
+
 def production_cases(stage: str, dtype: str = "bfloat16", device: str = "cpu") -> list[Any]:
     """Return cases of the released models' sizes: 64 heads of 512 channels, 512 picks, blocks of 4."""
     return [replace(case, seed=n, dtype=dtype, device=device) for n, case in enumerate(_PRODUCTION[stage])]

@@ -130,6 +130,19 @@ def divides_zero_by_zero_behind_a_where(q: Tensor, kv: Tensor, indices: Tensor, 
     return torch.einsum("bshn,bsnd->bshd", probabilities, keys.to(logits.dtype)).to(q.dtype)
 
 
+@gradient_bug("attend")
+def divides_zero_by_zero_where_there_is_no_sink_either(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """As before, with the sink in the softmax: only a query without keys and without a sink has nothing to divide."""
+    keys, named = gathered(kv, indices)
+    logits = logits_of(q, keys, named, scale)
+    terms = torch.cat((logits, sinks.to(logits)[:, None].expand(*logits.shape[:3], 1)), -1)
+    weights = terms.softmax(-1)[..., :-1]
+    probabilities = torch.where(named.any(-1)[:, :, None, None], weights, 0)
+    return torch.einsum("bshn,bsnd->bshd", probabilities, keys.to(logits.dtype)).to(q.dtype)
+
+
 # COMPRESSOR
 
 
