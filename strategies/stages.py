@@ -174,6 +174,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         # Tiles of kernels hold 16 to 128 indices: whole tiles of -1 first, in the middle, and none at all.
         *(replace(_ATTEND, rows=1, picks=200, keys=90, indices=kind) for kind in IndexLists),
         replace(_ATTEND, indices=IndexLists.LEADING, picks=130, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
+        replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
         replace(_ATTEND, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),

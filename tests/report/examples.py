@@ -38,7 +38,7 @@ KERNELS = SimpleNamespace(
 NAME = "report.examples:KERNELS"
 CASES = {
     "csa": "csa m=2 W=2 HI=2 DI=4 rows=8 values=gaussian scores=separated seed=1",
-    "attend": "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=4",
+    "attend": "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=3",
     "select": "select S=8 T=4 m=2 k=2 values=gaussian seed=1",
 }
 

@@ -25,7 +25,7 @@ FAILING = {
     "hca": ("sees_the_block_that_it_stands_in", "hca m=2 W=4 rows=12 values=gaussian seed=1"),
     "sliding": (SHORT, "sliding W=3 rows=6 values=gaussian seed=1"),
     "not probed": (SHORT, "sliding W=3 rows=60 values=gaussian seed=1"),
-    "attend": ("takes_none_for_row_zero", "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=4"),
+    "attend": ("takes_none_for_row_zero", "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=3"),
     "many keys": ("takes_none_for_row_zero", "attend S=50 H=2 D=4 N=90 n=60 indices=holes values=gaussian"),
     "select": ("sees_everything", "select S=8 T=4 m=2 k=2 values=gaussian seed=1"),
     "many entries": ("sees_everything", "select S=60 T=50 m=1 k=4 values=gaussian seed=1"),
