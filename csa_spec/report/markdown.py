@@ -77,7 +77,7 @@ def _failure(one: Explained) -> str:
     lines += [*_fence(_cut("\n".join(shown), 2 * _LINE)), ""] if shown else []
     lines += [f"* {_prose(_cut(finding, _LINE))}" for finding in failure.findings[:6]]
     lines += ["", *_fence(_cut("\n".join(one.maps), 4 * _LINE)), ""] if one.maps else []
-    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n{one.call}", "python")]
+    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n\n{one.call}", "python")]
     return "\n".join([*lines, "", "</details>", ""])
 
 
