@@ -134,8 +134,13 @@ def stage_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> li
 
 
 def gradient_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> list[Any]:
-    """Return the cases written by hand that gradients are tried on: a softmax over nothing."""
-    corners = [replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE)] if stage == "attend" else []
+    """Return the cases written by hand that gradients are tried on: plain ones, and a softmax over nothing.
+
+    Gradients are tried on few drawn cases, which may all have no entry or no query.
+    """
+    corners = [*_BASES[stage]]
+    if stage == "attend":
+        corners.append(replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE))
     return [replace(case, dtype=dtype, device=device) for case in corners]
 
 
