@@ -182,6 +182,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
+        replace(_ATTEND, heads=16, sinks=CoreSinks.EXTREME),  # so many that one head has a sink far above its logits
         replace(_ATTEND, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),
         replace(_ATTEND, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1),
     ),

@@ -31,6 +31,7 @@ _MODULES = (
     "gradients",
     "cache_calls",
     "cache_operations",
+    "cache_manners",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 
