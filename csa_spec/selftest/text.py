@@ -26,7 +26,10 @@ def as_text(found: SelfTest) -> str:
 
 def as_markdown(found: SelfTest, command: str) -> str:
     """Return everything as a page of the documentation."""
-    head = f"# How well the suite finds known bugs\n\nMade by `{command}`. Seconds are CPU time on one core.\n"
+    title = "How well the suite finds known bugs"
+    if not (found.hunts or found.matrix or found.grid):
+        title = "Which cases known bugs need" if found.pools else "How often a diagnosis names the right bug"
+    head = f"# {title}\n\nMade by `{command}`. Seconds are CPU time on one core.\n"
     return head + "\n" + "\n\n".join([*_sections(found, _marked, "## "), *_verdict(found)]) + "\n"
 
 
@@ -257,11 +260,13 @@ def _verdict(found: SelfTest) -> Iterator[str]:
         yield f"NOT EQUIVALENT: {one.bug} is found by {one.first.check} in {one.subject}, seed {one.seed}"
     for name, subject, count in found.false_alarms:
         yield f"FALSE ALARM: {name} fails on {count} cases of {subject}"
-    minutes = f"{found.seconds:.0f} s with {found.jobs} processes"
-    if found.passed:
-        yield f"Every bug that is not equivalent is found, and nothing else; {minutes}."
-    else:
-        yield f"The suite does not find all that it must, or more than it must; {minutes}."
+    if found.survivors or found.not_equivalent:
+        yield "The suite does not find all that it must, or more than it must."
+    elif found.hunts:
+        yield "Every bug that is not equivalent is found, and nothing else."
+    if found.pools and not found.false_alarms:
+        yield "No right candidate fails."
+    yield f"{found.seconds:.0f} s with {found.jobs} process{'es' * (found.jobs > 1)}."
 
 
 def _plain(table: Table) -> str:

@@ -70,6 +70,9 @@ def test_what_a_diagnosis_calls_a_bug_is_counted(extra: Callable[..., Bug]) -> N
     assert not twin.right
     assert twin.tied
     assert "1 of 2 bugs (50%) are what the diagnosis names first" in as_text(found)
+    page = as_markdown(found, "csa-spec selftest --part names")
+    assert page.startswith("# How often a diagnosis names the right bug\n")
+    assert "Every bug" not in page  # whether all are found was not asked
 
 
 def test_a_survivor_is_said_and_makes_it_fail(extra: Callable[..., Bug], capsys: pytest.CaptureFixture[str]) -> None:
