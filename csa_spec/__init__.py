@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csa_spec.checking import UsageError, check, check_case
+    from csa_spec.checking import check, check_case
     from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
     from csa_spec.harness.case import Case, CaseError, Feature, Row
     from csa_spec.harness.failures import Failure
     from csa_spec.harness.results import Report, Verdict
+    from csa_spec.resolving import UsageError
     from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
 
 __all__ = [
@@ -43,7 +44,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("UsageError", "check", "check_case"), "csa_spec.checking"),
+    **dict.fromkeys(("check", "check_case"), "csa_spec.checking"),
+    "UsageError": "csa_spec.resolving",
     **dict.fromkeys(
         ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"), "csa_spec.harness.candidate"
     ),

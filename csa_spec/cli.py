@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        from csa_spec.checking import UsageError
         from csa_spec.harness.candidate import CandidateError
         from csa_spec.harness.case import CaseError
+        from csa_spec.resolving import UsageError
         from csa_spec.vectors import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
@@ -148,8 +148,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from csa_spec.checking import UsageError, check, resolve_candidate
+    from csa_spec.checking import check
     from csa_spec.report.text import summarise
+    from csa_spec.resolving import UsageError, resolve_candidate
 
     for name in ("json", "html", "markdown"):
         _hold_writable(f"--{name}", getattr(options, name))
@@ -192,7 +193,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _hold_writable(option: str, path: Path | None) -> None:
     """Complain of a file that cannot be written before the work is done."""
-    from csa_spec.checking import UsageError
+    from csa_spec.resolving import UsageError
 
     if path is not None and not path.absolute().parent.is_dir():
         raise UsageError(f"{option}: there is no folder {path.absolute().parent}")
@@ -232,8 +233,8 @@ def _case(options: argparse.Namespace) -> int:
 
 
 def _selftest(options: argparse.Namespace) -> int:
-    from csa_spec.checking import UsageError
     from csa_spec.report.files import write_text
+    from csa_spec.resolving import UsageError
     from csa_spec.selftest.run import QUICK, selftest
     from csa_spec.selftest.text import as_markdown, as_text
 
@@ -283,10 +284,10 @@ def _vectors(options: argparse.Namespace) -> int:
 
 def _attend_of(name: str) -> Callable[..., Any]:
     """Return the function of a candidate's stage ``attend``, called as the checks call it."""
-    from csa_spec.checking import resolve_candidate, resolve_stages
     from csa_spec.harness.call import Request
     from csa_spec.harness.candidate import ARGUMENTS
     from csa_spec.harness.trial import main_output
+    from csa_spec.resolving import resolve_candidate, resolve_stages
 
     candidate = resolve_candidate(name, "attend")
     resolve_stages("attend", candidate)

@@ -108,8 +108,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _targets(config: pytest.Config) -> list[Any]:
     """Return pairs of a stage's name and a parameter."""
-    from csa_spec.checking import UsageError, make_targets, resolve_kinds, resolve_profile, resolve_stages
     from csa_spec.harness.candidate import CandidateError
+    from csa_spec.resolving import UsageError, resolve_kinds, resolve_profile, resolve_stages
+    from csa_spec.target import make_targets
 
     option = config.getoption
     # The folder that pytest is run in, where a candidate given as module:object usually lies.
@@ -140,7 +141,7 @@ def _targets(config: pytest.Config) -> list[Any]:
 
 def _candidate(config: pytest.Config, name: str) -> Any:
     """Return the candidate of a name: one of a conftest's, or any that the command knows."""
-    from csa_spec.checking import isolated, resolve_candidate, resolve_single
+    from csa_spec.resolving import isolated, resolve_candidate, resolve_single
 
     stage = config.getoption("csa_stage")
     own: dict[str, Any] = {}

@@ -11,11 +11,12 @@ from typing import Any
 
 from csa_spec.bundle.digest import digest_of
 from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, read_bundle
-from csa_spec.checking import UsageError, check_case, isolated, resolve_candidate
+from csa_spec.checking import check_case
 from csa_spec.harness.candidate import CandidateError
 from csa_spec.harness.case import CaseError
 from csa_spec.harness.failures import CandidateDied, CandidateHung, Failure
 from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
+from csa_spec.resolving import UsageError, isolated, resolve_candidate
 from csa_spec.stages import stage_of
 
 

@@ -23,7 +23,6 @@ import torch
 from smaller_cases import letters, shape_of, smaller_cases
 
 from csa_spec.bugs import bugs, find_bug
-from csa_spec.checking import Target
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate
 from csa_spec.harness.engine import failure_of, subject_of
 from csa_spec.harness.failures import Failure
@@ -31,6 +30,7 @@ from csa_spec.harness.shrink import shrink
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 PAGE = Path(__file__).parents[1] / "docs" / "minimality.md"
 PROBES = {LAYER: 24, CACHE: 6}

@@ -12,7 +12,6 @@ from harness.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
 from csa_spec.candidates import GROUP
-from csa_spec.checking import Target, resolve_candidate
 from csa_spec.harness.candidate import Candidate, CandidateError
 from csa_spec.harness.case import Scores, Sinks, Values
 from csa_spec.harness.comparison import Tally
@@ -21,8 +20,10 @@ from csa_spec.harness.engine import CheckResult, RegimeCount
 from csa_spec.harness.failures import Failure
 from csa_spec.harness.results import Report, Verdict
 from csa_spec.profiles import PROFILES, Profile
+from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE, SPECIFICATION
+from csa_spec.target import Target
 
 RIGHT = Candidate("right", {"": as_specified()})
 TINY = Profile("tiny", specification=3, stage=3, law=2, costly=1)

@@ -21,14 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from csa_spec import check as check_module  # the function; its module is looked up below
 from csa_spec.cli import main
 from csa_spec.profiles import PROFILES, Profile
 
 TESTS = Path(__file__).parent
 OFFICIAL = TESTS / "vectors" / "official"
 TINY = ("--profile", "tiny", "--layer", "sliding")
-CHECK_MODULE = sys.modules[check_module.__module__]
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def test_layers_that_an_object_does_not_offer_are_named_and_the_rest_decides() -
 
 def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two drawn cases alone do not reach everything."""
-    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 2
     assert "inconclusive for sliding in float32: no case of these kinds was reached: " in outcome.out
@@ -139,7 +137,7 @@ def test_an_internal_error_is_not_blamed_on_the_candidate(monkeypatch: pytest.Mo
     def broken(*arguments: object, **options: object) -> list[object]:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(CHECK_MODULE, "corner_cases", broken)
+    monkeypatch.setattr("csa_spec.target.corner_cases", broken)
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 3
     assert "ZeroDivisionError: ours" in outcome.err
@@ -466,7 +464,7 @@ def test_the_same_seed_gives_the_same_report_and_another_seed_another(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Apart from times. Without corner cases, so that what is drawn decides."""
-    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
     first, second, other = (
         report(folder / f"{number}.json", "cli_candidates:right", "--seed", seed)[1]
         for number, seed in enumerate(("7", "7", "8"))

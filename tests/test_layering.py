@@ -26,6 +26,8 @@ ALLOWED = {
     "bundle": {"spec", "harness", "stages", "candidates", "report", "bundle"},
     "vectors": {"spec"},
     "profiles": set(),
+    "resolving": {"spec", "harness", "stages", "candidates", "profiles"},
+    "target": {"spec", "harness", "stages", "strategies", "diagnosis", "profiles", "resolving"},
 }
 """Room (or top-level module): rooms that it may import. What is not listed may import everything."""
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from csa_spec import check as check_function
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.stages import LAYER_STAGE, STAGES
 
@@ -21,7 +20,6 @@ pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
-CHECK_MODULE = sys.modules[check_function.__module__]
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
 CHECKS, OTHERS = len(LAYER_STAGE.checks), sum(len(one.checks) for one in STAGES.values() if one is not LAYER_STAGE)
@@ -147,7 +145,7 @@ def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(pyte
 
 def test_a_run_that_misses_a_required_kind_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two drawn cases alone do not reach everything."""
-    monkeypatch.setattr(CHECK_MODULE, "corner_cases", lambda *_, **__: [])
+    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
     result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "output_equals")
     result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(["inconclusive: no case of these kinds was reached: *extreme sink*"])

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import csa_spec
-from csa_spec.checking import Target, resolve_candidate, resolve_profile
 from csa_spec.cli import _parser
+from csa_spec.resolving import resolve_candidate, resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE
+from csa_spec.target import Target
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

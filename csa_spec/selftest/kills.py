@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from csa_spec.bugs import Bug, find_bug
-from csa_spec.checking import Target
 from csa_spec.diagnosis.agreement import same_case
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.engine import subject_of
@@ -17,6 +16,7 @@ from csa_spec.harness.trial import Trial
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from csa_spec.bugs import Bug
-from csa_spec.checking import Target
 from csa_spec.diagnosis import diagnose
 from csa_spec.harness.candidate import LAYER, Candidate, LayerOutput
 from csa_spec.profiles import Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 
 @dataclass(frozen=True, slots=True)

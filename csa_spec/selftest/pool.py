@@ -13,7 +13,6 @@ from csa_spec.bugs import find_bug
 from csa_spec.bugs.bug import following
 from csa_spec.bugs.stream import Cache
 from csa_spec.candidates import find_candidate
-from csa_spec.checking import Target
 from csa_spec.diagnosis.agreement import same_case
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
 from csa_spec.harness.case import DRAWN_SCORES, DRAWN_VALUES, Case, Sinks
@@ -24,6 +23,7 @@ from csa_spec.harness.trial import Trial
 from csa_spec.profiles import Profile
 from csa_spec.spec import SPEC, LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 RIGHT = ("transformers", "gather", "flattened", "dense", "sdpa")
 """Right candidates that ship, and whose stages are tried beside the bugs; flex and triton compile for minutes."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from csa_spec.bugs import Bug, bugs, find_bug
-from csa_spec.checking import UsageError, resolve_profile
 from csa_spec.harness.candidate import CACHE, LAYER
 from csa_spec.profiles import PROFILES, Profile
+from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.grid import GridResult, try_grid
 from csa_spec.selftest.kills import Hunt, hunts, rows, subjects
 from csa_spec.selftest.naming import Named, accuracy

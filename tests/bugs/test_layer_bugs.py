@@ -11,13 +11,14 @@ from itertools import islice
 import pytest
 
 from csa_spec.bugs import Bug, bugs
-from csa_spec.checking import Target, resolve_profile
 from csa_spec.harness.candidate import LAYER
 from csa_spec.harness.case import Case
 from csa_spec.harness.engine import failure_of
 from csa_spec.harness.failures import Failure
+from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE
+from csa_spec.target import Target
 
 LAYERS = [one for one in bugs() if one.stage == LAYER]
 WRONG = [pytest.param(one, id=one.name) for one in LAYERS if not one.equivalent]

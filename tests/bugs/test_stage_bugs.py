@@ -14,13 +14,13 @@ import pytest
 import csa_spec
 from csa_spec.bugs import Bug, bugs
 from csa_spec.bugs.stream import Cache, cache_bug
-from csa_spec.checking import Target
 from csa_spec.harness.candidate import LAYER, as_candidate
 from csa_spec.harness.engine import CheckResult, run_check
 from csa_spec.harness.stage import Check
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 OURS = {one.name: one for one in bugs() if one.stage != LAYER}
 EQUIVALENT = [name for name, one in OURS.items() if one.equivalent]

@@ -13,10 +13,10 @@ from transformers_adapter.test_second_release import release  # noqa: F401 - a f
 from bundle.test_scripts import run
 from csa_spec.bundle import verify
 from csa_spec.bundle.script import make_script
-from csa_spec.checking import resolve_candidate
 from csa_spec.harness.case import Case
 from csa_spec.harness.failures import Failure, Place, SeesTooMuch, StreamDiffers
 from csa_spec.replay import State, replay
+from csa_spec.resolving import resolve_candidate
 from csa_spec.stages.cache_cases import CacheCase
 
 
@@ -58,7 +58,7 @@ import sys
 from pathlib import Path
 from bundle.test_scripts import failure_of
 from csa_spec.bundle import verify, write_bundle
-from csa_spec.checking import resolve_candidate
+from csa_spec.resolving import resolve_candidate
 
 candidate = resolve_candidate("transformers")
 failure = failure_of("transformers", "csa rows=2", "specification")

@@ -13,7 +13,6 @@ import torch
 
 import csa_spec
 from csa_spec import Capabilities, CompressorWeights, Failure
-from csa_spec.checking import make_targets, resolve_candidate, resolve_profile
 from csa_spec.harness.arrays import (
     from_library,
     library_problem,
@@ -25,6 +24,8 @@ from csa_spec.harness.arrays import (
 )
 from csa_spec.harness.case import DTYPES, Case
 from csa_spec.harness.inputs import make_inputs
+from csa_spec.resolving import resolve_candidate, resolve_profile
+from csa_spec.target import make_targets
 
 FLOATS = [getattr(torch, name) for name in DTYPES]
 ATTEND = "attend B=2 S=2 H=2 D=4 N=5 n=4 indices=holes values=gaussian"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 from torch import Tensor
 
@@ -21,7 +19,6 @@ from csa_spec.stages.layer_trial import LayerTrial
 from csa_spec.strategies import cases, corner_cases
 from harness.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 
-RUNNER = importlib.import_module("csa_spec.checking")
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 
 
@@ -135,7 +132,7 @@ def test_a_candidate_that_takes_no_padding_gets_none(kind: LayerKind) -> None:
 def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It found nothing, and says what it would have had to try."""
     for corners in ("corner_cases", "law_corners"):
-        monkeypatch.setattr(RUNNER, corners, lambda *args, **options: [])
+        monkeypatch.setattr(f"csa_spec.target.{corners}", lambda *args, **options: [])
     monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE
@@ -153,7 +150,7 @@ def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) ->
         found: list[Case] = corner_cases(kind, **options)  # type: ignore[arg-type]
         return [case for case in found if case.geometry.yarn is None]
 
-    monkeypatch.setattr(RUNNER, "corner_cases", without_yarn)
+    monkeypatch.setattr("csa_spec.target.corner_cases", without_yarn)
     monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, layer="hca", profile="nothing")
     assert report.missing["float32", LayerKind.HCA] == ["YaRN"]

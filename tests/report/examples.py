@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 from csa_spec.bugs import find_bug
-from csa_spec.checking import check_case, resolve_candidate
+from csa_spec.checking import check_case
 from csa_spec.diagnosis import diagnose
 from csa_spec.harness.case import Case
 from csa_spec.harness.engine import CheckResult
@@ -26,6 +26,7 @@ from csa_spec.harness.results import Report
 from csa_spec.report.html import to_html
 from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture
+from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import SPECIFICATION, stage_of
 
 FOLDER = Path(__file__).parents[2] / "docs" / "failures"

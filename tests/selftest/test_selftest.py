@@ -15,8 +15,8 @@ import pytest
 import csa_spec.bugs
 from csa_spec.bugs import Bug, bugs
 from csa_spec.bugs.bug import REGISTERED, layer_bug
-from csa_spec.checking import UsageError, resolve_profile
 from csa_spec.cli import main
+from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.grid import try_grid
 from csa_spec.selftest.kills import found_by, hunt
 from csa_spec.selftest.pool import KEPT, Pool, Shown, regimes, try_pool

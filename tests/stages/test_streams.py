@@ -13,7 +13,6 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.bugs.stream import Cache
-from csa_spec.checking import Target
 from csa_spec.harness.candidate import Capabilities, as_candidate
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure
@@ -23,6 +22,7 @@ from csa_spec.profiles import PROFILES
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages import STAGES, parse_case
 from csa_spec.stages.cache_cases import make_cache_inputs
+from csa_spec.target import Target
 from stages.right import declaring
 from stages.streams import WRONG, Tokens, candidate_of
 

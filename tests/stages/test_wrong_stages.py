@@ -10,13 +10,13 @@ import pytest
 from harness.drawing import draw
 
 import csa_spec
-from csa_spec.checking import Target
 from csa_spec.harness.candidate import as_candidate
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.failures import Failure
 from csa_spec.profiles import PROFILES
 from csa_spec.stages import STAGES
 from csa_spec.strategies import stage_cases, stage_corners
+from csa_spec.target import Target
 from stages.wrong import WRONG, Wrong
 
 IN_FLOAT32 = [name for name, wrong in WRONG.items() if "float32" in wrong.dtypes]

@@ -17,12 +17,13 @@ import transformers
 from transformers.models.deepseek_v4 import configuration_deepseek_v4, modeling_deepseek_v4
 
 from csa_spec.candidates.transformers import from_modules
-from csa_spec.checking import Target, resolve_profile
 from csa_spec.harness.candidate import Candidate
 from csa_spec.harness.engine import CheckResult
 from csa_spec.harness.stage import Check
+from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE
+from csa_spec.target import Target
 
 WRITTEN_FOR = "5.23.0"
 """The release whose lines are changed here."""

@@ -1,0 +1,138 @@
+"""What the words of a user stand for: candidates, stages, layer kinds, profiles, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from csa_spec.candidates import find_candidate
+from csa_spec.harness.candidate import LAYER, Candidate, CandidateError, as_candidate
+from csa_spec.harness.case import DEVICES
+from csa_spec.harness.stage import Stage
+from csa_spec.harness.worker import WorkerCaller
+from csa_spec.profiles import PROFILES, Profile
+from csa_spec.spec import LayerKind
+from csa_spec.stages import STAGES
+
+
+class UsageError(Exception):
+    """The run cannot be done as asked; the message is one clear sentence."""
+
+
+def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
+    """Return the candidate that a name, a function or an object stands for; a bare function is ``stage``."""
+    wanted = None if stage in (None, "all") else stage
+    if wanted is not None:
+        _hold_stage(wanted)
+    if isinstance(candidate, str):
+        return find_candidate(candidate, wanted)
+    named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
+    name = getattr(candidate, "__name__", "") if type(candidate).__name__ == "module" else ""
+    return as_candidate(candidate, name or f"{named.__module__}:{named.__qualname__}", wanted)
+
+
+def resolve_single(single: Mapping[str, Any]) -> Candidate:
+    """Return the candidate that has these functions (or names of functions) for its stages."""
+    unknown = [name for name in single if name not in STAGES or name == LAYER]
+    if unknown:
+        raise UsageError(
+            f"unknown stage {unknown[0]!r}: it is none of {', '.join(one for one in STAGES if one != LAYER)}"
+        )
+    parts = {name: resolve_candidate(one, name) for name, one in single.items()}
+    for name, part in parts.items():
+        if name not in part.offers:
+            raise UsageError(f"{part.name} is not a function and has no {name}; it offers {', '.join(part.offers)}")
+    functions = {name: _with_capabilities(part, name) for name, part in parts.items()}
+    environment = {key: value for part in parts.values() for key, value in part.environment.items()}
+    return Candidate(", ".join(part.name for part in parts.values()), {}, environment=environment, stages=functions)
+
+
+def _with_capabilities(part: Candidate, stage: str) -> Callable[..., Any]:
+    """Return a stage's function with its own capabilities, which in company of others the candidate's cannot give."""
+
+    def function(*arguments: Any) -> Any:
+        return part.stages[stage](*arguments)
+
+    function.capabilities = part.capabilities_of(stage)  # type: ignore[attr-defined]
+    return function
+
+
+def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) -> Candidate:
+    """Return a candidate whose calls are made in a process of its own.
+
+    Raises
+    ------
+    UsageError
+        If the candidate cannot be imported there by its name.
+    """
+    if not isinstance(candidate, str):
+        name = found.name
+        if name.startswith("__main__:"):
+            raise UsageError(f"an isolated candidate is imported by name in another process; move {name} to a module")
+        try:
+            same = find_candidate(name, None if stage == "all" else stage)
+        except CandidateError:
+            same = None
+        if same is None or same.offers != found.offers:
+            raise UsageError(f"an isolated candidate is imported by name in another process; {name} cannot be")
+        candidate = name
+    loader = partial(resolve_candidate, candidate, None if stage == "all" else stage)
+    return replace(found, caller=WorkerCaller(loader, time_limit))
+
+
+def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
+    """Return the stages of a candidate that ``--stage`` stands for."""
+    if stage == "all":
+        return list(candidate.offers)
+    _hold_stage(stage)
+    if stage not in candidate.offers:
+        raise UsageError(f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}")
+    return [stage]
+
+
+def _hold_stage(stage: str) -> None:
+    if stage not in STAGES:
+        raise UsageError(f"unknown stage {stage!r}: it is none of {', '.join(STAGES)}, all")
+
+
+def resolve_kinds(layer: str) -> list[LayerKind]:
+    """Return the layer kinds that ``--layer`` stands for."""
+    if layer == "all":
+        return list(LayerKind)
+    if layer not in list(LayerKind):
+        raise UsageError(f"unknown layer {layer!r}: it is none of {', '.join(LayerKind)}, all")
+    return [LayerKind(layer)]
+
+
+def resolve_profile(profile: str) -> Profile:
+    """Return a profile by its name."""
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}: it is none of {', '.join(PROFILES)}")
+    return PROFILES[profile]
+
+
+def resolve_device(device: str) -> None:
+    """Refuse a device that is not known, or not there."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}: it is none of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch finds no CUDA device here")
+
+
+def unsupported(candidate: Candidate, stage: Stage, dtype: str, device: str) -> str:
+    """Say why a candidate's stage cannot run in a dtype on a device; nothing if it can."""
+    capabilities = candidate.capabilities_of(stage.name)
+    name = candidate.name if candidate.offers == (stage.name,) else f"{stage.name} of {candidate.name}"
+    if dtype not in capabilities.dtypes:
+        return f"{name} does not support {dtype}"
+    if device not in capabilities.devices:
+        return f"{name} does not run on {device}"
+    if capabilities.arrays == "numpy" and dtype == "bfloat16":
+        return f"{name} takes numpy's arrays, and numpy has no bfloat16"
+    if capabilities.arrays == "numpy" and device != "cpu":
+        return f"{name} takes numpy's arrays, which lie on the CPU"
+    return ""
