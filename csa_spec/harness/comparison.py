@@ -246,7 +246,10 @@ def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Docum
     entries = len(document.trace.context.entries)
     heads, columns, keys = theirs.shape  # the row's tokens, padding after this document included, then entries
     if keys < columns + entries:
-        return Finding(f"attention: {keys} keys where there must be {columns} tokens and {entries} entries", 0)
+        if keys < columns or any(query.selection for query in document.trace.queries):
+            return Finding(f"attention: {keys} keys where there must be {columns} tokens and {entries} entries", 0)
+        theirs = torch.nn.functional.pad(theirs, (0, columns + entries - keys))  # entries that no query selects
+        keys = columns + entries
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
         if choice.ambiguous:
             continue

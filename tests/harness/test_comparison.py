@@ -186,6 +186,20 @@ def test_right_stages_show_nothing() -> None:
         assert findings(VECTORISED, case) == []
 
 
+def test_entries_that_no_query_selects_need_not_be_among_the_keys() -> None:
+    """A layer that gathers what is selected has none of them where k is 0; where k is not, they are missing."""
+
+    def without_entries(output: LayerOutput) -> LayerOutput:
+        assert output.probabilities is not None
+        return replace(output, probabilities=output.probabilities[..., :9])
+
+    none = replace(STAGES, geometry=replace(STAGES.geometry, top_k=0))
+    assert findings(showing(without_entries, select), none) == []
+    assert findings(showing(without_entries, select), STAGES) == [
+        "attention: 9 keys where there must be 9 tokens and 4 entries"
+    ]
+
+
 @pytest.mark.parametrize(
     ("rules", "first"),
     [
