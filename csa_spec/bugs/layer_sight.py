@@ -65,8 +65,8 @@ def _all(t: int, m: int) -> list[int]:
 
 layer_bug(
     "lets_all_queries_share_picks_from_all_entries",
-    "The top-k ranks future entries too, every query attends to the picks of all queries, and entries are not masked. "
-    "Besides, queries and window rotate by rope_theta, and every rotation is scaled by the amplitude of YaRN.",
+    "The top-k ranks future entries too, every query attends to the picks of all queries, and entries are not masked; "
+    "besides, queries and window rotate by rope_theta, and every rotation is scaled by the amplitude of YaRN.",
     "https://github.com/huggingface/transformers/issues/45758",
     "https://github.com/huggingface/transformers/issues/45820",
     "https://github.com/huggingface/transformers/issues/45910",
