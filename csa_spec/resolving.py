@@ -11,7 +11,7 @@ import torch
 
 from csa_spec.candidates import find_candidate
 from csa_spec.harness.candidate import LAYER, Candidate, CandidateError, as_candidate
-from csa_spec.harness.case import DEVICES
+from csa_spec.harness.case import DEVICES, DTYPES
 from csa_spec.harness.stage import Stage
 from csa_spec.harness.worker import WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
@@ -113,6 +113,12 @@ def resolve_profile(profile: str) -> Profile:
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}: it is none of {', '.join(PROFILES)}")
     return PROFILES[profile]
+
+
+def resolve_dtype(dtype: str) -> None:
+    """Refuse a dtype that is not known."""
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: it is none of {', '.join(DTYPES)}")
 
 
 def resolve_device(device: str) -> None:

@@ -13,13 +13,12 @@ import torch
 
 from csa_spec.diagnosis import diagnose
 from csa_spec.harness.candidate import CACHE, LAYER, Candidate, Capabilities
-from csa_spec.harness.case import DTYPES
 from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
 from csa_spec.harness.engine import ENOUGH, CheckResult, draw_cases, run_check, subject_of
 from csa_spec.harness.limitations import Limitation, probe
 from csa_spec.harness.stage import Check, Stage
 from csa_spec.profiles import Profile
-from csa_spec.resolving import UsageError, resolve_device, resolve_kinds, resolve_stages, unsupported
+from csa_spec.resolving import UsageError, resolve_device, resolve_dtype, resolve_kinds, resolve_stages, unsupported
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES, declaration_problem
 from csa_spec.strategies import (
@@ -52,8 +51,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse a dtype or device that is not known, not there, or not supported."""
-        if self.dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {self.dtype!r}: it is none of {', '.join(DTYPES)}")
+        resolve_dtype(self.dtype)
         resolve_device(self.device)
         reason = unsupported(self.candidate, self.stage, self.dtype, self.device)
         if reason:
@@ -212,8 +210,7 @@ def make_targets(
     targets: list[Target] = []
     declined: dict[tuple[str, str], str] = {}
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {dtype!r}: it is none of {', '.join(DTYPES)}")
+        resolve_dtype(dtype)
         before = len(targets)
         for name in resolve_stages(stage, candidate):
             kinds = resolve_kinds(layer) if name in (LAYER, CACHE) else [None]

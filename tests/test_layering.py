@@ -1,4 +1,4 @@
-"""Who may import whom: spec <- harness <- stages <- (candidates, strategies, report) <- checking, plugin, cli."""
+"""Who may import whom: spec <- harness <- stages <- (candidates, strategies, report) <- target <- checking, cli."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Nursery:
         self._control, control = socket.socketpair()
         self._channels: list[socket.socket] = []  # to the worker; a list, which _end can have
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with everything else
-        # Candidates may touch CUDA when imported.
+        # Not candidates, which may touch CUDA when imported.
         rooms = ("checking", "harness", "resolving", "spec", "stages", "strategies", "target")
         ours = [name for name in sys.modules if name.startswith(tuple(f"csa_spec.{room}" for room in rooms))]
         code = (
