@@ -260,12 +260,13 @@ def _verdict(found: SelfTest) -> Iterator[str]:
         yield f"NOT EQUIVALENT: {one.bug} is found by {one.first.check} in {one.subject}, seed {one.seed}"
     for name, subject, count in found.false_alarms:
         yield f"FALSE ALARM: {name} fails on {count} cases of {subject}"
-    if found.survivors or found.not_equivalent:
+    if not found.passed:
         yield "The suite does not find all that it must, or more than it must."
-    elif found.hunts:
-        yield "Every bug that is not equivalent is found, and nothing else."
-    if found.pools and not found.false_alarms:
-        yield "No right candidate fails."
+    else:
+        if found.hunts:
+            yield "Every bug that is not equivalent is found, and nothing else."
+        if found.pools:
+            yield "No right candidate fails."
     yield f"{found.seconds:.0f} s with {found.jobs} process{'es' * (found.jobs > 1)}."
 
 

@@ -139,6 +139,8 @@ def test_a_false_alarm_makes_it_fail() -> None:
     assert found.false_alarms == [("gather", "csa", 1)]
     assert not found.passed
     assert "FALSE ALARM: gather fails on 1 cases of csa" in as_text(found)
+    assert "No right candidate fails" not in as_text(found)
+    assert "more than it must" in as_text(found)
 
 
 def test_the_grid_finds_the_plain_and_misses_the_subtle(extra: Callable[..., Bug]) -> None:
