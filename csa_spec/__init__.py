@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csa_spec.checking import check, check_case
-    from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
-    from csa_spec.harness.case import Case, CaseError, Feature, Row
-    from csa_spec.harness.failures import Failure
-    from csa_spec.harness.results import Report, Verdict
+    from csa_spec.engine.case import Case, CaseError, Feature, Row
+    from csa_spec.engine.failures import Failure
+    from csa_spec.engine.results import Report, Verdict
+    from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
     from csa_spec.resolving import UsageError
     from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
 
@@ -47,11 +47,11 @@ _HOMES = {
     **dict.fromkeys(("check", "check_case"), "csa_spec.checking"),
     "UsageError": "csa_spec.resolving",
     **dict.fromkeys(
-        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"), "csa_spec.harness.candidate"
+        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"), "csa_spec.plug.candidate"
     ),
-    **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.harness.case"),
-    "Failure": "csa_spec.harness.failures",
-    **dict.fromkeys(("Report", "Verdict"), "csa_spec.harness.results"),
+    **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.engine.case"),
+    "Failure": "csa_spec.engine.failures",
+    **dict.fromkeys(("Report", "Verdict"), "csa_spec.engine.results"),
     **dict.fromkeys(("CompressorWeights", "Geometry", "LayerKind", "LayerWeights", "Yarn"), "csa_spec.spec"),
 }
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from csa_spec.diagnosis import diagnose
-from csa_spec.harness.candidate import LAYER, Candidate
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.limitations import with_known_limitations
-from csa_spec.harness.results import Report
-from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.known_issues import with_known_limitations
+from csa_spec.engine.results import Report
+from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
     UsageError,
@@ -77,7 +77,7 @@ def check(
     time_limit
         Seconds for one call of an isolated candidate.
     known
-        A TOML file of known limitations (see :mod:`csa_spec.harness.limitations`), beside those that the candidate
+        A TOML file of known limitations (see :mod:`csa_spec.engine.known_issues`), beside those that the candidate
         declares itself.
     progress
         Called after each case.
@@ -86,7 +86,7 @@ def check(
     ------
     UsageError
         If an argument is not known, or the candidate does not support what is asked for.
-    csa_spec.harness.candidate.CandidateError
+    csa_spec.plug.candidate.CandidateError
         If the candidate cannot be used.
     """
     begin = time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csa_spec.harness.results import Report
+    from csa_spec.engine.results import Report
 
 USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
 
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        from csa_spec.harness.candidate import CandidateError
-        from csa_spec.harness.case import CaseError
+        from csa_spec.engine.case import CaseError
+        from csa_spec.plug.candidate import CandidateError
         from csa_spec.resolving import UsageError
         from csa_spec.vectors import VectorsError
 
@@ -220,7 +220,7 @@ def _write(report: Report, options: argparse.Namespace) -> None:
 
 def _case(options: argparse.Namespace) -> int:
     from csa_spec.checking import check_case
-    from csa_spec.harness.failures import Failure
+    from csa_spec.engine.failures import Failure
     from csa_spec.report.text import describe
 
     try:
@@ -284,9 +284,9 @@ def _vectors(options: argparse.Namespace) -> int:
 
 def _attend_of(name: str) -> Callable[..., Any]:
     """Return the function of a candidate's stage ``attend``, called as the checks call it."""
-    from csa_spec.harness.call import Request
-    from csa_spec.harness.candidate import ARGUMENTS
-    from csa_spec.harness.trial import main_output
+    from csa_spec.engine.trial import main_output
+    from csa_spec.plug.call import Request
+    from csa_spec.plug.candidate import ARGUMENTS
     from csa_spec.resolving import resolve_candidate, resolve_stages
 
     candidate = resolve_candidate(name, "attend")
@@ -305,7 +305,7 @@ class ProgressLine:
 
     def show(self, result: object) -> None:
         """Say where the run is."""
-        from csa_spec.harness.engine import CheckResult
+        from csa_spec.engine.running import CheckResult
 
         assert isinstance(result, CheckResult)
         where = f"{result.subject} {result.dtype}"

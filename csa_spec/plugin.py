@@ -108,7 +108,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _targets(config: pytest.Config) -> list[Any]:
     """Return pairs of a stage's name and a parameter."""
-    from csa_spec.harness.candidate import CandidateError
+    from csa_spec.plug.candidate import CandidateError
     from csa_spec.resolving import UsageError, resolve_kinds, resolve_profile, resolve_stages
     from csa_spec.target import make_targets
 

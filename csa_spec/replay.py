@@ -12,10 +12,10 @@ from typing import Any
 from csa_spec.bundle.digest import digest_of
 from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, read_bundle
 from csa_spec.checking import check_case
-from csa_spec.harness.candidate import CandidateError
-from csa_spec.harness.case import CaseError
-from csa_spec.harness.failures import CandidateDied, CandidateHung, Failure
-from csa_spec.harness.worker import TIME_LIMIT, WorkerCaller
+from csa_spec.engine.case import CaseError
+from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure
+from csa_spec.plug.candidate import CandidateError
+from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.resolving import UsageError, isolated, resolve_candidate
 from csa_spec.stages import stage_of
 

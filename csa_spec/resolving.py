@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from csa_spec.candidates import find_candidate
-from csa_spec.harness.candidate import LAYER, Candidate, CandidateError, as_candidate
-from csa_spec.harness.case import DEVICES, DTYPES
-from csa_spec.harness.stage import Stage
-from csa_spec.harness.worker import WorkerCaller
+from csa_spec.engine.case import DEVICES, DTYPES
+from csa_spec.engine.stage import Stage
+from csa_spec.plug.candidate import LAYER, Candidate, CandidateError, as_candidate
+from csa_spec.plug.worker import WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

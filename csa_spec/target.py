@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from csa_spec.diagnosis import diagnose
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate, Capabilities
-from csa_spec.harness.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
-from csa_spec.harness.engine import ENOUGH, CheckResult, draw_cases, run_check, subject_of
-from csa_spec.harness.limitations import Limitation, probe
-from csa_spec.harness.stage import Check, Stage
+from csa_spec.engine.coverage import AMBIGUOUS_SHARE, WITHOUT_DRAWN_TIES
+from csa_spec.engine.known_issues import Limitation, probe
+from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check, subject_of
+from csa_spec.engine.stage import Check, Stage
+from csa_spec.plug.candidate import CACHE, LAYER, Candidate, Capabilities
 from csa_spec.profiles import Profile
 from csa_spec.resolving import UsageError, resolve_device, resolve_dtype, resolve_kinds, resolve_stages, unsupported
 from csa_spec.spec import LayerKind

@@ -12,8 +12,8 @@ from dataclasses import replace
 from hypothesis import event
 from hypothesis import strategies as st
 
-from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
-from csa_spec.harness.stream import Call, Op
+from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
+from csa_spec.engine.stream import Call, Op
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages.cache_cases import CacheCase
 from csa_spec.strategies.geometry import compress_ratios, geometries

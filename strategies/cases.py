@@ -9,7 +9,7 @@ from functools import cache
 from hypothesis import event
 from hypothesis import strategies as st
 
-from csa_spec.harness.case import DRAWN_SCORES, Case, Row, Scores, Sinks, Values
+from csa_spec.engine.case import DRAWN_SCORES, Case, Row, Scores, Sinks, Values
 from csa_spec.spec import LayerKind
 from csa_spec.strategies.geometry import compress_ratios, geometries
 from csa_spec.strategies.rows import batches

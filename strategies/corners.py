@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from csa_spec.harness.case import DRAWN_SCORES, Case, Row, Sinks, Values
+from csa_spec.engine.case import DRAWN_SCORES, Case, Row, Sinks, Values
 from csa_spec.spec import Geometry, LayerKind, Yarn
 
 

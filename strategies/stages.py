@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import event
 from hypothesis import strategies as st
 
-from csa_spec.harness.recipe import Recipe
+from csa_spec.engine.recipe import Recipe
 from csa_spec.stages.attend_cases import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
 from csa_spec.stages.compressor import Blocks, CompressorCase, Interpolation, TokenValues
 from csa_spec.stages.index_scores import IndexScoresCase, ProductValues

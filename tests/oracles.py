@@ -12,8 +12,8 @@ import second_oracle
 import torch
 from torch import Tensor
 
-from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
-from csa_spec.harness.inputs import Inputs, make_inputs
+from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
+from csa_spec.engine.inputs import Inputs, make_inputs
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 
 Array: TypeAlias = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Every smaller case of a stage, for the exhaustive search of ``minimality.py``.
 
-What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.harness.shrink.shape`, for a stage by
+What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.engine.shrink.shape`, for a stage by
 the sum of its sizes, for a cache by its calls, tokens and rows, then by the shape of its layer.
 """
 
@@ -12,10 +12,10 @@ from dataclasses import fields, replace
 from itertools import islice, product
 from typing import Any
 
-from csa_spec.harness.case import Case, CaseError, Row, Scores, Sinks, Values
-from csa_spec.harness.recipe import Recipe
-from csa_spec.harness.shrink import shape
-from csa_spec.harness.stream import Call, Op
+from csa_spec.engine.case import Case, CaseError, Row, Scores, Sinks, Values
+from csa_spec.engine.recipe import Recipe
+from csa_spec.engine.shrink import shape
+from csa_spec.engine.stream import Call, Op
 from csa_spec.spec import Geometry, GeometryError, LayerKind
 from csa_spec.stages.cache_cases import CacheCase
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import cli_candidates
 import pytest
-from harness.candidates import as_specified
+from engine.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
 from csa_spec.candidates import GROUP
-from csa_spec.harness.candidate import Candidate, CandidateError
-from csa_spec.harness.case import Scores, Sinks, Values
-from csa_spec.harness.comparison import Tally
-from csa_spec.harness.coverage import required
-from csa_spec.harness.engine import CheckResult, RegimeCount
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.results import Report, Verdict
+from csa_spec.engine.case import Scores, Sinks, Values
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.coverage import required
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.results import Report, Verdict
+from csa_spec.engine.running import CheckResult, RegimeCount
+from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind

@@ -15,8 +15,8 @@ from faults import FAULTS
 
 import csa_spec
 from csa_spec import Report, Verdict
-from csa_spec.harness import failures
-from csa_spec.harness.failures import Failure
+from csa_spec.engine import failures
+from csa_spec.engine.failures import Failure
 from csa_spec.report.text import summarise
 from csa_spec.stages.attend import ATTEND
 from csa_spec.stages.attend_cases import AttendCase

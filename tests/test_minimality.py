@@ -10,9 +10,9 @@ from smaller_cases import letters, shape_of, smaller_cases
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
-from csa_spec.harness.candidate import as_candidate
-from csa_spec.harness.case import Case, Values
-from csa_spec.harness.failures import Failure, SeesTooMuch, WrongNumbers
+from csa_spec.engine.case import Case, Values
+from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
+from csa_spec.plug.candidate import as_candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select

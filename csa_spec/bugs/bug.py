@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import LAYER, Candidate, LayerStage, as_candidate
+from csa_spec.plug.candidate import LAYER, Candidate, LayerStage, as_candidate
 from csa_spec.spec import (
     SPEC,
     Context,

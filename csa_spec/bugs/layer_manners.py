@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import COMPRESSED, CSA, Asked, bug, following, layer_bug
-from csa_spec.harness.candidate import LAYER, Capabilities
+from csa_spec.plug.candidate import LAYER, Capabilities
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import bug
-from csa_spec.harness.candidate import CACHE
+from csa_spec.plug.candidate import CACHE
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import Half
 from csa_spec.spec.indexer import index_scale

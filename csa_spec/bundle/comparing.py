@@ -9,9 +9,9 @@ from torch import Tensor
 
 from csa_spec.bundle.literals import Literals, number, shorten
 from csa_spec.bundle.streams import all_answers
-from csa_spec.harness.expected import ALTERNATIVES
-from csa_spec.harness.failures import Failure, Place, WrongShape
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.expected import ALTERNATIVES
+from csa_spec.engine.failures import Failure, Place, WrongShape
+from csa_spec.engine.trial import Trial
 from csa_spec.spec import SPEC
 from csa_spec.stages.cache import CacheTrial
 from csa_spec.stages.layer_trial import LayerTrial

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from csa_spec.harness.arrays import named_tensors
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.stage import Stage
+from csa_spec.engine.stage import Stage
+from csa_spec.plug.arrays import named_tensors
+from csa_spec.plug.candidate import Candidate
 
 
 def digest_of(stage: Stage, case: Any) -> str:

@@ -14,8 +14,7 @@ from csa_spec.bundle.literals import WIDTH, Literals, near, number, rounded_up, 
 from csa_spec.bundle.streams import answers_of, wrong_call
 from csa_spec.bundle.subjects import Subject, subject_of
 from csa_spec.candidates.transformers import WEIGHT_NAMES
-from csa_spec.harness.arrays import named_tensors, same_bits
-from csa_spec.harness.failures import (
+from csa_spec.engine.failures import (
     Failure,
     NoGradient,
     NotBatchInvariant,
@@ -29,9 +28,10 @@ from csa_spec.harness.failures import (
     WrongGradient,
     WrongSelection,
 )
-from csa_spec.harness.gradients import cotangent_of
-from csa_spec.harness.inputs import fresh_tokens, fresh_weight
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.gradients import cotangent_of
+from csa_spec.engine.inputs import fresh_tokens, fresh_weight
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.arrays import named_tensors, same_bits
 from csa_spec.stages.attend import AttendTrial
 from csa_spec.stages.attend_cases import IndexLists
 from csa_spec.stages.cache import CacheTrial

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa_spec.harness.case import CaseError
+from csa_spec.engine.case import CaseError
 from csa_spec.stages import parse_case, stage_of
 
 VERSION = 1

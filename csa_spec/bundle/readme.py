@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csa_spec.bundle.wording import plain
-from csa_spec.harness.candidate import LAYER
-from csa_spec.harness.case import AnyCase, Case
-from csa_spec.harness.failures import CandidateRaised, Failure
+from csa_spec.engine.case import AnyCase, Case
+from csa_spec.engine.failures import CandidateRaised, Failure
+from csa_spec.plug.candidate import LAYER
 from csa_spec.spec import LayerKind
 from csa_spec.stages import SPECIFICATION, stage_of
 from csa_spec.stages.cache_cases import CacheCase

@@ -13,9 +13,9 @@ from csa_spec.bundle.laws import BODIES
 from csa_spec.bundle.literals import WIDTH, Literals
 from csa_spec.bundle.subjects import subject_of
 from csa_spec.bundle.wording import plain
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import Candidate
 from csa_spec.stages import SPECIFICATION, stage_of
 from csa_spec.stages.cache import CacheTrial
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csa_spec.harness.expected import ALTERNATIVES, Expected
-from csa_spec.harness.failures import Failure, Place, WrongShape
-from csa_spec.harness.stream import Call, Op
+from csa_spec.engine.expected import ALTERNATIVES, Expected
+from csa_spec.engine.failures import Failure, Place, WrongShape
+from csa_spec.engine.stream import Call, Op
 from csa_spec.stages.cache import CacheTrial
 from csa_spec.stages.cache_cases import CacheCase, Step, Token
 

@@ -16,9 +16,9 @@ from csa_spec.bundle.literals import WIDTH, Literals, number
 from csa_spec.bundle.streams import OWN, TRANSFORMERS, Schedule, tokens_name, wrong_call
 from csa_spec.candidates import GROUP, SHIPPED
 from csa_spec.candidates.transformers import WEIGHT_NAMES, configuration_of, rows_arguments
-from csa_spec.harness.candidate import LAYER, Candidate
-from csa_spec.harness.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import LAYER, Candidate
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights
 from csa_spec.stages.cache import CacheTrial
 

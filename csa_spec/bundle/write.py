@@ -22,9 +22,9 @@ from csa_spec.bundle.readme import make_readme
 from csa_spec.bundle.script import TENSORS_FILE, make_script
 from csa_spec.bundle.subjects import import_path
 from csa_spec.candidates import SHIPPED
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.failures import CandidateDied, CandidateHung, Failure
-from csa_spec.harness.results import Report
+from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure
+from csa_spec.engine.results import Report
+from csa_spec.plug.candidate import Candidate
 from csa_spec.report.json import failure_json
 from csa_spec.stages import stage_of
 

@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
-from csa_spec.harness.candidate import Candidate, CandidateError, as_candidate, import_candidate, one_line
+from csa_spec.plug.candidate import Candidate, CandidateError, as_candidate, import_candidate, one_line
 
 SHIPPED = {
     name: f"csa_spec.candidates.{name}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from csa_spec.harness.candidate import Candidate, Capabilities, LayerOutput, LayerStage
+from csa_spec.plug.candidate import Candidate, Capabilities, LayerOutput, LayerStage
 from csa_spec.spec import PADDING, CompressorWeights, Geometry, LayerKind, LayerWeights
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]

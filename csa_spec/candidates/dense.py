@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.candidates.batched import key_counts, make_candidate, named_keys, softmax_with_sink, wide
-from csa_spec.harness.candidate import Candidate
+from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:

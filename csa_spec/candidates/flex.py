@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as flex
 from torch.nn.functional import pad
 
 from csa_spec.candidates.batched import key_counts, make_candidate, named_keys, wide
-from csa_spec.harness.candidate import Candidate
+from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:

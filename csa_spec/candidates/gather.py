@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from csa_spec.candidates.batched import key_or_none, make_candidate, softmax_with_sink, wide
-from csa_spec.harness.candidate import Candidate
+from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:

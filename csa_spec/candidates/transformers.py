@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from csa_spec.candidates.transformers_cache import CacheStream
-from csa_spec.harness.candidate import Candidate, CandidateError, Capabilities, LayerOutput, one_line
-from csa_spec.harness.case import Feature
+from csa_spec.engine.case import Feature
+from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities, LayerOutput, one_line
 from csa_spec.spec import PADDING, Geometry, LayerKind, LayerWeights
 
 _LAYER_TYPES = {

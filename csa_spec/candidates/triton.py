@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from csa_spec.candidates.batched import make_candidate
-from csa_spec.harness.candidate import Candidate, CandidateError, one_line
+from csa_spec.plug.candidate import Candidate, CandidateError, one_line
 
 
 def load() -> Candidate:

@@ -7,9 +7,9 @@ specification another one. Where several bugs give that answer, further cases on
 from __future__ import annotations
 
 from csa_spec.diagnosis.summary import summary
-from csa_spec.harness.candidate import Candidate, CandidateError
-from csa_spec.harness.failures import CandidateDied, CandidateHung, Diagnosis, Failure, Likeness
-from csa_spec.harness.stage import Check
+from csa_spec.engine.failures import CandidateDied, CandidateHung, Diagnosis, Failure, Likeness
+from csa_spec.engine.stage import Check
+from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.stages import stage_of
 
 __all__ = ["SECONDS", "diagnose"]

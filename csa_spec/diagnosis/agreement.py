@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from csa_spec.harness.call import Answer
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.comparison import error_ratios
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.trial import Trial, main_output
+from csa_spec.engine.comparison import error_ratios
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.trial import Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.plug.candidate import Candidate
 from csa_spec.stages.cache import CacheTrial
 from csa_spec.stages.layer_trial import LayerTrial
 from csa_spec.stages.numbers import NumbersTrial, dtype_of

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate
-from csa_spec.harness.engine import draw_cases
-from csa_spec.harness.stage import Stage
+from csa_spec.engine.running import draw_cases
+from csa_spec.engine.stage import Stage
+from csa_spec.plug.candidate import CACHE, LAYER, Candidate
 from csa_spec.spec import LayerKind
 from csa_spec.strategies import cache_cases, cache_corners, cases, corner_cases, stage_cases, stage_corners
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from csa_spec.bugs import Bug
 from csa_spec.diagnosis.further import further_cases, kind_of
 from csa_spec.diagnosis.outcome import UNFORMED, Outcome, alike, equal, fails, outcome
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.failures import Likeness
-from csa_spec.harness.stage import Check, Stage
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.failures import Likeness
+from csa_spec.engine.stage import Check, Stage
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import Candidate
 
 ASKED = 16
 """Further cases on which the candidate is asked at most, of those that tell bugs apart."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from csa_spec.diagnosis.agreement import agree, is_wrong, roughly, same_answer, same_case
-from csa_spec.harness.call import Answer, Caller, Request
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.failures import (
+from csa_spec.engine.failures import (
     CandidateRaised,
     Failure,
     NotRepeatable,
@@ -17,9 +15,11 @@ from csa_spec.harness.failures import (
     WrongDtype,
     WrongShape,
 )
-from csa_spec.harness.stage import Check
-from csa_spec.harness.stream import NotOffered
-from csa_spec.harness.trial import Trial, main_output
+from csa_spec.engine.stage import Check
+from csa_spec.engine.stream import NotOffered
+from csa_spec.engine.trial import Trial, main_output
+from csa_spec.plug.call import Answer, Caller, Request
+from csa_spec.plug.candidate import Candidate
 
 UNFORMED = (CandidateRaised, WrongShape, WrongDtype)
 """Failures that leave no answer to compare."""

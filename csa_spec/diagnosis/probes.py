@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from csa_spec.diagnosis.agreement import parts_of_calls
-from csa_spec.harness.comparison import error_ratios
-from csa_spec.harness.failures import Place, query_name
-from csa_spec.harness.trial import main_output
+from csa_spec.engine.comparison import error_ratios
+from csa_spec.engine.failures import Place, query_name
+from csa_spec.engine.trial import main_output
 from csa_spec.spec import SPEC
 from csa_spec.stages.cache import CacheTrial
 from csa_spec.stages.index_scores import IndexScoresTrial

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from csa_spec.diagnosis.probes import sight_of_a_stream, sight_of_scores
-from csa_spec.harness import failures as kinds
-from csa_spec.harness.comparison import error_ratios
-from csa_spec.harness.dependence import Dependence
-from csa_spec.harness.expected import ExpectedDocument
-from csa_spec.harness.failures import Failure, Place, query_name
-from csa_spec.harness.trial import Trial
+from csa_spec.engine import failures as kinds
+from csa_spec.engine.comparison import error_ratios
+from csa_spec.engine.dependence import Dependence
+from csa_spec.engine.expected import ExpectedDocument
+from csa_spec.engine.failures import Failure, Place, query_name
+from csa_spec.engine.trial import Trial
 from csa_spec.spec import SPEC, Geometry, answer_query
 from csa_spec.stages.attend import AttendTrial
 from csa_spec.stages.cache import CacheTrial

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Failure, Likeness
-from csa_spec.harness.results import Report, Verdict
+from csa_spec.engine.failures import Failure, Likeness
+from csa_spec.engine.results import Report, Verdict
+from csa_spec.engine.running import CheckResult
 from csa_spec.report.maps import dependence_map, sight_map
 from csa_spec.report.text import call_line, count_cell, numbers_lines
 from csa_spec.stages import STAGES

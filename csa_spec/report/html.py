@@ -9,7 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from csa_spec.harness.results import Report
+from csa_spec.engine.results import Report
 from csa_spec.report.content import covered, environment, explained, gaps, tables, verdict
 from csa_spec.report.picture import picture
 

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Diagnosis, Failure
-from csa_spec.harness.results import Report
+from csa_spec.engine.failures import Diagnosis, Failure
+from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
 from csa_spec.report.files import write_text
 
 VERSION = 2

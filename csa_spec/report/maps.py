@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from csa_spec.harness.dependence import Dependence
-from csa_spec.harness.failures import letter
+from csa_spec.engine.dependence import Dependence
+from csa_spec.engine.failures import letter
 from csa_spec.spec import DocumentTrace, QueryTrace
 
 LARGEST = 24

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from csa_spec.harness.results import Report
+from csa_spec.engine.results import Report
 from csa_spec.report.content import Explained, Table, environment, explained, gaps, tables, verdict
 
 MOST = 65_536

@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from csa_spec.harness.case import Case
-from csa_spec.harness.comparison import Tally
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Failure, letter
-from csa_spec.harness.inputs import make_inputs
-from csa_spec.harness.limitations import Limitation
-from csa_spec.harness.results import Report, Verdict
+from csa_spec.engine.case import Case
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.failures import Failure, letter
+from csa_spec.engine.inputs import make_inputs
+from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.results import Report, Verdict
+from csa_spec.engine.running import CheckResult
 from csa_spec.report.maps import dependence_map, sight_map
 from csa_spec.stages import SPECIFICATION, STAGES, stage_of
 

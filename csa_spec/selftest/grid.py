@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs import find_bug
-from csa_spec.harness.call import Request
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate
-from csa_spec.harness.case import Case, Row, Scores, Sinks, Values
-from csa_spec.harness.inputs import make_inputs
-from csa_spec.harness.stream import Call
-from csa_spec.harness.trial import main_output
+from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
+from csa_spec.engine.inputs import make_inputs
+from csa_spec.engine.stream import Call
+from csa_spec.engine.trial import main_output
+from csa_spec.plug.call import Request
+from csa_spec.plug.candidate import CACHE, LAYER, Candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
 from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs
 

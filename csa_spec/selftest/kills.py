@@ -9,10 +9,10 @@ from typing import Any
 
 from csa_spec.bugs import Bug, find_bug
 from csa_spec.diagnosis.agreement import same_case
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.engine import subject_of
-from csa_spec.harness.stage import Stage
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.running import subject_of
+from csa_spec.engine.stage import Stage
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

@@ -14,12 +14,12 @@ from csa_spec.bugs.bug import following
 from csa_spec.bugs.stream import Cache
 from csa_spec.candidates import find_candidate
 from csa_spec.diagnosis.agreement import same_case
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
-from csa_spec.harness.case import DRAWN_SCORES, DRAWN_VALUES, Case, Sinks
-from csa_spec.harness.engine import subject_of
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.stream import NotOffered
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.case import DRAWN_SCORES, DRAWN_VALUES, Case, Sinks
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.running import subject_of
+from csa_spec.engine.stream import NotOffered
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
 from csa_spec.profiles import Profile
 from csa_spec.spec import SPEC, LayerKind
 from csa_spec.stages import STAGES

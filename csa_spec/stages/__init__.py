@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.case import Case, CaseError, Feature
-from csa_spec.harness.stage import Check, Stage
-from csa_spec.harness.stream import Op
+from csa_spec.engine.case import Case, CaseError, Feature
+from csa_spec.engine.stage import Check, Stage
+from csa_spec.engine.stream import Op
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import LayerKind
 from csa_spec.stages.attend import ATTEND
 from csa_spec.stages.cache import CACHE_STAGE, NARROW

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.budget import Arithmetic, core_budget
-from csa_spec.harness.candidate import Capabilities
-from csa_spec.harness.comparison import Tally
-from csa_spec.harness.failures import Failure, NotZero, OrderMatters, SeesTooLittle, SeesTooMuch
-from csa_spec.harness.gradients import gradients_match
-from csa_spec.harness.limits import limits_check
-from csa_spec.harness.stage import MANNERS, ROWS, Check, Stage
-from csa_spec.harness.trial import Form
+from csa_spec.engine.budget import Arithmetic, core_budget
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.declared_limits import limits_check
+from csa_spec.engine.failures import Failure, NotZero, OrderMatters, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.stage import MANNERS, ROWS, Check, Stage
+from csa_spec.engine.trial import Form
+from csa_spec.plug.candidate import Capabilities
 from csa_spec.spec import SPEC
 from csa_spec.stages.attend_cases import (
     AttendCase,
@@ -140,7 +140,7 @@ def attend_budget(
     r"""Return what ``attend`` must give, ``[B, S, H, D]`` in float64, and by how much each element may be off.
 
     Per query, with z = scale q . k, p the softmax with sink and o = sum p k: the derivation of
-    :mod:`csa_spec.harness.budget`, with exact q and k, since the specification gets the rounded numbers:
+    :mod:`csa_spec.engine.budget`, with exact q and k, since the specification gets the rounded numbers:
     var(z) = u^2 (sum (q k)^2 + 2 z^2 + (z - max z)^2) + a^2 (sum \|q k\|)^2 and
     var(o) = sum p^2 (k - o)^2 var(z) + (3 u)^2 sum p^2 k^2 + g a^2 ((sum p \|k\|)^2 + o^2) + (a max(z) o)^2
     + (2 u o)^2,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import Capabilities
-from csa_spec.harness.inputs import choice, generator, normal
-from csa_spec.harness.recipe import Recipe, drawn, size
+from csa_spec.engine.inputs import choice, generator, normal
+from csa_spec.engine.recipe import Recipe, drawn, size
+from csa_spec.plug.candidate import Capabilities
 
 
 class IndexLists(StrEnum):

@@ -19,12 +19,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from csa_spec.harness.call import Answer
-from csa_spec.harness.candidate import CACHE, Capabilities, LayerOutput
-from csa_spec.harness.case import Case, Row
-from csa_spec.harness.comparison import Mismatch, Tally, compare
-from csa_spec.harness.expected import Expected, expect
-from csa_spec.harness.failures import (
+from csa_spec.engine.case import Case, Row
+from csa_spec.engine.comparison import Mismatch, Tally, compare
+from csa_spec.engine.expected import Expected, expect
+from csa_spec.engine.failures import (
     CandidateRaised,
     Failure,
     NotFinite,
@@ -33,11 +31,13 @@ from csa_spec.harness.failures import (
     StreamDiffers,
     WrongShape,
 )
-from csa_spec.harness.inputs import Inputs
-from csa_spec.harness.shrink import DATA, LAYER_SHRINKING, SHAPES
-from csa_spec.harness.stage import MANNERS, Check, Shrinking, Stage
-from csa_spec.harness.stream import Call, MisshapenAnswer, Op
-from csa_spec.harness.trial import Form, Trial, main_output
+from csa_spec.engine.inputs import Inputs
+from csa_spec.engine.shrink import DATA, LAYER_SHRINKING, SHAPES
+from csa_spec.engine.stage import MANNERS, Check, Shrinking, Stage
+from csa_spec.engine.stream import Call, MisshapenAnswer, Op
+from csa_spec.engine.trial import Form, Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.plug.candidate import CACHE, Capabilities, LayerOutput
 from csa_spec.spec import GeometryError, LayerKind
 from csa_spec.stages.cache_cases import FORKED, CacheCase, Token, make_cache_inputs
 from csa_spec.stages.numbers import equals_the_specification

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.case import Case, CaseError, Row
-from csa_spec.harness.inputs import draw_tokens, make_inputs
-from csa_spec.harness.stream import Call, Op
+from csa_spec.engine.case import Case, CaseError, Row
+from csa_spec.engine.inputs import draw_tokens, make_inputs
+from csa_spec.engine.stream import Call, Op
 from csa_spec.spec import LayerKind
 
 Token = tuple[int, int, int]

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.budget import Arithmetic, entries_budget
-from csa_spec.harness.candidate import Capabilities
-from csa_spec.harness.comparison import Tally
-from csa_spec.harness.failures import Failure, PrefixDiffers, SeesTooLittle, SeesTooMuch
-from csa_spec.harness.gradients import gradients_match
-from csa_spec.harness.inputs import choice, gaussian_weight, normal
-from csa_spec.harness.limits import limits_check
-from csa_spec.harness.recipe import Recipe, drawn, size
-from csa_spec.harness.stage import MANNERS, ROWS, Check, Stage
-from csa_spec.harness.trial import Form
+from csa_spec.engine.budget import Arithmetic, entries_budget
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.declared_limits import limits_check
+from csa_spec.engine.failures import Failure, PrefixDiffers, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.inputs import choice, gaussian_weight, normal
+from csa_spec.engine.recipe import Recipe, drawn, size
+from csa_spec.engine.stage import MANNERS, ROWS, Check, Stage
+from csa_spec.engine.trial import Form
+from csa_spec.plug.candidate import Capabilities
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, LayerKind, Yarn, compress, compressor_shapes
 from csa_spec.stages.numbers import NumbersTrial, dtype_of, equals_the_specification
 

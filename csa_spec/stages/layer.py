@@ -1,6 +1,6 @@
 """The stage ``layer``: equality with the specification, and laws that need no specification.
 
-A check takes a trial. It raises a :class:`~csa_spec.harness.failures.Failure`, or returns a tally of what it
+A check takes a trial. It raises a :class:`~csa_spec.engine.failures.Failure`, or returns a tally of what it
 covered, or None where the case gives it nothing to do.
 """
 
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.candidate import LAYER, Capabilities
-from csa_spec.harness.case import Case
-from csa_spec.harness.comparison import (
+from csa_spec.engine.case import Case
+from csa_spec.engine.comparison import (
     Mismatch,
     Tally,
     attention_with_own_selection,
@@ -24,9 +23,9 @@ from csa_spec.harness.comparison import (
     explain_stages,
     wrong_selection,
 )
-from csa_spec.harness.coverage import kinds_of, required
-from csa_spec.harness.expected import Expected, ExpectedDocument, expect
-from csa_spec.harness.failures import (
+from csa_spec.engine.coverage import kinds_of, required
+from csa_spec.engine.expected import Expected, ExpectedDocument, expect
+from csa_spec.engine.failures import (
     BatchOrderMatters,
     Failure,
     FutureLeak,
@@ -42,11 +41,12 @@ from csa_spec.harness.failures import (
     WrongSelection,
     query_name,
 )
-from csa_spec.harness.gradients import gradients_match
-from csa_spec.harness.inputs import Inputs, fresh_tokens, fresh_weight
-from csa_spec.harness.manners import hold_bits
-from csa_spec.harness.shrink import LAYER_SHRINKING
-from csa_spec.harness.stage import MANNERS, Check, Stage
+from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.inputs import Inputs, fresh_tokens, fresh_weight
+from csa_spec.engine.shrink import LAYER_SHRINKING
+from csa_spec.engine.side_effects import hold_bits
+from csa_spec.engine.stage import MANNERS, Check, Stage
+from csa_spec.plug.candidate import LAYER, Capabilities
 from csa_spec.spec import PADDING, LayerKind
 from csa_spec.stages.layer_trial import LayerTrial
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from csa_spec.harness.call import Answer
-from csa_spec.harness.candidate import LAYER, LayerOutput
-from csa_spec.harness.case import Case
-from csa_spec.harness.comparison import Tally, compare
-from csa_spec.harness.dependence import LONGEST, Dependence, allowed_tokens, probe
-from csa_spec.harness.expected import Expected, ExpectedDocument, expect
-from csa_spec.harness.failures import Place, WrongNumbers
-from csa_spec.harness.inputs import Inputs, fresh_tokens, make_inputs
-from csa_spec.harness.trial import Form, Trial
+from csa_spec.engine.case import Case
+from csa_spec.engine.comparison import Tally, compare
+from csa_spec.engine.dependence import LONGEST, Dependence, allowed_tokens, probe
+from csa_spec.engine.expected import Expected, ExpectedDocument, expect
+from csa_spec.engine.failures import Place, WrongNumbers
+from csa_spec.engine.inputs import Inputs, fresh_tokens, make_inputs
+from csa_spec.engine.trial import Form, Trial
+from csa_spec.plug.call import Answer
+from csa_spec.plug.candidate import LAYER, LayerOutput
 from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
 
 

@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from csa_spec.harness.call import Answer
-from csa_spec.harness.comparison import Tally, error_ratios
-from csa_spec.harness.failures import (
+from csa_spec.engine.comparison import Tally, error_ratios
+from csa_spec.engine.failures import (
     AnswersAnother,
     Failure,
     NotFinite,
@@ -20,7 +19,8 @@ from csa_spec.harness.failures import (
     WrongNumbers,
     query_name,
 )
-from csa_spec.harness.trial import Trial
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.call import Answer
 
 
 class NumbersTrial(Trial):

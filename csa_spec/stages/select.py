@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.harness.call import Answer
-from csa_spec.harness.candidate import Capabilities
-from csa_spec.harness.comparison import Tally
-from csa_spec.harness.failures import (
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.declared_limits import limits_check
+from csa_spec.engine.failures import (
     BetterLeftOut,
     Failure,
     PickedTwice,
@@ -32,11 +31,12 @@ from csa_spec.harness.failures import (
     WrongCount,
     query_name,
 )
-from csa_spec.harness.inputs import choice, generator, normal
-from csa_spec.harness.limits import limits_check
-from csa_spec.harness.recipe import Recipe, drawn, size
-from csa_spec.harness.stage import MANNERS, ROWS, Check, Stage
-from csa_spec.harness.trial import INTEGERS, Form, Trial, main_output
+from csa_spec.engine.inputs import choice, generator, normal
+from csa_spec.engine.recipe import Recipe, drawn, size
+from csa_spec.engine.stage import MANNERS, ROWS, Check, Stage
+from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.plug.candidate import Capabilities
 from csa_spec.spec import SPEC
 from csa_spec.stages.numbers import dtype_of, equals_the_specification
 

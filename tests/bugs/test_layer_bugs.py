@@ -11,10 +11,10 @@ from itertools import islice
 import pytest
 
 from csa_spec.bugs import Bug, bugs
-from csa_spec.harness.candidate import LAYER
-from csa_spec.harness.case import Case
-from csa_spec.harness.engine import failure_of
-from csa_spec.harness.failures import Failure
+from csa_spec.engine.case import Case
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.running import failure_of
+from csa_spec.plug.candidate import LAYER
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE

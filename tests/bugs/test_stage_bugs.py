@@ -14,9 +14,9 @@ import pytest
 import csa_spec
 from csa_spec.bugs import Bug, bugs
 from csa_spec.bugs.stream import Cache, cache_bug
-from csa_spec.harness.candidate import LAYER, as_candidate
-from csa_spec.harness.engine import CheckResult, run_check
-from csa_spec.harness.stage import Check
+from csa_spec.engine.running import CheckResult, run_check
+from csa_spec.engine.stage import Check
+from csa_spec.plug.candidate import LAYER, as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

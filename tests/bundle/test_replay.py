@@ -17,7 +17,7 @@ from torch import Tensor
 from bundle.variants import VARIANTS
 from csa_spec import check_case
 from csa_spec.bundle import write_bundle
-from csa_spec.harness.failures import CandidateHung, CandidateRaised, Failure
+from csa_spec.engine.failures import CandidateHung, CandidateRaised, Failure
 from csa_spec.replay import State, exit_code, replay, summarise_replay
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import parse_case

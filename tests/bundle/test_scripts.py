@@ -14,7 +14,7 @@ import pytest
 from bundle.variants import VARIANTS
 from csa_spec import check_case
 from csa_spec.bundle import verify, write_bundle
-from csa_spec.harness.failures import Failure
+from csa_spec.engine.failures import Failure
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import parse_case
 

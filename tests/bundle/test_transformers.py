@@ -13,8 +13,8 @@ from transformers_adapter.test_second_release import release  # noqa: F401 - a f
 from bundle.test_scripts import run
 from csa_spec.bundle import verify
 from csa_spec.bundle.script import make_script
-from csa_spec.harness.case import Case
-from csa_spec.harness.failures import Failure, Place, SeesTooMuch, StreamDiffers
+from csa_spec.engine.case import Case
+from csa_spec.engine.failures import Failure, Place, SeesTooMuch, StreamDiffers
 from csa_spec.replay import State, replay
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages.cache_cases import CacheCase

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from csa_spec.bugs import find_bug
 from csa_spec.checking import check_case
 from csa_spec.diagnosis import diagnose
-from csa_spec.harness.case import Case
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.results import Report
+from csa_spec.engine.case import Case
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
 from csa_spec.report.html import to_html
 from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture

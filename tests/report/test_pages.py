@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from csa_spec.harness.failures import CandidateRaised, Diagnosis, Failure, Likeness
-from csa_spec.harness.limitations import Limitation
-from csa_spec.harness.results import Report
+from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness
+from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.results import Report
 from csa_spec.report.files import write_text
 from csa_spec.report.html import to_html
 from csa_spec.report.markdown import MOST, to_markdown

@@ -20,9 +20,9 @@ from oracles import TOLERANCE, VECTORS, Array, second_batch, small_case
 from torch import Tensor
 
 from csa_spec.bugs import bugs, find_bug
-from csa_spec.harness.candidate import LAYER
-from csa_spec.harness.case import Case, Scores, Sinks, Values
-from csa_spec.harness.inputs import Inputs, make_inputs
+from csa_spec.engine.case import Case, Scores, Sinks, Values
+from csa_spec.engine.inputs import Inputs, make_inputs
+from csa_spec.plug.candidate import LAYER
 from csa_spec.spec import SPEC, LayerKind, Spec, Yarn, attend_batch
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.norm import rms_norm

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from oracles import TOLERANCE, Array, error, output_scale, score_scale, second_batch, second_layer
 from second_oracle import Result
 
-from csa_spec.harness.case import Case, Scores, Values
-from csa_spec.harness.inputs import Inputs, make_inputs
+from csa_spec.engine.case import Case, Scores, Values
+from csa_spec.engine.inputs import Inputs, make_inputs
 from csa_spec.spec import DocumentTrace, LayerKind, attend_batch
 from csa_spec.strategies import cases
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness.drawing import draw
+from engine.drawing import draw
 
-from csa_spec.harness.candidate import CACHE, Capabilities, as_candidate
-from csa_spec.harness.case import Case, CaseError
-from csa_spec.harness.stream import Call, Op
+from csa_spec.engine.case import Case, CaseError
+from csa_spec.engine.stream import Call, Op
+from csa_spec.plug.candidate import CACHE, Capabilities, as_candidate
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages import STAGES, parse_case, stage_of
 from csa_spec.stages.cache import CacheTrial, cache_size, fit, kinds_of, required

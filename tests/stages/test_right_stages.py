@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import csa_spec
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.results import Report
+from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
 from stages.right import (
     attend_gather,
     attend_loops,

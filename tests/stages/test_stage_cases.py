@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness.drawing import draw
+from engine.drawing import draw
 
-from csa_spec.harness.arrays import named_tensors, same_bits
-from csa_spec.harness.candidate import Capabilities, as_candidate
-from csa_spec.harness.case import CaseError
-from csa_spec.harness.shrink_recipe import recipe_size, simpler_recipes
+from csa_spec.engine.case import CaseError
+from csa_spec.engine.shrink_recipe import recipe_size, simpler_recipes
+from csa_spec.plug.arrays import named_tensors, same_bits
+from csa_spec.plug.candidate import Capabilities, as_candidate
 from csa_spec.spec import SPEC
 from csa_spec.stages import STAGES, parse_case, stage_of
 from csa_spec.stages.attend_cases import AttendCase, CoreSinks, IndexLists, UnusedRows, make_attend_inputs

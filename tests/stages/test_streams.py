@@ -13,11 +13,11 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.bugs.stream import Cache
-from csa_spec.harness.candidate import Capabilities, as_candidate
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.results import Report
-from csa_spec.harness.stream import Op
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stream import Op
+from csa_spec.plug.candidate import Capabilities, as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages import STAGES, parse_case

@@ -10,15 +10,15 @@ from functools import cache
 
 import pytest
 import torch
-from harness.drawing import draw
+from engine.drawing import draw
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from csa_spec.harness.candidate import Capabilities
-from csa_spec.harness.case import DRAWN_SCORES, Case, Feature, Sinks, Values
-from csa_spec.harness.coverage import REQUIRED, kinds_of, required
-from csa_spec.harness.expected import expect
-from csa_spec.harness.inputs import make_inputs
+from csa_spec.engine.case import DRAWN_SCORES, Case, Feature, Sinks, Values
+from csa_spec.engine.coverage import REQUIRED, kinds_of, required
+from csa_spec.engine.expected import expect
+from csa_spec.engine.inputs import make_inputs
+from csa_spec.plug.candidate import Capabilities
 from csa_spec.spec import LayerKind, split_documents
 from csa_spec.strategies import cases, corner_cases
 

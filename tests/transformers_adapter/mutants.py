@@ -17,9 +17,9 @@ import transformers
 from transformers.models.deepseek_v4 import configuration_deepseek_v4, modeling_deepseek_v4
 
 from csa_spec.candidates.transformers import from_modules
-from csa_spec.harness.candidate import Candidate
-from csa_spec.harness.engine import CheckResult
-from csa_spec.harness.stage import Check
+from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stage import Check
+from csa_spec.plug.candidate import Candidate
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import LAYER_STAGE

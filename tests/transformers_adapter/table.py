@@ -26,11 +26,11 @@ from torch import Tensor
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import RecordingStream, is_refusal
-from csa_spec.harness.candidate import CACHE, LAYER, Candidate, LayerOutput
-from csa_spec.harness.case import Case, Feature, Row, Sinks, Values
-from csa_spec.harness.failures import CandidateRaised, Failure
-from csa_spec.harness.shrink import shrink
-from csa_spec.harness.stream import NotOffered, Op
+from csa_spec.engine.case import Case, Feature, Row, Sinks, Values
+from csa_spec.engine.failures import CandidateRaised, Failure
+from csa_spec.engine.shrink import shrink
+from csa_spec.engine.stream import NotOffered, Op
+from csa_spec.plug.candidate import CACHE, LAYER, Candidate, LayerOutput
 from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
 from csa_spec.stages import STAGES
 from csa_spec.stages.cache_cases import CacheCase

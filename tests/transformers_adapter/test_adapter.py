@@ -9,8 +9,8 @@ import torch
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates import transformers as adapter
-from csa_spec.harness.candidate import LayerOutput
-from csa_spec.harness.case import Case, Feature, Row, Sinks, Values
+from csa_spec.engine.case import Case, Feature, Row, Sinks, Values
+from csa_spec.plug.candidate import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, Yarn, weight_shapes
 from csa_spec.stages.layer import matches_specification
 from csa_spec.stages.layer_trial import LayerTrial

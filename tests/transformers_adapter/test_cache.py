@@ -11,11 +11,11 @@ import transformers
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
-from csa_spec.harness.candidate import CACHE, Candidate
-from csa_spec.harness.case import Case, Sinks, Values
-from csa_spec.harness.engine import run_check
-from csa_spec.harness.failures import Failure
-from csa_spec.harness.stream import NotOffered
+from csa_spec.engine.case import Case, Sinks, Values
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.running import run_check
+from csa_spec.engine.stream import NotOffered
+from csa_spec.plug.candidate import CACHE, Candidate
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages.cache import CACHE_STAGE, CacheTrial
 from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from csa_spec.harness.case import Case
+from csa_spec.engine.case import Case
 
 RELEASE = "5.8.0"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from csa_spec.harness.failures import letter
+from csa_spec.engine.failures import letter
 from csa_spec.report.pictures.svg import EDGE, INK, PURPLE, QUIET, RED, SMALL, TEXT, Sheet, text_width
 
 MOST = 40

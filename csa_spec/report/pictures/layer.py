@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from csa_spec.harness.case import Case
-from csa_spec.harness.dependence import allowed_tokens
-from csa_spec.harness.failures import Failure
+from csa_spec.engine.case import Case
+from csa_spec.engine.dependence import allowed_tokens
+from csa_spec.engine.failures import Failure
 from csa_spec.report.pictures.frame import frame
 from csa_spec.report.pictures.grid import (
     NOTHING,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from csa_spec.harness.failures import Failure, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.failures import Failure, SeesTooLittle, SeesTooMuch
 from csa_spec.report.pictures.frame import frame
 from csa_spec.report.pictures.grid import (
     NOTHING,

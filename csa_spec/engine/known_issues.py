@@ -1,0 +1,149 @@
+"""Known limitations: what a candidate is known not to support, tried all the same, so that a report says what happens.
+
+A limitation is an entry of ``Capabilities.lacks``. Ordinary checks leave it out and count that. Here the cases that
+have it are tried, up to the first that fails: the smallest such case belongs to the limitation's line in the report.
+If none fails, it may have been fixed upstream.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.shrink import shrink
+from csa_spec.engine.stage import Stage
+from csa_spec.engine.stream import NotOffered
+from csa_spec.plug.candidate import Candidate, CandidateError
+
+TRIED = 20
+"""Cases tried for one limitation."""
+SHRUNK = 120
+"""Cases tried at most to make its failing case small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limitation:
+    """A known limitation, and what trying it showed."""
+
+    subject: str
+    """Stage or layer kind"""
+    name: str
+    """What is not supported, as in ``lacks``"""
+    reason: str
+    """Why, or the URL that says so"""
+    cases: int = 0
+    """Cases that had it"""
+    refused: int = 0
+    """Of these, those that the candidate refused with a clear error"""
+    failure: Failure | None = None
+    """The smallest case found that fails because of it"""
+
+    @property
+    def state(self) -> str:
+        """What trying it showed, in words."""
+        if self.failure is not None:
+            return "raises an exception" if self.failure.kind.startswith("CandidateRaised") else "wrong"
+        if self.cases and self.refused == self.cases:
+            return "refused"
+        return "passes now" if self.cases else "not tried"
+
+
+def probe(
+    candidate: Candidate,
+    stage: Stage,
+    subject: str,
+    place: str,
+    name: str,
+    cases: Iterable[Any],
+    shrinking: bool = True,
+) -> Limitation:
+    """Try the cases that have one limitation.
+
+    Parameters
+    ----------
+    candidate, stage, subject
+        Who, which stage, and what to call it.
+    place, name
+        The entry of ``lacks``.
+    cases
+        Tried are those that have this limitation and no other.
+    shrinking
+        Whether to look for the smallest case that fails.
+    """
+    declared: Mapping[Any, str] = candidate.capabilities.lacks
+    others = {key: reason for key, reason in declared.items() if key != (place, name)}
+    lifted = replace(candidate, capabilities=replace(candidate.capabilities, lacks=others))
+    found = Limitation(subject, str(name), declared[place, name])
+    check = stage.checks[0]
+
+    def has_it(case: Any) -> bool:
+        return bool(stage.fit(case, lifted.capabilities)[0] == case != stage.fit(case, candidate.capabilities)[0])
+
+    refusals: list[Any] = []
+
+    def judge(case: Any) -> Failure | None:
+        if not has_it(case):
+            return None
+        try:
+            check.run(stage.trial(lifted, case))
+        except Failure as failure:
+            return failure
+        except NotOffered:
+            refusals.append(case)
+        return None
+
+    for case in cases:
+        if found.cases >= TRIED:
+            break
+        if not has_it(case):
+            continue
+        found = replace(found, cases=found.cases + 1)
+        failure = judge(case)
+        if failure is not None:
+            if shrinking:
+                failure = shrink(failure, judge, stage.shrinking, SHRUNK)
+            return replace(found, failure=failure)
+    return replace(found, refused=len(refusals))
+
+
+def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
+    """Add the limitations that a file lists for a candidate to what it declares.
+
+    The file is TOML, a table ``[[limitation]]`` for each: ``candidate``, ``stage`` (or the layer kind), ``name`` (as in
+    ``lacks``), ``reason``, and where wanted ``url`` and ``versions`` (such as ``>=5.8,<6``, of what the candidate's
+    report calls by the candidate's name).
+
+    Raises
+    ------
+    CandidateError
+        If the file cannot be read, or a table lacks something.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("limitation", [])
+    except OSError as error:
+        raise CandidateError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CandidateError(f"{path} is not valid TOML: {error}") from None
+    added: dict[Any, str] = {}
+    for number, table in enumerate(tables, 1):
+        missing = [key for key in ("candidate", "stage", "name", "reason") if not isinstance(table.get(key), str)]
+        if missing:
+            raise CandidateError(f"{path}: limitation {number} lacks {', '.join(missing)}")
+        if table["candidate"] != candidate.name:
+            continue
+        version = candidate.environment.get(candidate.name)
+        try:
+            wanted = SpecifierSet(table.get("versions", ""))
+        except InvalidSpecifier as error:
+            raise CandidateError(f"{path}: limitation {number}: {error}") from None
+        if version is None or wanted.contains(version, prereleases=True):
+            reason = table["reason"] + (f": {table['url']}" if "url" in table else "")
+            added[table["stage"], table["name"]] = reason
+    declared = replace(candidate.capabilities, lacks={**candidate.capabilities.lacks, **added})
+    return replace(candidate, capabilities=declared)

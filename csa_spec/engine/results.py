@@ -1,0 +1,51 @@
+"""The outcome of a run: what was covered, what was found, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.running import CheckResult
+
+
+class Verdict(Enum):
+    """What a run says about a candidate; the value is the exit code of ``csa-spec check``."""
+
+    CONFORMANT = 0
+    NOT_CONFORMANT = 1
+    INCONCLUSIVE = 2
+
+    def __str__(self) -> str:
+        """Return the verdict in words."""
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run covered and found."""
+
+    candidate: str
+    environment: Mapping[str, str]
+    profile: str
+    dtypes: tuple[str, ...]
+    device: str
+    seed: int
+    results: list[CheckResult]
+    missing: Mapping[tuple[str, str], list[str]]
+    """By dtype and stage or layer kind, the required kinds of case that the run never reached"""
+    declined: Mapping[str, str]
+    """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
+    seconds: float
+    limitations: Sequence[Limitation] = ()
+    """What the candidate is known not to support, and what trying it showed"""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Not conformant if anything failed; inconclusive if nothing did but a required kind was not reached."""
+        if any(result.failures for result in self.results):
+            return Verdict.NOT_CONFORMANT
+        if any(self.missing.values()) or not any(result.cases for result in self.results):
+            return Verdict.INCONCLUSIVE
+        return Verdict.CONFORMANT

@@ -1,0 +1,214 @@
+"""Run one check of one candidate over many cases, and shrink what fails."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+from csa_spec.engine.case import Scores
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.failures import CandidateHung, Failure
+from csa_spec.engine.shrink import SECONDS, shrink
+from csa_spec.engine.stage import Check, Stage
+from csa_spec.engine.stream import NotOffered
+from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.spec import LayerKind
+
+ENOUGH = 12
+"""Failing cases after which a check looks no further."""
+HUNG_ENOUGH = 3
+"""The same for calls that hang, each of which takes its whole time."""
+
+
+HUNG_SECONDS = 60.0
+"""For how long a hang is shrunk."""
+
+Regime = tuple[str, ...]
+"""How the data of a case are drawn: one name for each thing that is drawn"""
+
+
+@dataclass(slots=True)
+class RegimeCount:
+    """What a check did in one value regime."""
+
+    cases: int = 0
+    failing: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(slots=True)
+class CheckResult:
+    """What one check of one stage, or of one layer kind, covered and found."""
+
+    check: str
+    sentence: str
+    stage: str
+    kind: LayerKind | None
+    """Layer kind of the stage ``layer``; None for other stages"""
+    dtype: str = "float32"
+    cases: int = 0
+    """Cases that gave the check something to do"""
+    failing: int = 0
+    tally: Tally = field(default_factory=Tally)
+    regimes: dict[Regime, RegimeCount] = field(default_factory=dict)
+    reached: Counter[str] = field(default_factory=Counter)
+    """Cases by kind"""
+    not_applicable: Counter[str] = field(default_factory=Counter)
+    """Cases whose rows lost a feature because the candidate does not support it"""
+    failures: list[Failure] = field(default_factory=list)
+    """The smallest case of each kind of failure"""
+    seconds: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        """What was checked: the layer kind, or the stage."""
+        return subject_of(self.stage, self.kind)
+
+    def ambiguous_share(self, scores: Collection[Scores]) -> float:
+        """Return which share of the queries was ambiguous in the regimes with such scores."""
+        tallies = [count.tally for regime, count in self.regimes.items() if set(regime) & set(scores)]
+        return sum(tally.ambiguous for tally in tallies) / max(1, sum(tally.queries for tally in tallies))
+
+
+def subject_of(stage: str, kind: LayerKind | None) -> str:
+    """Return what a run checks in one or two words: the layer kind, the stage, or e.g. ``cache csa``."""
+    if kind is None:
+        return stage
+    return str(kind) if stage == LAYER else f"{stage} {kind}"
+
+
+def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list[Any]:
+    """Return what a strategy draws; the same seed gives the same cases."""
+    drawn: list[Any] = []
+
+    @seed(run_seed)
+    @settings(
+        max_examples=max(examples, 1),
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        derandomize=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def draw(case: Any) -> None:
+        drawn.append(case)
+
+    if examples:
+        draw()
+    return drawn
+
+
+def run_check(
+    check: Check,
+    candidate: Candidate,
+    stage: Stage,
+    kind: LayerKind | None,
+    cases: Iterable[Any],
+    progress: Callable[[CheckResult], None] = lambda result: None,
+    dtype: str = "float32",
+    enough: int = ENOUGH,
+    shrinking: bool = True,
+) -> CheckResult:
+    """Run a check on cases, and shrink each kind of failure.
+
+    Parameters
+    ----------
+    check, candidate, stage
+        What is checked, who, and which of its stages.
+    kind
+        Layer kind of all cases, where the stage is a layer; a label here.
+    cases
+        Tried in this order.
+    progress
+        Called after each case.
+    dtype
+        Dtype of all cases; a label here.
+    enough
+        Failing cases after which no more are tried.
+    shrinking
+        Whether to look for the smallest case of each kind of failure.
+    """
+    result = CheckResult(check.name, check.sentence, stage.name, kind, dtype)
+    found: dict[str, Failure] = {}
+    begin, size, hung = time.perf_counter(), stage.shrinking.size, 0
+
+    def tell() -> None:
+        result.seconds = time.perf_counter() - begin
+        progress(result)
+
+    for case in cases:
+        failure = _try(check, candidate, stage, case, result)
+        if failure is not None:
+            hung += isinstance(failure, CandidateHung)
+            known = found.get(failure.kind)
+            if known is None or size(failure.case) < size(known.case):
+                found[failure.kind] = failure
+        tell()
+        if result.failing >= enough or hung >= HUNG_ENOUGH:
+            break
+
+    def judge(case: Any) -> Failure | None:
+        tell()
+        return failure_of(check, candidate, stage, case)
+
+    result.failures = list(found.values())
+    if shrinking:
+        result.failures = [
+            shrink(
+                failure, judge, stage.shrinking, seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS
+            )
+            for failure in result.failures
+        ]
+    result.failures.sort(key=lambda failure: size(failure.case))
+    result.seconds = time.perf_counter() - begin
+    return result
+
+
+def failure_of(check: Check, candidate: Candidate, stage: Stage, case: Any) -> Failure | None:
+    """Return how a candidate fails on a case, if it does; a case that it does not support is none that it fails."""
+    if stage.fit(case, candidate.capabilities_of(stage.name))[0] != case:
+        return None  # shrinking must not leave what the candidate supports
+    try:
+        check.run(stage.trial(candidate, case))
+    except Failure as failure:
+        return failure
+    except NotOffered:
+        return None
+    return None
+
+
+def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: CheckResult) -> Failure | None:
+    """Try one case and count what it covered."""
+    case, lacking = stage.fit(case, candidate.capabilities_of(stage.name))
+    result.not_applicable.update(lacking)
+    trial = stage.trial(candidate, case)
+    failure, tally = None, None
+    try:
+        tally = check.run(trial)
+        if tally is None:
+            return None
+    except Failure as caught:
+        failure = caught
+    except NotOffered as refusal:
+        result.not_applicable[str(refusal)] += 1
+        return None
+    result.cases += 1
+    regime = result.regimes.setdefault(case.regime, RegimeCount())
+    regime.cases += 1
+    if failure is not None:
+        result.failing += 1
+        regime.failing += 1
+        return failure
+    assert tally is not None
+    result.tally.add(tally)
+    regime.tally.add(tally)
+    if not check.law:
+        result.reached.update(stage.kinds(trial))
+    return None

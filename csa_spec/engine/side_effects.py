@@ -1,0 +1,172 @@
+"""Laws of good manners, for every stage: a call answers its own inputs and leaves everything else alone.
+
+A check takes a trial. It raises a :class:`~csa_spec.engine.failures.Failure`, or returns a tally of what it
+covered, or None where the case gives it nothing to do.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from csa_spec.engine.comparison import Tally
+from csa_spec.engine.failures import (
+    Failure,
+    InputsChanged,
+    NotBatchInvariant,
+    NotRepeatable,
+    OverwritesOutput,
+    Place,
+    ReadsUninitialised,
+    ReturnsPrevious,
+    RowsInteract,
+    SharesMemory,
+    StateChanged,
+)
+from csa_spec.engine.trial import Trial, main_output
+from csa_spec.plug.arrays import same_bits
+from csa_spec.plug.call import Answer
+
+
+def inputs_are_not_changed(trial: Trial) -> Tally:
+    """Inputs are not mutated."""
+    changed = trial.answer.changed_inputs
+    if changed:
+        raise InputsChanged(f"after the call these differ: {', '.join(changed)}", trial.case)
+    return Tally(queries=trial.queries)
+
+
+def state_is_left_alone(trial: Trial) -> Tally:
+    """The process is left as it was: random generators, default dtype, threads, grad mode, working directory."""
+    for what in trial.answer.changed_state:
+        raise StateChanged(what, f"what the call changes: {what}", trial.case)
+    return Tally(queries=trial.queries)
+
+
+def output_has_its_own_memory(trial: Trial) -> Tally:
+    """The output shares no memory with inputs, stays when the candidate is called again, and is all written."""
+    if trial.answer.shared_with:
+        raise SharesMemory(f"the output lies in the memory of {', '.join(trial.answer.shared_with)}", trial.case)
+    other = trial.sibling()
+    if other.ask(other.arguments).overwrote:
+        raise OverwritesOutput("the output of one call changes when the candidate is called again", trial.case)
+    if _wrong(trial, trial.answer) is None:
+        # Uninitialised memory is filled with NaN this time: what was right must stay right.
+        wrong = _wrong(trial, trial.ask(trial.arguments, fill=True))
+        if wrong is not None:
+            raise ReadsUninitialised(
+                f"where torch.empty is filled with NaN the output is no longer right: {wrong.detail}",
+                trial.case,
+                place=wrong.place,
+                expected=wrong.expected,
+                got=wrong.got,
+            )
+    return Tally(queries=trial.queries)
+
+
+def a_call_answers_its_own_inputs(trial: Trial) -> Tally | None:
+    """A call does not return what the call before returned, or should have."""
+    other = trial.sibling()
+    first, second = trial.answer, other.ask(other.arguments)
+    wrong = _wrong(other, second)
+    if wrong is None:
+        return Tally(queries=trial.queries)
+    relevant = other.relevant(second)
+    if not relevant.any() or (relevant.is_floating_point() and relevant.isnan().all()):
+        return None  # zeros or NaN, whatever it is given
+    # Picks, small integers, coincide by chance.
+    same_as_before = relevant.is_floating_point() and same_bits(trial.relevant(first), relevant)
+    if same_as_before or _wrong(trial, second) is None:
+        what = "the same bits" if same_as_before else "the right answer to the call before"
+        raise ReturnsPrevious(
+            f"called with seed {trial.case.seed} and then with seed {other.case.seed}, it returns {what} the second "
+            "time, though the answers differ",
+            trial.case,
+            expected=wrong.expected,
+            got=wrong.got,
+        )
+    return None  # wrong in another way: the equality with the specification says how
+
+
+def two_runs_agree(trial: Trial) -> Tally:
+    """Two runs agree bit for bit, unless the candidate declares otherwise."""
+    again = trial.ask(trial.arguments)
+    if not trial.capabilities.deterministic:
+        trial.judge(again)
+        return Tally(queries=trial.queries)
+    if not same_bits(trial.relevant(trial.answer), trial.relevant(again)):
+        place, first, second = _first_difference(trial, again)
+        raise NotRepeatable(
+            f"{place.name if place else 'the output'} differs; a candidate that is not bitwise repeatable must declare "
+            "it (deterministic=False)",
+            trial.case,
+            place=place,
+            expected=first,
+            got=second,
+        )
+    return Tally(queries=trial.queries)
+
+
+def rows_do_not_interact(trial: Trial) -> Tally | None:
+    """Each row alone gives what it gives in the batch: within the budget, and bit for bit unless declared otherwise."""
+    rows = len(trial.arguments[trial.batched[0]])
+    if rows < 2 or _wrong(trial, trial.answer) is not None:
+        return None  # what is wrong in the batch is the business of another check
+    batch = trial.relevant(trial.answer)
+    alone = [trial.relevant(trial.ask(trial.rows([row]))) for row in range(rows)]
+    whole = _side_by_side(alone)
+    wrong = _wrong(trial, Answer(whole))
+    if wrong is not None:
+        raise RowsInteract(
+            f"right in the batch, but not when each row is run alone: {wrong.detail}",
+            trial.case,
+            place=wrong.place,
+            expected=wrong.expected,
+            got=wrong.got,
+            over_budget=wrong.over_budget,
+        )
+    hold_bits(trial, whole, batch)
+    return Tally(queries=trial.queries)
+
+
+def hold_bits(trial: Trial, alone: torch.Tensor, batch: torch.Tensor) -> None:
+    """Hold rows run alone to the bits that they have in the batch, unless the candidate declares otherwise."""
+    if trial.capabilities.batch_invariant and not same_bits(alone, batch):
+        raise NotBatchInvariant(
+            "within rounding a row alone gives what it gives in the batch, but not bit for bit; a candidate that is "
+            "not batch invariant must declare it (batch_invariant=False)",
+            trial.case,
+        )
+
+
+def _first_difference(trial: Trial, again: Answer) -> tuple[Place | None, list[float] | None, list[float] | None]:
+    """Return where two answers to the same arguments differ first, and what each has there."""
+    one, other = main_output(trial.answer), main_output(again)
+    assert isinstance(one, torch.Tensor)
+    assert isinstance(other, torch.Tensor)
+    if one.shape != other.shape or one.dim() < 3:  # lists of picks may be of any width; outputs of calls have no place
+        return None, None, None
+    for row, column in (one != other).flatten(2).any(-1).nonzero().tolist():
+        place = trial.place(row, column)
+        if place is not None:
+            first, second = one[row, column], other[row, column]
+            while first.dim() > 1:
+                lead = int((first != second).flatten(1).any(-1).nonzero()[0])
+                first, second = first[lead], second[lead]
+            return place, first.tolist(), second.tolist()
+    return None, None, None
+
+
+def _side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Join rows; lists of picks of other lengths are filled up with -1."""
+    width = max(row.shape[-1] for row in rows)
+    if all(row.shape[-1] == width for row in rows):
+        return torch.cat(rows)
+    return torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[-1]), value=-1) for row in rows])
+
+
+def _wrong(trial: Trial, answer: Answer) -> Failure | None:
+    try:
+        trial.judge(answer)
+    except Failure as failure:
+        return failure
+    return None

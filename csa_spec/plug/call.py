@@ -1,0 +1,213 @@
+"""One call of a candidate: on copies, watched, and settled on the CPU.
+
+The same code runs in this process and in a worker's, so a fault is named the same way in both.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from csa_spec.plug.arrays import from_library, map_tensors, named_tensors, same_bits, share_memory, to_library
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a candidate is asked."""
+
+    stage: str
+    arguments: Mapping[str, Any]
+    """In the order in which they are passed; tensors on the CPU"""
+    mode: str = ""
+    device: str = "cpu"
+    cotangent: Tensor | None = None
+    """Where given, gradients of ``(output * cotangent).sum()`` are asked for too"""
+    fill: bool = False
+    """Whether memory that torch hands out uninitialised holds NaN (integers: the largest), so that reading it shows"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a candidate returned, and what else it did. Tensors are on the CPU, in the dtype that they came in."""
+
+    returned: Any
+    """As the candidate returned it: a tensor, or a dataclass of tensors"""
+    gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
+    """By the name of the argument; None where autograd found no path"""
+    changed_inputs: tuple[str, ...] = ()
+    changed_state: tuple[str, ...] = ()
+    """What of the process, torch's default dtype say, the call left other than it was"""
+    shared_with: tuple[str, ...] = ()
+    """Inputs in whose memory the output lies"""
+    overwrote: bool = False
+    """Whether the call changed what the call before had returned"""
+
+
+class Fault(Exception):
+    """A call that ended without an answer or an exception; only a worker process survives to tell."""
+
+    hung: bool = False
+    """Whether it ran past its time; else the process died"""
+
+    def __init__(self, message: str, hung: bool = False) -> None:
+        super().__init__(message)
+        self.hung = hung
+
+
+class Caller(Protocol):
+    """Makes the calls of one candidate."""
+
+    def __call__(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
+        """Return the candidate's answer; raises whatever the candidate raises."""
+
+
+class LocalCaller:
+    """Calls a candidate in this process."""
+
+    def __init__(self) -> None:
+        self._last: list[tuple[Tensor, Tensor]] = []  # what the last call returned, as it lies there and as it was
+
+    def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
+        """Return what the function says, and what else it did."""
+        given = map_tensors(lambda _, tensor: _handed_over(tensor, request), request.arguments)
+        tensors = named_tensors(given)
+        wanted = map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
+        before = process_state()
+        try:
+            with torch.set_grad_enabled(request.cotangent is not None), _filled(request.fill):
+                returned = function(*wanted.values())
+                if request.device == "cuda":
+                    torch.cuda.synchronize()
+                after = process_state()
+        finally:
+            restore_state(before)
+        changed_state = tuple(
+            name for name, value in after.items() if name != "grad mode" and not _same(value, before[name])
+        )
+        if after["grad mode"] != (request.cotangent is not None):
+            changed_state += ("grad mode",)
+        out = _map_returned(from_library, returned)
+        found = [value for value in _leaves(out) if isinstance(value, Tensor)]
+        gradients = _gradients(out, tensors, request.cotangent) if request.cotangent is not None else {}
+        overwrote = any(not same_bits(raw.detach().cpu(), copy) for raw, copy in self._last)
+        self._last = [(tensor, tensor.detach().cpu().clone()) for tensor in found[:1]]
+        return Answer(
+            _map_returned(lambda v: v.detach().cpu().clone() if isinstance(v, Tensor) else v, out),
+            gradients,
+            tuple(
+                name
+                for name, original in named_tensors(request.arguments).items()
+                if not same_bits(tensors[name].detach().cpu(), original)
+            ),
+            changed_state,
+            tuple(name for name, tensor in tensors.items() if any(share_memory(tensor, one) for one in found)),
+            overwrote,
+        )
+
+
+def _handed_over(tensor: Tensor, request: Request) -> Tensor:
+    copy = tensor.clone().to(request.device)
+    return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
+
+
+def _gradients(out: Any, tensors: Mapping[str, Tensor], cotangent: Tensor | None) -> dict[str, Tensor | None]:
+    main = next(iter(_leaves(out)), None)
+    wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    if not isinstance(main, Tensor) or cotangent is None or main.shape != cotangent.shape:
+        return {}
+    if not main.requires_grad:
+        return dict.fromkeys(wanted)
+    found = torch.autograd.grad(
+        main, list(wanted.values()), cotangent.to(main.device, main.dtype), allow_unused=True, materialize_grads=False
+    )
+    return {
+        name: None if gradient is None else gradient.detach().cpu()
+        for name, gradient in zip(wanted, found, strict=True)
+    }
+
+
+def _leaves(returned: Any) -> list[Any]:
+    """Return the values of a dataclass, the first of them the output, or the value alone."""
+    if is_dataclass(returned) and not isinstance(returned, type):
+        return [getattr(returned, one.name) for one in fields(returned)]
+    return [returned]
+
+
+def _map_returned(change: Callable[[Any], Any], returned: Any) -> Any:
+    if is_dataclass(returned) and not isinstance(returned, type):
+        return type(returned)(*(change(value) for value in _leaves(returned)))
+    return change(returned)
+
+
+class _filled:  # noqa: N801 - read as a with-clause
+    """Fill memory that torch hands out uninitialised with NaN, so that reading it shows."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __enter__(self) -> None:
+        if self._on:
+            self._before = (
+                torch.get_deterministic_debug_mode(),
+                torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+            )
+            torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports inductor, for seconds
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+
+    def __exit__(self, *exception: object) -> None:
+        if self._on:
+            mode, fill = self._before
+            torch.set_deterministic_debug_mode(mode)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def process_state() -> dict[str, Any]:
+    """Return what a call must leave as it is."""
+    state: dict[str, Any] = {
+        "torch's random generator": torch.get_rng_state(),
+        "Python's random generator": random.getstate(),
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+        "grad mode": torch.is_grad_enabled(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "working directory": os.getcwd(),
+    }
+    if "numpy" in sys.modules:
+        state["numpy's random generator"] = sys.modules["numpy"].random.get_state()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["CUDA's random generator"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`process_state` returned."""
+    torch.set_rng_state(state["torch's random generator"])
+    random.setstate(state["Python's random generator"])
+    torch.set_default_dtype(state["default dtype"])
+    if torch.get_num_threads() != state["number of threads"]:
+        torch.set_num_threads(state["number of threads"])
+    torch.set_grad_enabled(state["grad mode"])
+    torch.set_float32_matmul_precision(state["float32 matmul precision"])
+    if os.getcwd() != state["working directory"]:
+        os.chdir(state["working directory"])
+    if "numpy's random generator" in state:
+        sys.modules["numpy"].random.set_state(state["numpy's random generator"])
+    if "CUDA's random generator" in state:
+        torch.cuda.set_rng_state(state["CUDA's random generator"])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "tobytes"):  # a numpy array
+        return bool(a.tobytes() == b.tobytes())
+    return bool(a == b)

@@ -1,0 +1,103 @@
+"""Calls in a process of their own, so that a hang or a crash is a failure like any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from csa_spec.plug.call import Answer, Fault, Request
+from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.wire import remote_error
+from csa_spec.plug.worker_pool import Nursery
+
+TIME_LIMIT = 30.0
+"""Seconds for one call."""
+LOADING = 600.0
+"""Seconds for loading a candidate; libraries may compile meanwhile."""
+
+_BROKEN_DEVICE = re.compile(
+    r"AcceleratorError|CUDA error|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS"
+)
+"""Of exceptions after which every later call in the process fails too, so that shrinking would lie."""
+
+
+class WorkerCaller:
+    """Makes the calls of a candidate in a process of its own, which is replaced when a call ends it.
+
+    Parameters
+    ----------
+    loader
+        Returns the candidate; it is pickled, and called once in each worker.
+    time_limit
+        Seconds for one call.
+    """
+
+    def __init__(self, loader: Callable[[], Candidate], time_limit: float = TIME_LIMIT) -> None:
+        self._loader = loader
+        self._time_limit = time_limit
+        self._nursery: Nursery | None = None
+        self._works = False
+        self._has_loaded = False
+
+    def __call__(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
+        """Return the candidate's answer.
+
+        Raises
+        ------
+        Fault
+            If the call ends without one.
+        RemoteError
+            For an exception of the candidate; the worker's traceback is a note.
+        CandidateError
+            If the candidate cannot be loaded in a worker, though nothing is known against it.
+        """
+        try:
+            nursery = self._worker()
+            reply = nursery.ask(request, self._time_limit)
+        except Fault:
+            self._works = False
+            raise
+        except BaseException:  # KeyboardInterrupt, too
+            self.close()
+            raise
+        if isinstance(reply, Answer):
+            return reply
+        name, message, trace = reply
+        if _BROKEN_DEVICE.search(trace):
+            self._works = False
+            nursery.end_worker()
+        raise remote_error(name, message, trace)
+
+    def close(self) -> None:
+        """End all processes; another call would start them again."""
+        nursery, self._nursery, self._works = self._nursery, None, False
+        if nursery is not None:
+            nursery.close()
+
+    def _worker(self) -> Nursery:
+        """See to it that there is a worker with the candidate."""
+        if self._nursery is None or not self._nursery.alive:
+            self.close()
+            self._nursery = Nursery()
+        if not self._works:
+            sentence = self._load(self._nursery)
+            if sentence and self._has_loaded:  # a run that has found something goes on
+                raise Fault(f"it cannot be loaded any more in a new process: {sentence}")
+            if sentence:
+                raise CandidateError(f"in a process of its own: {sentence}")
+            self._works = self._has_loaded = True
+        return self._nursery
+
+    def _load(self, nursery: Nursery) -> str:
+        """Start a worker and load the candidate there; return what is wrong, if something is."""
+        try:
+            nursery.start_worker()
+            failed = nursery.ask(self._loader, LOADING)
+        except Fault as fault:
+            return f"loading it: {fault}"
+        if failed is None:
+            return ""
+        nursery.end_worker()
+        name, message, _ = failed
+        return message if name == CandidateError.__name__ else f"loading it failed: {name}: {message}"

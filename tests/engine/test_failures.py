@@ -1,0 +1,278 @@
+"""Every kind of mistake gets its own kind of failure, at the right place, with a line that shows it again."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+
+import pytest
+
+import csa_spec
+from csa_spec.engine.case import Case
+from csa_spec.engine.failures import (
+    CandidateRaised,
+    Failure,
+    InputsChanged,
+    NoGradient,
+    NotFinite,
+    SeesTooLittle,
+    SeesTooMuch,
+    WeightIgnored,
+    WrongNumbers,
+    WrongSelection,
+)
+from csa_spec.engine.inputs import make_inputs
+from csa_spec.report.text import describe
+from csa_spec.spec import LayerKind, split_documents
+from csa_spec.stages import LAYER_STAGE
+from engine.candidates import VECTORISED, WITH_STAGES
+from engine.wrong import BUGS, LAWS, Bug, caught, held, named
+
+TABLE = [*BUGS.items(), *LAWS.items()]
+WITHOUT_A_PLACE = (
+    "CandidateRaised", "WrongShape", "WrongDtype", "InputsChanged", "StateChanged", "OverwritesOutput",
+    "ReturnsPrevious", "NotBatchInvariant",
+)  # fmt: skip
+EACH = pytest.mark.parametrize(("name", "bug"), TABLE, ids=[f"{name}-{bug.check}" for name, bug in TABLE])
+
+
+def found_failure(name: str, bug: Bug) -> Failure:
+    """Return the failure of the kind that the table names."""
+    failures = caught(name, bug.check).failures
+    of_kind = [failure for failure in failures if type(failure) is bug.failure]
+    assert of_kind, f"found only {[failure.kind for failure in failures]}"
+    return of_kind[0]
+
+
+@EACH
+def test_a_wrong_candidate_gets_the_failure_that_names_its_mistake(name: str, bug: Bug) -> None:
+    """Its class, and a detail that says what is wrong."""
+    failure = found_failure(name, bug)
+    assert bug.says in failure.detail
+    assert str(failure) == f"{failure.title}: {failure.detail}"
+    assert failure.case.geometry.kind is bug.kind
+
+
+@EACH
+def test_a_failure_says_where_it_is(name: str, bug: Bug) -> None:
+    """A query of the batch, and what it should have said beside what it says; nothing where no output is wrong."""
+    failure = found_failure(name, bug)
+    place, case = failure.place, failure.case
+    if place is None:
+        assert bug.failure.__name__ in WITHOUT_A_PLACE
+        return
+    inputs = make_inputs(case)
+    begins = [d.begin for d in split_documents(inputs.positions, inputs.documents) if d.row == place.row]
+    assert place.column - place.t in begins
+    assert place.column < case.columns
+    assert failure.expected is not None
+    assert failure.got is not None
+    assert len(failure.expected) == len(failure.got) == case.geometry.hidden
+    assert all(map(math.isfinite, failure.expected))
+    if failure.over_budget is not None:
+        assert failure.over_budget > 1
+        assert failure.got != failure.expected
+
+
+@EACH
+def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> None:
+    """Copied as it is into a Python prompt."""
+    failure = found_failure(name, bug)
+    line = describe(failure, named(name).name, bug.check).splitlines()[-1].strip()
+    assert line.startswith(f'check_case("harness.wrong:{name}", "{bug.kind} ')
+    with pytest.raises(bug.failure) as again:
+        exec(line, {"check_case": csa_spec.check_case})
+    assert again.value.detail == failure.detail
+    assert again.value.case == failure.case
+    assert failure.title[1:] in "".join(again.value.__notes__)
+
+
+@pytest.mark.parametrize("kind", LayerKind)
+def test_a_right_candidate_passes_what_wrong_ones_fail(kind: LayerKind) -> None:
+    """The same checks on the same draws."""
+    for check in LAYER_STAGE.checks:
+        result = held(WITH_STAGES, check.name, kind, 3 if check.costly else 8)
+        assert result.failures == []
+        assert result.cases > 0
+
+
+def test_an_independent_layer_passes_the_whole_suite() -> None:
+    """Corner cases included; what it declines is counted, not failed, and what it does not declare is not run."""
+    report = csa_spec.check(VECTORISED, profile="smoke")
+    assert str(report.verdict) == "conformant"
+    assert all(
+        result.not_applicable["packed documents"] for result in report.results if result.check == "specification"
+    )
+    assert {result.check for result in report.results} == {one.name for one in LAYER_STAGE.checks} - {"gradients"}
+
+
+def test_every_law_has_a_candidate_that_breaks_it() -> None:
+    """A law that nothing breaks may be asleep. Gradients, which take long, have a test of their own."""
+    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER_STAGE.checks if one.law} - {"gradients"}
+
+
+def test_a_layer_without_a_path_for_gradients_is_told_to_which_input() -> None:
+    """Where it declares them; where it does not, the check has nothing to do."""
+    failure = check_text("detaches_hidden", "sliding W=2 rows=2", "gradients")
+    assert isinstance(failure, NoGradient)
+    assert failure.kind == "NoGradient[hidden]"
+    assert failure.detail == "autograd finds no path from the output to hidden"
+    with pytest.raises(csa_spec.UsageError, match="nothing to do"):
+        csa_spec.check_case(named("drops_the_sink"), "sliding W=2 rows=2", "gradients")
+
+
+def check_text(name: str, text: str, check: str = "specification") -> Failure:
+    """Return how a wrong candidate fails on one case."""
+    with pytest.raises(Failure) as raised:
+        csa_spec.check_case(named(name), text, check)
+    assert isinstance(raised.value, Failure)
+    return raised.value
+
+
+def test_a_leak_is_located_at_the_first_query_that_sees_too_much() -> None:
+    """Query A of the block {A, B} sees B: the issue that this suite grew from, in two tokens."""
+    failure = check_text("leaks_the_future", "csa m=2 rows=4")
+    assert isinstance(failure, SeesTooMuch)
+    assert str(failure.place) == "row 0, query A (t=0)"
+    assert "query A (t=0) changes when token 1 changes; token 1 comes after it" in failure.detail
+    assert failure.dependence is not None
+    assert failure.dependence.too_much == [(0, 1)]
+
+
+def test_places_in_packed_rows_count_from_the_document_and_from_the_row() -> None:
+    """The second document's first query is its query A, whatever column it stands in."""
+    line = "sliding W=3 E=4 D=4 q_lora=2 o_lora=2 rows=1,1<2+4 values=gaussian seed=1"
+    failure = check_text("misses_the_oldest_token", line)
+    assert failure.place is not None
+    assert (failure.place.row, failure.place.column, failure.place.t) == (1, 5, 2)
+
+
+@pytest.mark.parametrize("name", ["sees_no_entry", "misses_the_oldest_token"])
+def test_a_query_that_misses_something_is_told_what(name: str) -> None:
+    """The token, and the role in which it should have been seen."""
+    failure = check_text(name, "hca m=3 W=2 E=4 D=4 q_lora=2 o_lora=2 rows=7 values=gaussian")
+    assert isinstance(failure, SeesTooLittle)
+    role = "is part of an entry that it may see (entry 0)" if name == "sees_no_entry" else "is in its window"
+    assert role in failure.detail
+    assert "does not change when token" in failure.detail
+
+
+def test_attending_to_everything_visible_is_wrong_numbers_unless_the_candidate_shows_more() -> None:
+    """From outside nothing forbidden is seen: scores of all visible entries decide. Exposed stages tell."""
+    line = "csa m=2 k=1 W=2 rows=6 seed=1"
+    assert isinstance(check_text("selects_everything", line), WrongNumbers)
+    failure = check_text("selects_everything_and_shows_it", line)
+    assert isinstance(failure, SeesTooMuch)
+    assert "must not attend to it at all" in failure.detail
+    assert "selects entries 0, 1 where the scores say entry 1" in failure.findings[0]
+
+
+CROWDED = "csa m=2 k=1 W=2 rows=6 seed=1"
+"""Query D sees two entries and may attend to one of them."""
+
+
+def test_a_wrong_selection_beside_a_right_output_is_wrong() -> None:
+    """Whoever builds on the selection that is shown builds on another one than the output was made with."""
+    failure = check_text("shows_the_oldest", CROWDED)
+    assert isinstance(failure, WrongSelection)
+    assert failure.detail.startswith(
+        "the output is right, the selection shown with it is not: selection: query D (t=3)"
+    )
+    assert "selects entry 0 where the scores say entry 1" in failure.detail
+    assert str(failure.place) == "row 0, query D (t=3)"
+    csa_spec.check_case(named("shows_the_oldest"), CROWDED.replace("k=1", "k=3"))  # all that is visible is right again
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("selects_the_oldest_and_shows_it", "attention: right for the selections that the candidate made"),
+        (
+            "selects_the_oldest_without_a_sink",
+            "attention: wrong even for the selections that the candidate made; query",
+        ),
+    ],
+)
+def test_the_attention_is_judged_by_itself_where_a_wrong_selection_is_shown(name: str, finding: str) -> None:
+    """So that the selection is repaired where the selection is wrong, and both where both are."""
+    findings = check_text(name, CROWDED).findings
+    assert findings[0].startswith("selection: query D (t=3) selects entry 0 where the scores say entry 1")
+    assert findings[-1].startswith(finding)
+    assert sum("selections that the candidate made" in one for one in findings) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("selects_the_lowest", CROWDED),  # shows nothing
+        ("without_a_sink_but_selects_rightly", CROWDED),
+        ("selects_nothing_there_is", CROWDED),
+        ("selects_twice", CROWDED),
+        ("shows_no_selection_in_hca", "hca m=2 W=2 rows=6 values=gaussian"),
+    ],
+)
+def test_the_attention_is_not_judged_by_a_selection_that_says_nothing(name: str, line: str) -> None:
+    """None shown, a right one, entries that are not there or there twice, a layer that selects nothing."""
+    assert not [one for one in check_text(name, line).findings if "selections that the candidate made" in one]
+
+
+def test_exceptions_of_different_types_are_different_failures() -> None:
+    """So that one does not hide the other."""
+    failure = check_text("raises_on_a_tail", "csa m=2 rows=3")
+    assert isinstance(failure, CandidateRaised)
+    assert failure.kind == "CandidateRaised[ValueError]"
+    assert CandidateRaised(TypeError("x"), failure.case).kind == "CandidateRaised[TypeError]"
+    assert isinstance(failure.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "regime"),
+    [
+        ("ignores_the_bias", "compressor.ape", "seed=1"),
+        ("ignores_the_index_bias", "indexer.compressor.ape", "scores=separated seed=2"),
+    ],
+)
+def test_an_ignored_weight_is_named(name: str, weight: str, regime: str) -> None:
+    """Of the indexer, too, whose weights have no effect but on the selection."""
+    line = f"csa m=2 k=1 E=4 D=4 q_lora=3 HI=3 DI=4 o_lora=2 rows=8 values=gaussian {regime}"
+    failure = check_text(name, line, "weights")
+    assert isinstance(failure, WeightIgnored)
+    assert f"replacing {weight} does not move the output" in failure.detail
+
+
+def test_minus_infinity_that_becomes_a_number_is_a_changed_input() -> None:
+    """A sink of -inf is legal, and the caller still wants it after the call."""
+    case = Case.parse("sliding H=4 rows=2 sinks=extreme seed=1")
+    assert make_inputs(case).weights.attn_sink.isinf().any()
+    failure = check_text("replaces_minus_infinity_in_place", str(case), "inputs")
+    assert isinstance(failure, InputsChanged)
+    assert failure.detail == "after the call these differ: weights.attn_sink"
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
+    """A candidate that breaks one law, and nothing that the law implies, passes the others."""
+    implied = {
+        "leaks_the_future": {"future", "prefix"},
+        "counts_rows": {"rows", "batch-order"},
+        "changes_by_a_hair": {"repeat", "rows"},
+        "remembers_shapes": {"own-inputs", "rows", "batch-order", "weights"},
+    }
+    mine = LAWS[name]
+    line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[mine.kind]
+    case = Case.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
+    for check in LAYER_STAGE.checks:
+        if not check.law or check.name in implied.get(name, {mine.check}):
+            continue
+        with suppress(csa_spec.UsageError):  # a law may have nothing to do here
+            csa_spec.check_case(named(name), case, check.name)
+
+
+def test_infinite_outputs_break_no_law_that_they_obey() -> None:
+    """Infinity at the same place every time is not finite, and that is all it is."""
+    case = "sliding W=2 rows=3,3"
+    assert isinstance(check_text("infinite_at_first", case), NotFinite)
+    for check in LAYER_STAGE.checks:
+        if check.law and check.name != "weights":  # it does ignore every weight there
+            with suppress(csa_spec.UsageError):
+                csa_spec.check_case(named("infinite_at_first"), case, check.name)

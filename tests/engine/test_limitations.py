@@ -1,0 +1,143 @@
+"""Known limitations are tried: what fails is shown with its case, what passes is said to pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stages.right import attend_loops
+from torch import Tensor
+
+import csa_spec
+from csa_spec import Candidate, CandidateError, Capabilities
+from csa_spec.engine.known_issues import with_known_limitations
+from csa_spec.report.json import to_json
+from csa_spec.report.text import summarise
+
+
+def nan_where_empty(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Divide 0 by 0 where a list names no key; right where there are no lists or keys at all."""
+    out = attend_loops(q, kv, indices, sinks, scale)
+    nothing = ~((indices >= 0) & (indices < kv.shape[1])).any(-1)
+    if kv.shape[1] == 0 or indices.shape[2] == 0:
+        return out
+    return out.masked_fill(nothing[..., None, None], torch.nan)
+
+
+def raises_where_empty(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Refuse a query without keys."""
+    if not ((indices >= 0) & (indices < kv.shape[1])).any(-1).all():
+        raise ValueError("a query has no key")
+    return attend_loops(q, kv, indices, sinks, scale)
+
+
+def candidate(function: Any, **lacks: str) -> Candidate:
+    """Return a candidate for attend that declares what it lacks, sizes of 0 and holes among them."""
+    never = {("attend", name): "leaves a query without keys" for name in ("empty", "holes", "outside")}
+    declared = {("attend", name): reason for name, reason in lacks.items()}
+    capabilities = Capabilities(lacks=never | declared, least={"n": 1, "N": 1})
+    return Candidate("mine", {}, capabilities, {"mine": "1.4"}, stages={"attend": function})
+
+
+def states(report: csa_spec.Report) -> dict[str, str]:
+    """Return what trying each limitation showed."""
+    return {one.name: one.state for one in report.limitations}
+
+
+@pytest.mark.parametrize(
+    ("function", "state"),
+    [(nan_where_empty, "wrong"), (raises_where_empty, "raises an exception"), (attend_loops, "passes now")],
+)
+def test_what_is_declared_away_is_tried_and_does_not_count_against_the_candidate(function: Any, state: str) -> None:
+    """The verdict stays conformant, and says how many limitations there are."""
+    report = csa_spec.check(candidate(function), profile="smoke")
+    assert str(report.verdict) == "conformant"
+    assert states(report)["empty"] == state
+    text = summarise(report)
+    assert f"known limitation of attend: empty: {state} (leaves a query without keys)" in text
+    assert text.endswith("mine: CONFORMANT for attend, except 3 known limitations")
+    shown = {one["name"]: one for one in to_json(report)["known_limitations"]}["empty"]
+    assert (shown["state"], shown["failure"] is None) == (state, state == "passes now")
+
+
+def test_the_case_that_is_shown_is_small_and_has_only_that_limitation() -> None:
+    """In all profiles but smoke."""
+    report = csa_spec.check(candidate(nan_where_empty), profile="default")
+    (empty,) = (one for one in report.limitations if one.name == "empty")
+    assert empty.failure is not None
+    case = empty.failure.case
+    assert str(case).startswith("attend N=1 n=1 indices=empty")
+    assert case.sizes == {"B": 1, "S": 1, "H": 1, "D": 1, "N": 1, "n": 1}
+    with pytest.raises(type(empty.failure)):
+        csa_spec.check_case(candidate(nan_where_empty), case)
+
+
+TABLE = """
+[[limitation]]
+candidate = "mine"
+versions = "{versions}"
+stage = "attend"
+name = "shuffled"
+reason = "sorted lists only"
+url = "https://example.com/7"
+
+[[limitation]]
+candidate = "another"
+stage = "nothing"
+name = "of ours"
+reason = "not looked at"
+"""
+
+
+@pytest.mark.parametrize(("versions", "applies"), [(">=1.0,<2", True), ("", True), (">=2", False)])
+def test_a_file_adds_limitations_of_a_candidate_and_its_versions(versions: str, applies: bool, tmp_path: Path) -> None:
+    """Those of other candidates are left alone."""
+    path = tmp_path / "known.toml"
+    path.write_text(TABLE.format(versions=versions), encoding="utf-8")
+    before = candidate(attend_loops)
+    added = {**with_known_limitations(before, path).capabilities.lacks}
+    for key in before.capabilities.lacks:
+        assert added.pop(key)
+    assert added == ({("attend", "shuffled"): "sorted lists only: https://example.com/7"} if applies else {})
+    report = csa_spec.check(before, profile="smoke", known=path)
+    assert ("shuffled" in states(report)) == applies
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[limitation]]\ncandidate = 'mine'\n", "limitation 1 lacks stage, name, reason"),
+        ("[[limitation", "is not valid TOML"),
+        (TABLE.format(versions="five"), "limitation 1: Invalid specifier"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    """It names the file and the table."""
+    path = tmp_path / "known.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CandidateError) as refusal:
+        with_known_limitations(candidate(attend_loops), path)
+    assert says in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_there_and_a_name_that_no_stage_has_are_refused(tmp_path: Path) -> None:
+    """Before anything runs."""
+    with pytest.raises(CandidateError, match="cannot be read: No such file"):
+        csa_spec.check(candidate(attend_loops), profile="smoke", known=tmp_path / "nothing.toml")
+    path = tmp_path / "known.toml"
+    path.write_text(TABLE.format(versions="").replace("shuffled", "shufled"), encoding="utf-8")
+    with pytest.raises(csa_spec.UsageError, match="lacks names 'shufled'"):
+        csa_spec.check(candidate(attend_loops), profile="smoke", known=path)
+
+
+def test_a_candidate_without_limitations_is_plainly_conformant() -> None:
+    """Nothing is said of any."""
+    plain = replace(candidate(attend_loops), capabilities=Capabilities())
+    report = csa_spec.check(plain, profile="smoke")
+    assert list(report.limitations) == []
+    assert summarise(report).endswith("mine: CONFORMANT for attend")

@@ -1,0 +1,228 @@
+"""Wrong candidates, one bug each, named so that a report can name them: ``harness.wrong:NAME``.
+
+Most are of the catalogue. Here are those that show stages as well, and what the suite must say about each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from csa_spec.bugs.layer_compressor import ignores_kv_norm, ignores_the_bias, ignores_the_index_bias
+from csa_spec.bugs.layer_manners import (
+    adds_the_batch_mean,
+    centres_hidden_in_place,
+    changes_by_a_hair,
+    counts_rows,
+    detaches_hidden,
+    draws_random_numbers,
+    infinite_at_first,
+    joins_rows,
+    normalises_by_length,
+    raises_on_a_tail,
+    remembers_shapes,
+    replaces_minus_infinity_in_place,
+    returns_float64,
+    returns_nothing,
+    reuses_its_buffer,
+    rounds_with_the_batch,
+    scales_the_sink_in_place,
+)
+from csa_spec.bugs.layer_numbers import leaves_the_sink_out, nan_without_entries, scales_by_the_dimension
+from csa_spec.bugs.layer_rotary import uses_one_theta
+from csa_spec.bugs.layer_selection import selects_everything, selects_the_lowest
+from csa_spec.bugs.layer_sight import (
+    hides_the_newest_entry,
+    leaks_the_future,
+    misses_the_oldest_token,
+    sees_every_entry,
+    sees_no_entry,
+    sees_one_token_more,
+)
+from csa_spec.engine.failures import (
+    BatchOrderMatters,
+    CandidateRaised,
+    Failure,
+    FutureLeak,
+    InputsChanged,
+    NotBatchInvariant,
+    NotFinite,
+    NotRepeatable,
+    OverwritesOutput,
+    PrefixDiffers,
+    ReturnsPrevious,
+    RowsInteract,
+    SeesTooLittle,
+    SeesTooMuch,
+    StateChanged,
+    WeightIgnored,
+    WrongDtype,
+    WrongNumbers,
+    WrongShape,
+)
+from csa_spec.engine.running import CheckResult, draw_cases, run_check
+from csa_spec.plug.candidate import Candidate, LayerOutput, LayerStage, import_candidate
+from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
+from csa_spec.spec.attention import attend
+from csa_spec.stages import LAYER_STAGE
+from csa_spec.strategies import cases
+from engine.candidates import with_stages
+
+__all__ = [
+    "BUGS",
+    "LAWS",
+    "Bug",
+    "adds_the_batch_mean",
+    "caught",
+    "centres_hidden_in_place",
+    "changes_by_a_hair",
+    "counts_rows",
+    "detaches_hidden",
+    "draws_random_numbers",
+    "drops_the_sink",
+    "held",
+    "hides_the_newest_entry",
+    "ignores_kv_norm",
+    "ignores_the_bias",
+    "ignores_the_index_bias",
+    "infinite_at_first",
+    "joins_rows",
+    "leaks_the_future",
+    "leaves_the_sink_out",
+    "misses_the_oldest_token",
+    "named",
+    "nan_without_entries",
+    "normalises_by_length",
+    "raises_on_a_tail",
+    "remembers_shapes",
+    "replaces_minus_infinity_in_place",
+    "returns_float64",
+    "returns_nothing",
+    "reuses_its_buffer",
+    "rounds_with_the_batch",
+    "scales_by_the_dimension",
+    "scales_the_sink_in_place",
+    "sees_every_entry",
+    "sees_no_entry",
+    "sees_one_token_more",
+    "selects_everything",
+    "selects_the_lowest",
+    "uses_one_theta",
+]
+
+drops_the_sink = leaves_the_sink_out
+
+# NUMBERS: every query sees the right tokens, but not in the right way; the stages are shown as well.
+
+selects_everything_and_shows_it = with_stages(replace(SPEC, select=lambda visible, scores, top_k: list(visible)))
+"""No top-k at all: now it can be seen that it attends to too much."""
+selects_the_oldest_and_shows_it = with_stages(
+    replace(SPEC, select=lambda visible, scores, top_k: list(visible)[:top_k])
+)
+"""The first that are visible, whatever their scores; it attends rightly to those."""
+_without_sink = replace(
+    SPEC, attend=lambda q, keys, sink, scale: attend(q, keys, torch.full_like(sink, -math.inf), scale)
+)
+selects_the_oldest_without_a_sink = with_stages(
+    replace(_without_sink, select=lambda visible, scores, top_k: list(visible)[:top_k])
+)
+"""Two mistakes at once: it also attends wrongly."""
+without_a_sink_but_selects_rightly = with_stages(_without_sink)
+"""The selection that it shows is right."""
+
+
+def showing(inner: LayerStage, change: Callable[[Tensor], Tensor]) -> LayerStage:
+    """Return a layer that shows another selection than the one that it uses."""
+
+    def layer(
+        hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /
+    ) -> LayerOutput:
+        output = inner(hidden, weights, geometry, positions, documents)
+        assert isinstance(output, LayerOutput)
+        assert output.selection is not None
+        return LayerOutput(output.out, selection=change(output.selection))
+
+    return layer
+
+
+shows_the_oldest = showing(with_stages(), lambda s: torch.where(s >= 0, (s >= 0).cumsum(-1) - 1, -1))
+"""The output is right, the selection shown with it is that of the first entries."""
+selects_nothing_there_is = showing(with_stages(_without_sink), lambda s: torch.where(s >= 0, s + 99, -1))
+"""It shows entries that do not exist."""
+selects_twice = showing(with_stages(_without_sink), lambda s: torch.cat((s, s), -1))
+"""It shows each entry twice."""
+shows_no_selection_in_hca = showing(with_stages(_without_sink), lambda s: torch.full_like(s, -1))
+"""It shows a list of none, as an implementation may where nothing is selected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """What the suite must say about a wrong candidate."""
+
+    check: str
+    """The check that must find it"""
+    failure: type[Failure]
+    says: str
+    """Part of the detail"""
+    kind: LayerKind = LayerKind.CSA
+
+
+SPECIFICATION = "specification"
+BUGS = {
+    "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, "ValueError: "),
+    "returns_nothing": Bug(SPECIFICATION, WrongShape, "expected one tensor, got NoneType", LayerKind.SLIDING),
+    "joins_rows": Bug(SPECIFICATION, WrongShape, "[B, S, hidden], got [", LayerKind.SLIDING),
+    "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected float32, got float64", LayerKind.SLIDING),
+    "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
+    "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it"),
+    "sees_every_entry": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA),
+    "sees_one_token_more": Bug(SPECIFICATION, SeesTooMuch, "is neither in its window nor", LayerKind.SLIDING),
+    "sees_no_entry": Bug(SPECIFICATION, SeesTooLittle, "is part of an entry that it may see", LayerKind.HCA),
+    "misses_the_oldest_token": Bug(SPECIFICATION, SeesTooLittle, "is in its window", LayerKind.SLIDING),
+    "selects_everything": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
+    "selects_the_lowest": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
+    "scales_by_the_dimension": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
+    "drops_the_sink": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
+    "uses_one_theta": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.HCA),
+}
+"""Wrong candidates by name; the same candidate may break a law as well."""
+LAWS = {
+    "leaks_the_future": Bug("future", FutureLeak, "changes when the tokens from column"),
+    "adds_the_batch_mean": Bug("rows", RowsInteract, "differs when its row is run alone", LayerKind.SLIDING),
+    "normalises_by_length": Bug("prefix", PrefixDiffers, "differs when the batch ends at column", LayerKind.SLIDING),
+    "counts_rows": Bug("batch-order", BatchOrderMatters, "differs when the rows come in the order", LayerKind.SLIDING),
+    "changes_by_a_hair": Bug("repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING),
+    "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
+    "scales_the_sink_in_place": Bug("inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING),
+    "rounds_with_the_batch": Bug("rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING),
+    "draws_random_numbers": Bug(
+        "state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING
+    ),
+    "reuses_its_buffer": Bug("memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING),
+    "remembers_shapes": Bug("own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING),
+    "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
+}
+"""Candidates that break a law, by name."""
+
+
+def named(name: str) -> Candidate:
+    """Return a wrong candidate by the name that a report prints."""
+    return import_candidate(f"harness.wrong:{name}")
+
+
+@cache
+def caught(name: str, check: str) -> CheckResult:
+    """Hold a wrong candidate to one check on a few small draws; once for all tests."""
+    return held(named(name), check, (BUGS | LAWS)[name].kind, 12)
+
+
+def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
+    """Hold a candidate to one check on a few small draws."""
+    (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
+    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(lambda case: case.columns <= 10)
+    return run_check(found, candidate, LAYER_STAGE, kind, draw_cases(small, examples, 0))
