@@ -47,7 +47,8 @@ _HOMES = {
     **dict.fromkeys(("check", "check_case"), "csa_spec.checking"),
     "UsageError": "csa_spec.resolving",
     **dict.fromkeys(
-        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"), "csa_spec.plug.candidate"
+        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"),
+        "csa_spec.plug.candidate",
     ),
     **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.engine.case"),
     "Failure": "csa_spec.engine.failures",

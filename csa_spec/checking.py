@@ -171,7 +171,9 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
 
 def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:
     if (candidate is None) == (not single):
-        raise UsageError("give one candidate, or single stages such as attend=function, not both and not neither")
+        raise UsageError(
+            "give one candidate, or single stages such as attend=function, not both and not neither"
+        )
     if candidate is not None:
         return resolve_candidate(candidate, stage)
     return resolve_single(single)

@@ -57,7 +57,8 @@ _CANDIDATE = "a shipped name (transformers, gather, ...), an entry point's, or p
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="csa-spec", description="Hold DeepSeek-V4 attention implementations against an executable specification."
+        prog="csa-spec",
+        description="Hold DeepSeek-V4 attention implementations against an executable specification.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -76,21 +77,40 @@ def _parser() -> argparse.ArgumentParser:
         "a bare function is this stage, or a layer",
     )
     check.add_argument("--layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
-    check.add_argument("--profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough")
     check.add_argument(
-        "--dtype", default="float32", metavar="NAME[,NAME]", help="float32 (default), float64, bfloat16, float16"
+        "--profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough"
+    )
+    check.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="NAME[,NAME]",
+        help="float32 (default), float64, bfloat16, float16",
     )
     check.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
-    check.add_argument("--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)")
-    check.add_argument("--known", type=Path, metavar="FILE", help="known limitations of the candidate, as TOML")
+    check.add_argument(
+        "--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)"
+    )
+    check.add_argument(
+        "--known", type=Path, metavar="FILE", help="known limitations of the candidate, as TOML"
+    )
     check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
     check.add_argument(
-        "--time-limit", default=30.0, type=float, metavar="S", help="seconds for one call with --isolate (default 30)"
+        "--time-limit",
+        default=30.0,
+        type=float,
+        metavar="S",
+        help="seconds for one call with --isolate (default 30)",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
-    check.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page with pictures too")
-    check.add_argument("--markdown", type=Path, metavar="FILE", help="write it as a comment for a pull request too")
-    check.add_argument("--bundle", type=Path, metavar="DIR", help="write a bundle of every failure into this folder")
+    check.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the report as one HTML page with pictures too"
+    )
+    check.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write it as a comment for a pull request too"
+    )
+    check.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="write a bundle of every failure into this folder"
+    )
     check.set_defaults(run=_check)
 
     again = commands.add_parser(
@@ -99,8 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Exit codes: 0 all are fixed, 1 something still fails or fails in another way, 2 a bundle could "
         "not be decided.",
     )
-    again.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle, or a folder of bundles")
-    again.add_argument("--candidate", metavar="OTHER", help="whom to try in place of the candidate of each bundle")
+    again.add_argument(
+        "bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle, or a folder of bundles"
+    )
+    again.add_argument(
+        "--candidate", metavar="OTHER", help="whom to try in place of the candidate of each bundle"
+    )
     again.set_defaults(run=_replay)
 
     case = commands.add_parser(
@@ -108,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     case.add_argument("candidate", metavar="CANDIDATE", help=_CANDIDATE)
     case.add_argument("case", metavar="CASE", help="the case, one line in quotes")
-    case.add_argument("--check", default="specification", metavar="NAME", help="specification, or the name of a law")
+    case.add_argument(
+        "--check", default="specification", metavar="NAME", help="specification, or the name of a law"
+    )
     case.set_defaults(run=_case)
 
     selftest = commands.add_parser(
@@ -118,9 +144,15 @@ def _parser() -> argparse.ArgumentParser:
         "2 cannot be used as given.",
     )
     selftest.add_argument("--profile", default="default", metavar="NAME", help="smoke or default (default)")
-    selftest.add_argument("--seeds", default="0", metavar="N,N,...", help="seeds of the drawn cases (default 0)")
-    selftest.add_argument("--jobs", default=os.cpu_count() or 1, type=int, metavar="N", help="processes (all cores)")
-    selftest.add_argument("--bug", action="append", default=[], metavar="NAME", help="this bug only; may be repeated")
+    selftest.add_argument(
+        "--seeds", default="0", metavar="N,N,...", help="seeds of the drawn cases (default 0)"
+    )
+    selftest.add_argument(
+        "--jobs", default=os.cpu_count() or 1, type=int, metavar="N", help="processes (all cores)"
+    )
+    selftest.add_argument(
+        "--bug", action="append", default=[], metavar="NAME", help="this bug only; may be repeated"
+    )
     selftest.add_argument(
         "--part",
         action="append",
@@ -137,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
         help="hold the specification against recorded figures",
         description="Exit codes: 0 every case agrees, 1 some do not, 2 the folder cannot be used.",
     )
-    vectors.add_argument("folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files")
+    vectors.add_argument(
+        "folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files"
+    )
     vectors.add_argument(
         "--attend",
         metavar="CANDIDATE",
@@ -178,7 +212,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.bundle is not None:
         from csa_spec.bundle import write_bundles
 
-        for path in write_bundles(report, resolve_candidate(options.candidate, options.stage), options.bundle):
+        for path in write_bundles(
+            report, resolve_candidate(options.candidate, options.stage), options.bundle
+        ):
             print(f"bundle: {path}")
     return report.verdict.value
 
@@ -292,7 +328,9 @@ def _attend_of(name: str) -> Callable[..., Any]:
     candidate = resolve_candidate(name, "attend")
     resolve_stages("attend", candidate)
     names = ARGUMENTS["attend"]
-    return lambda *arguments: main_output(candidate.ask(Request("attend", dict(zip(names, arguments, strict=True)))))
+    return lambda *arguments: main_output(
+        candidate.ask(Request("attend", dict(zip(names, arguments, strict=True))))
+    )
 
 
 class ProgressLine:

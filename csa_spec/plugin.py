@@ -54,13 +54,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="compressor, index_scores, select, attend, layer, or all that it offers (default)",
     )
     group.addoption("--csa-layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
-    group.addoption("--csa-profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough")
-    group.addoption("--csa-dtype", default="float32", metavar="NAME[,NAME]", help="dtypes, float32 by default")
+    group.addoption(
+        "--csa-profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough"
+    )
+    group.addoption(
+        "--csa-dtype", default="float32", metavar="NAME[,NAME]", help="dtypes, float32 by default"
+    )
     group.addoption("--csa-device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
     group.addoption("--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases")
     group.addoption("--csa-isolate", action="store_true", help="run candidates in a process of their own")
     group.addoption(
-        "--csa-time-limit", default=30.0, type=float, metavar="S", help="seconds for one call with --csa-isolate"
+        "--csa-time-limit",
+        default=30.0,
+        type=float,
+        metavar="S",
+        help="seconds for one call with --csa-isolate",
     )
 
 
@@ -79,7 +87,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "csa_target" not in metafunc.fixturenames:
         return
     if not metafunc.config.getoption("csa_candidate"):
-        metafunc.parametrize("csa_target", [None])  # refused below: an error raised here comes with a traceback
+        metafunc.parametrize(
+            "csa_target", [None]
+        )  # refused below: an error raised here comes with a traceback
         return
     stage = getattr(metafunc.module, "STAGE", "layer")
     targets = [param for name, param in metafunc.config.stash[_TARGETS] if name == stage]
@@ -94,7 +104,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in idle]
     if hasattr(config, "workerinput"):
         return
-    if not config.getoption("csa_candidate") and any("csa_target" in getattr(i, "fixturenames", ()) for i in items):
+    if not config.getoption("csa_candidate") and any(
+        "csa_target" in getattr(i, "fixturenames", ()) for i in items
+    ):
         raise pytest.UsageError(
             "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
         )
@@ -119,7 +131,11 @@ def _targets(config: pytest.Config) -> list[Any]:
         sys.path.insert(0, here)
     targets = []
     try:
-        profile, stage, layer = resolve_profile(option("csa_profile")), option("csa_stage"), option("csa_layer")
+        profile, stage, layer = (
+            resolve_profile(option("csa_profile")),
+            option("csa_stage"),
+            option("csa_layer"),
+        )
         for name in option("csa_candidate"):
             candidate = _candidate(config, name)
             resolve_stages(stage, candidate)
@@ -182,7 +198,9 @@ def csa_hold(csa_target: Any, request: pytest.FixtureRequest) -> Any:
             pytest.fail(f"{check.sentence}, but not here:\n" + "\n\n".join(texts), pytrace=False)
         missing = csa_target.missing(result) if check is csa_target.stage.checks[0] else []
         if missing:
-            pytest.fail(f"inconclusive: no case of these kinds was reached: {', '.join(missing)}", pytrace=False)
+            pytest.fail(
+                f"inconclusive: no case of these kinds was reached: {', '.join(missing)}", pytrace=False
+            )
         if not result.cases:
             pytest.skip("no drawn case gave this check anything to do")
 
@@ -207,5 +225,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         line = f"{where:<{width}}  {cases:>5} cases {queries:>7} queries"
         line += f"  {ambiguous} ambiguous" if ambiguous else ""
         line += f"  error/budget up to {worst}" if worst else ""
-        line += f"  not applicable: {', '.join(f'{n} {name}' for name, n in not_applicable)}" if not_applicable else ""
+        line += (
+            f"  not applicable: {', '.join(f'{n} {name}' for name, n in not_applicable)}"
+            if not_applicable
+            else ""
+        )
         terminalreporter.write_line(line)

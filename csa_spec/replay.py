@@ -88,7 +88,9 @@ def _replay(folder: Path, candidate: Any) -> Replayed:
     except Failure as failure:
         if failure.kind == recorded.kind:
             return Replayed(folder, State.FAILING, str(failure), remark)
-        return Replayed(folder, State.CHANGED, f"it was {recorded.kind}, now it is {failure.kind}: {failure}", remark)
+        return Replayed(
+            folder, State.CHANGED, f"it was {recorded.kind}, now it is {failure.kind}: {failure}", remark
+        )
     except (UsageError, CandidateError, CaseError) as error:
         return Replayed(folder, State.UNDECIDED, f"{folder}: {error}")
     except (RuntimeError, MemoryError, OverflowError) as error:  # a case of absurd sizes, written by hand

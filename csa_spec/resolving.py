@@ -45,10 +45,14 @@ def resolve_single(single: Mapping[str, Any]) -> Candidate:
     parts = {name: resolve_candidate(one, name) for name, one in single.items()}
     for name, part in parts.items():
         if name not in part.offers:
-            raise UsageError(f"{part.name} is not a function and has no {name}; it offers {', '.join(part.offers)}")
+            raise UsageError(
+                f"{part.name} is not a function and has no {name}; it offers {', '.join(part.offers)}"
+            )
     functions = {name: _with_capabilities(part, name) for name, part in parts.items()}
     environment = {key: value for part in parts.values() for key, value in part.environment.items()}
-    return Candidate(", ".join(part.name for part in parts.values()), {}, environment=environment, stages=functions)
+    return Candidate(
+        ", ".join(part.name for part in parts.values()), {}, environment=environment, stages=functions
+    )
 
 
 def _with_capabilities(part: Candidate, stage: str) -> Callable[..., Any]:
@@ -72,13 +76,17 @@ def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) ->
     if not isinstance(candidate, str):
         name = found.name
         if name.startswith("__main__:"):
-            raise UsageError(f"an isolated candidate is imported by name in another process; move {name} to a module")
+            raise UsageError(
+                f"an isolated candidate is imported by name in another process; move {name} to a module"
+            )
         try:
             same = find_candidate(name, None if stage == "all" else stage)
         except CandidateError:
             same = None
         if same is None or same.offers != found.offers:
-            raise UsageError(f"an isolated candidate is imported by name in another process; {name} cannot be")
+            raise UsageError(
+                f"an isolated candidate is imported by name in another process; {name} cannot be"
+            )
         candidate = name
     loader = partial(resolve_candidate, candidate, None if stage == "all" else stage)
     return replace(found, caller=WorkerCaller(loader, time_limit))
@@ -90,7 +98,9 @@ def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
         return list(candidate.offers)
     _hold_stage(stage)
     if stage not in candidate.offers:
-        raise UsageError(f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}")
+        raise UsageError(
+            f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}"
+        )
     return [stage]
 
 

@@ -18,7 +18,14 @@ from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check, 
 from csa_spec.engine.stage import Check, Stage
 from csa_spec.plug.candidate import CACHE, LAYER, Candidate, Capabilities
 from csa_spec.profiles import Profile
-from csa_spec.resolving import UsageError, resolve_device, resolve_dtype, resolve_kinds, resolve_stages, unsupported
+from csa_spec.resolving import (
+    UsageError,
+    resolve_device,
+    resolve_dtype,
+    resolve_kinds,
+    resolve_stages,
+    unsupported,
+)
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES, declaration_problem
 from csa_spec.strategies import (
@@ -73,7 +80,9 @@ class Target:
             return self.capabilities.gradients
         if check.name == "limits":
             declared = self.capabilities
-            return bool(declared.limits or declared.least or declared.multiples or declared.max_top_k is not None)
+            return bool(
+                declared.limits or declared.least or declared.multiples or declared.max_top_k is not None
+            )
         return True
 
     def run(
@@ -151,14 +160,24 @@ class Target:
             written = [replace(case, mode=mode) for case in written for mode in self.candidate.layers]
         with one_thread():
             return [
-                probe(self.candidate, self.stage, self.subject, str(where), str(name), written, self.profile.shrinks)
+                probe(
+                    self.candidate,
+                    self.stage,
+                    self.subject,
+                    str(where),
+                    str(name),
+                    written,
+                    self.profile.shrinks,
+                )
                 for where, name in self.capabilities.lacks
                 if where in places
             ]
 
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
-        names = [name for name in self.stage.required(self.kind, self.capabilities) if not result.reached[name]]
+        names = [
+            name for name in self.stage.required(self.kind, self.capabilities) if not result.reached[name]
+        ]
         if self.stage.name != LAYER:
             return names
         share, most = result.ambiguous_share(WITHOUT_DRAWN_TIES), AMBIGUOUS_SHARE[self.dtype]

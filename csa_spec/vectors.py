@@ -167,9 +167,12 @@ def _check_case(
             keys = recorded("core.kv")[row, indices[indices >= 0]].double()
             q.append(query.q)
             core.append(
-                spec.attend(recorded("core.q")[row, t].double(), keys, weights.attn_sink, spec.softmax_scale(geometry))[
-                    0
-                ]
+                spec.attend(
+                    recorded("core.q")[row, t].double(),
+                    keys,
+                    weights.attn_sink,
+                    spec.softmax_scale(geometry),
+                )[0]
             )
             own = query.window + [length + s for s in query.selection]
             if set(own) != set(indices[indices >= 0].tolist()):

@@ -32,7 +32,10 @@ def compress(x, wkv, wgate, ape, norm, freqs_cis, overlap, eps):
     kv, gate = blocks @ wkv.float().T, blocks @ wgate.float().T + ape.float()
     if overlap:  # an entry pools the block before with the first d columns, its own with the last d
         kv = torch.cat((torch.zeros_like(kv[:, :1, :, :d]), kv[:, :, :, :d]), 1)[:, :-1], kv[..., d:]
-        gate = torch.cat((torch.full_like(gate[:, :1, :, :d], -torch.inf), gate[:, :, :, :d]), 1)[:, :-1], gate[..., d:]
+        gate = (
+            torch.cat((torch.full_like(gate[:, :1, :, :d], -torch.inf), gate[:, :, :, :d]), 1)[:, :-1],
+            gate[..., d:],
+        )
         kv, gate = torch.cat(kv, 2), torch.cat(gate, 2)
     pooled = (gate.softmax(2) * kv).sum(2)
     pooled = pooled * (pooled.square().mean(-1, keepdim=True) + eps).rsqrt() * norm.float()

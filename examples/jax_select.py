@@ -32,5 +32,8 @@ def select(scores, positions, compress_ratio, top_k):
 
 
 select.capabilities = Capabilities(
-    arrays="jax.numpy", dtypes={"float32", "bfloat16", "float16"}, static_shapes=True, lowest_index_first=True
+    arrays="jax.numpy",
+    dtypes={"float32", "bfloat16", "float16"},
+    static_shapes=True,
+    lowest_index_first=True,
 )

@@ -22,7 +22,9 @@ class CachedAttention:
         self.past = x if self.past is None else torch.cat((self.past, x), 1)
         ago = (columns := torch.arange(self.past.shape[1]))[:, None] - columns
         mask = ((ago >= 0) & (ago < self.config.window)).expand(len(x), -1, -1)
-        return sliding_attention(self.past, self.state, mask, columns.expand(len(x), -1), self.config)[:, -x.shape[1] :]
+        return sliding_attention(self.past, self.state, mask, columns.expand(len(x), -1), self.config)[
+            :, -x.shape[1] :
+        ]
 
     def crop(self, length):
         """Keep the first tokens."""

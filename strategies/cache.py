@@ -24,7 +24,17 @@ _SEEDS = st.integers(0, 2**16 - 1)
 
 
 def _boundaries(ratio: int, window: int) -> list[int]:
-    near = (ratio - 1, ratio, ratio + 1, 2 * ratio - 1, 2 * ratio, 2 * ratio + 1, window - 1, window, window + 1)
+    near = (
+        ratio - 1,
+        ratio,
+        ratio + 1,
+        2 * ratio - 1,
+        2 * ratio,
+        2 * ratio + 1,
+        window - 1,
+        window,
+        window + 1,
+    )
     return sorted({length for length in near if 0 < length <= LONGEST})
 
 
@@ -39,7 +49,11 @@ def schedules(
     of_rows = (Op.REORDER, Op.SELECT, Op.CLEAR)
     planned = _planned(draw, [op for op in others if batch > 1 or op not in of_rows], count)
     for number in range(count):
-        op = planned.get(number, Op.EXTEND) if number in planned or not any(lengths) else draw(_mix(others), label="op")
+        op = (
+            planned.get(number, Op.EXTEND)
+            if number in planned or not any(lengths)
+            else draw(_mix(others), label="op")
+        )
         if op is Op.RESTORE and saved is None:
             op = Op.SAVE
         if (op is Op.ROLLBACK and not min(lengths)) or (op is Op.REPEAT and len(lengths) > 3):
@@ -49,7 +63,9 @@ def schedules(
         if op is Op.EXTEND:
             if room < 1:
                 continue
-            to_boundary = [length - max(lengths) for length in _boundaries(ratio, window) if length > max(lengths)]
+            to_boundary = [
+                length - max(lengths) for length in _boundaries(ratio, window) if length > max(lengths)
+            ]
             amounts = st.integers(1, ratio + 2) | st.just(1)
             if to_boundary:
                 amounts = amounts | st.sampled_from(to_boundary)
@@ -109,7 +125,9 @@ def cache_cases(
     )
     layer = Case(
         geometry=geometry,
-        values=draw(st.sampled_from((Values.GAUSSIAN, Values.INTEGERS, Values.LARGE_LOGITS)), label="values"),
+        values=draw(
+            st.sampled_from((Values.GAUSSIAN, Values.INTEGERS, Values.LARGE_LOGITS)), label="values"
+        ),
         sinks=draw(st.sampled_from((Sinks.DRAWN, Sinks.ZERO, Sinks.EXTREME)), label="sinks"),
         seed=draw(_SEEDS, label="seed"),
         dtype=dtype,
@@ -132,13 +150,17 @@ def cache_corners(kind: LayerKind, *, dtype: str = "float32", device: str = "cpu
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = Case(geometry, (Row((1,)),), Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, dtype=dtype, device=device)
+    layer = Case(
+        geometry, (Row((1,)),), Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, dtype=dtype, device=device
+    )
     total = 3 * m + 1
     texts = [
         str(total),  # one shot ...
         *(f"{first},{total - first}" for first in range(1, total)),  # ... is every split
         ",".join(["1"] * total),  # ... is token by token
-        *(",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)),  # blocks of drafts to verify
+        *(
+            ",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)
+        ),  # blocks of drafts to verify
         f"{window - 1},1,1,1",
         f"{window},1,{window + 2}",
         f"{m + 1},other,2,other,{m},other",  # requests that take turns

@@ -69,7 +69,9 @@ def _every_kind(base: Case) -> list[Case]:
         _with(base, yarn=_YARN),
         _with(base, norm_eps=1e-2),
         replace(base, sinks=Sinks.ZERO),
-        replace(_with(base, heads=8), sinks=Sinks.EXTREME),  # several heads, so that one of them has a sink of -inf
+        replace(
+            _with(base, heads=8), sinks=Sinks.EXTREME
+        ),  # several heads, so that one of them has a sink of -inf
         replace(base, values=Values.LARGE_LOGITS),
         replace(_with(base, heads=8, head_dim=2, rope_dim=2), values=Values.INTEGERS),  # logits of exactly 0
         # Rows: equal ones, padded on the right, on the left, packed, shifted on and off the grid.

@@ -130,7 +130,9 @@ def stage_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> li
             if "kind" in one.metadata:
                 corners += [replace(case, **{one.name: name}) for name in one.metadata["kind"]]
     corners += _SPECIAL[stage]
-    return [replace(case, seed=n, dtype=dtype, device=device) for n, case in enumerate(dict.fromkeys(corners))]
+    return [
+        replace(case, seed=n, dtype=dtype, device=device) for n, case in enumerate(dict.fromkeys(corners))
+    ]
 
 
 def gradient_corners(stage: str, dtype: str = "float32", device: str = "cpu") -> list[Any]:
@@ -182,9 +184,13 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
         replace(_ATTEND, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
-        replace(_ATTEND, heads=16, sinks=CoreSinks.EXTREME),  # so many that one head has a sink far above its logits
+        replace(
+            _ATTEND, heads=16, sinks=CoreSinks.EXTREME
+        ),  # so many that one head has a sink far above its logits
         replace(_ATTEND, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),
-        replace(_ATTEND, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1),
+        replace(
+            _ATTEND, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1
+        ),
     ),
     "select": (
         *(replace(_SELECT, top_k=k) for k in (0, 1, 7, 8, 9, 20)),
@@ -193,7 +199,16 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
         replace(_SELECT, compress_ratio=1, start=0),
         # Buffers of radix selections overflow where very many scores share their high bits.
         *(
-            replace(_SELECT, rows=1, queries=1, entries=70_000, top_k=512, compress_ratio=4, start=280_000, values=kind)
+            replace(
+                _SELECT,
+                rows=1,
+                queries=1,
+                entries=70_000,
+                top_k=512,
+                compress_ratio=4,
+                start=280_000,
+                values=kind,
+            )
             for kind in (ScoreValues.GAUSSIAN, ScoreValues.LOW_BITS, ScoreValues.INTEGERS)
         ),
     ),

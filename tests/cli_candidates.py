@@ -16,12 +16,18 @@ def _exact(weights: LayerWeights) -> LayerWeights:
     return LayerWeights.from_named({name: tensor.double() for name, tensor in weights.named().items()})
 
 
-def right(hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /) -> Tensor:
+def right(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /
+) -> Tensor:
     """Follow the specification, and round once."""
-    return attend_batch(hidden.double(), _exact(weights), geometry, positions, documents).out.to(hidden.dtype)
+    return attend_batch(hidden.double(), _exact(weights), geometry, positions, documents).out.to(
+        hidden.dtype
+    )
 
 
-def leaky(hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /) -> Tensor:
+def leaky(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /
+) -> Tensor:
     """Show each entry to the token before the last one of its block, too."""
     out = torch.zeros_like(hidden)
     for document in split_documents(positions, documents):

@@ -210,9 +210,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--nth", type=int, default=1, help="take only every n-th bug")
     parser.add_argument("--stage", choices=[*STAGES], help="bugs of one stage only")
-    parser.add_argument("--every-kind", action="store_true", help="every kind of failure of a bug, not the first only")
+    parser.add_argument(
+        "--every-kind", action="store_true", help="every kind of failure of a bug, not the first only"
+    )
     options = parser.parse_args(None if arguments is None else list(arguments))
-    names = [one.name for one in bugs() if not one.equivalent and options.stage in (None, one.stage)][:: options.nth]
+    names = [one.name for one in bugs() if not one.equivalent and options.stage in (None, one.stage)][
+        :: options.nth
+    ]
     measured: list[Measured] = []
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for found in pool.map(partial(measure_bug, every=options.every_kind), names):

@@ -73,7 +73,9 @@ def second_layer(
     selection: list[list[int]] | None = None,
 ) -> second_oracle.Result:
     """Run the second oracle on one document."""
-    return second_oracle.layer(hidden.numpy(), _arrays(weights), dataclasses.asdict(geometry), start, selection)
+    return second_oracle.layer(
+        hidden.numpy(), _arrays(weights), dataclasses.asdict(geometry), start, selection
+    )
 
 
 def second_batch(inputs: Inputs, geometry: Geometry) -> Array:
@@ -119,7 +121,9 @@ def score_scale(hidden: Tensor, weights: LayerWeights, geometry: Geometry, index
     latent = hidden @ weights.wq_a.T
     latent = weights.q_norm * latent / (latent.square().mean(-1, keepdim=True) + geometry.norm_eps).sqrt()
     queries = (latent @ weights.indexer.wq_b.T).view(len(hidden), geometry.index_heads, -1).norm(dim=-1)
-    heads = (hidden @ weights.indexer.weights_proj.T).abs() / (geometry.index_heads * geometry.index_head_dim) ** 0.5
+    heads = (hidden @ weights.indexer.weights_proj.T).abs() / (
+        geometry.index_heads * geometry.index_head_dim
+    ) ** 0.5
     largest_key = index_keys.norm(dim=-1).amax() if len(index_keys) else torch.zeros(())
     return np.asarray((heads * queries).sum(dim=-1) * largest_key, dtype=np.float64)
 

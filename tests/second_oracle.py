@@ -105,7 +105,9 @@ def _rotate(x: Array, turns: Turns) -> Array:
     return np.concatenate([head, np.stack([turned.real, turned.imag], axis=-1).reshape(tail.shape)], axis=-1)
 
 
-def _compress(x: Array, weights: Mapping[str, Array], prefix: str, geometry: Mapping[str, Any], start: int) -> Array:
+def _compress(
+    x: Array, weights: Mapping[str, Array], prefix: str, geometry: Mapping[str, Any], start: int
+) -> Array:
     """Return the compressed entries of a document, [T, width], normed and rotated.
 
     Official ``class Compressor``, paper eq. 9-12.  Each channel has its own softmax over the tokens.  The row

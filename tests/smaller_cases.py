@@ -109,12 +109,16 @@ def _layer_probes(case: Case, found: Case, count: int) -> Iterator[Case]:
     rng = random.Random(str(case))
     g, f = case.geometry, found.geometry
     groups = 1 if g.heads % f.o_groups else f.o_groups
-    wide = replace(f, compress_ratio=g.compress_ratio, top_k=g.top_k, window=g.window, heads=g.heads, o_groups=groups)
+    wide = replace(
+        f, compress_ratio=g.compress_ratio, top_k=g.top_k, window=g.window, heads=g.heads, o_groups=groups
+    )
     csa = g.kind is LayerKind.CSA
     for number in range(count):
         probe = replace(case, seed=1000 + number)
         if number % 3:
-            probe = replace(probe, geometry=wide, values=found.values, scores=found.scores, sinks=found.sinks)
+            probe = replace(
+                probe, geometry=wide, values=found.values, scores=found.scores, sinks=found.sinks
+            )
         if number % 3 == 2:
             probe = replace(probe, geometry=rng.choice((g, wide)), values=rng.choice(list(Values)),
                             scores=rng.choice(list(Scores)) if csa else Scores.FREE,
@@ -157,7 +161,9 @@ def _smaller_schedules(reported: CacheCase, found: CacheCase, count: int) -> Ite
     schedules = {
         calls
         for kept in product((True, False), repeat=len(reported.calls))
-        for calls in product(*(_shorter_calls(call) for call, keep in zip(reported.calls, kept, strict=True) if keep))
+        for calls in product(
+            *(_shorter_calls(call) for call, keep in zip(reported.calls, kept, strict=True) if keep)
+        )
     }
     shapes = {}
     for calls, batch in product(schedules, range(1, reported.batch + 1)):
@@ -166,7 +172,9 @@ def _smaller_schedules(reported: CacheCase, found: CacheCase, count: int) -> Ite
         except CaseError:
             continue
         longest = max(len(row) for step in case.steps for row in step.rows)
-        for sizes in _geometries(reported.layer.geometry, min(longest, reported.layer.geometry.compress_ratio)):
+        for sizes in _geometries(
+            reported.layer.geometry, min(longest, reported.layer.geometry.compress_ratio)
+        ):
             smaller = replace(case, layer=replace(reported.layer, geometry=sizes))
             if shape_of(smaller) < shape_of(reported):
                 shapes[smaller] = shape_of(smaller)

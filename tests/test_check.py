@@ -69,7 +69,11 @@ def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> No
 
 @pytest.mark.parametrize(
     ("reached", "failed", "verdict"),
-    [(True, False, Verdict.CONFORMANT), (False, False, Verdict.INCONCLUSIVE), (False, True, Verdict.NOT_CONFORMANT)],
+    [
+        (True, False, Verdict.CONFORMANT),
+        (False, False, Verdict.INCONCLUSIVE),
+        (False, True, Verdict.NOT_CONFORMANT),
+    ],
 )
 def test_a_failure_outweighs_what_was_not_reached(reached: bool, failed: bool, verdict: Verdict) -> None:
     """Inconclusive is for runs that found nothing and could not have."""
@@ -112,7 +116,9 @@ def test_functions_may_be_given_by_the_names_of_their_stages(tiny: str) -> None:
 
 def test_functions_given_together_keep_their_own_capabilities(tiny: str) -> None:
     """One that lacks a dtype does not take it from the others."""
-    report = check(select=cli_candidates.select, attend=cli_candidates.kernels, dtype="float64", profile=tiny)
+    report = check(
+        select=cli_candidates.select, attend=cli_candidates.kernels, dtype="float64", profile=tiny
+    )
     assert report.verdict is Verdict.CONFORMANT
     assert {result.stage for result in report.results} == {"select"}
     (reason,) = report.declined.values()
@@ -128,8 +134,14 @@ def test_functions_given_together_keep_their_own_capabilities(tiny: str) -> None
             {"candidate": RIGHT, "attend": cli_candidates.attend},
             "give one candidate, or single stages such as attend=function, not both and not neither",
         ),
-        ({"compressor": cli_candidates.kernels}, "is not a function and has no compressor; it offers select, attend"),
-        ({"attend": cli_candidates.attend, "stage": "select"}, "does not offer the stage select; it offers attend"),
+        (
+            {"compressor": cli_candidates.kernels},
+            "is not a function and has no compressor; it offers select, attend",
+        ),
+        (
+            {"attend": cli_candidates.attend, "stage": "select"},
+            "does not offer the stage select; it offers attend",
+        ),
         ({"attend": cli_candidates.attend, "stage": "nosuch"}, "unknown stage 'nosuch'"),
         ({"candidate": RIGHT, "stage": "attend"}, "right does not offer the stage attend; it offers layer"),
         ({"candidate": RIGHT, "profile": "nosuch"}, "unknown profile 'nosuch'"),
@@ -147,7 +159,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     monkeypatch.setattr("csa_spec.candidates.entry_points", lambda **wanted: found.select(**wanted))
 
 
-def test_entry_points_of_installed_packages_are_candidates(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+def test_entry_points_of_installed_packages_are_candidates(
+    monkeypatch: pytest.MonkeyPatch, tiny: str
+) -> None:
     """By their names, a module as well as an object or a function; shipped names stay what they are."""
     install(monkeypatch, mine="cli_candidates:kernels", layered="cli_candidates:right", gather="cli_candidates:raises",
             whole="csa_spec.candidates.gather")  # fmt: skip

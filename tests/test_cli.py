@@ -105,7 +105,9 @@ def test_layers_that_an_object_does_not_offer_are_named_and_the_rest_decides() -
         assert f"not applicable: cli_candidates:sliding_only does not offer {kind} layers\n" in outcome.out
 
 
-def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two drawn cases alone do not reach everything."""
     monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
     outcome = run("check", "cli_candidates:right", *TINY)
@@ -186,7 +188,10 @@ MODULES = {
     "exit_0": ("import sys; sys.exit(0)", ["SystemExit"]),
     "package": ("import a_package_that_nobody_has", ["'a_package_that_nobody_has'"]),
     "submodule": ("import torch.nothing_of_the_kind", ["'torch.nothing_of_the_kind'"]),
-    "getattr": ("def __getattr__(name):\n    raise RuntimeError('lazy ' + name)", ["RuntimeError", "lazy layer"]),
+    "getattr": (
+        "def __getattr__(name):\n    raise RuntimeError('lazy ' + name)",
+        ["RuntimeError", "lazy layer"],
+    ),
 }
 
 
@@ -225,7 +230,10 @@ ABSENT = "raise ModuleNotFoundError(\"No module named 'transformers'\", name='tr
 STUBS = {
     "absent": (ABSENT, ["transformers is not installed", "pip install transformers"]),
     "old": ("__version__ = '4.40.0'", ["transformers 4.40.0 has no DeepSeek-V4", "5.8.0"]),
-    "failing": ("raise RuntimeError('tokenizers>=1 is needed\\nhere')", ["RuntimeError", "tokenizers>=1 is needed"]),
+    "failing": (
+        "raise RuntimeError('tokenizers>=1 is needed\\nhere')",
+        ["RuntimeError", "tokenizers>=1 is needed"],
+    ),
     "needy": ("import a_package_that_nobody_has", ["'a_package_that_nobody_has'"]),
     "exiting": ("raise SystemExit(0)", ["SystemExit"]),
     "strange": ("__version__ = '9.0'", ["transformers 9.0", "DeepseekV4Model"]),
@@ -271,7 +279,10 @@ def test_transformers_that_cannot_be_used_are_refused(folder: Path, stub: str) -
 
 
 OPTIONS = {
-    ("--stage", "nosuch"): ["unknown stage 'nosuch'", "compressor, index_scores, select, attend, layer, cache, all"],
+    ("--stage", "nosuch"): [
+        "unknown stage 'nosuch'",
+        "compressor, index_scores, select, attend, layer, cache, all",
+    ],
     ("--stage", "Layer"): ["unknown stage 'Layer'"],
     ("--stage", ""): ["unknown stage ''"],
     ("--layer", "nosuch"): ["unknown layer 'nosuch'", "csa, hca, sliding, all"],
@@ -385,7 +396,10 @@ def test_a_dtype_that_one_stage_lacks_is_declined_while_the_others_run(folder: P
 def test_a_case_of_a_stage_is_tried_and_explained() -> None:
     """The first word of the case says what a bare function is."""
     line = "select S=4 T=4 k=1 values=gaussian"
-    assert run("case", "cli_candidates:select", line).out == f"cli_candidates:select passes specification on: {line}\n"
+    assert (
+        run("case", "cli_candidates:select", line).out
+        == f"cli_candidates:select passes specification on: {line}\n"
+    )
     outcome = run("case", "cli_candidates:selects_the_lowest", line)
     assert outcome.code == 1
     assert "A query leaves out an entry that scores higher than one that it selects:" in outcome.out
@@ -419,7 +433,11 @@ def test_a_report_says_what_was_run_and_how_it_ended(folder: Path) -> None:
     outcome, data = report(folder / "report.json", "cli_candidates:right", "--seed", "3")
     assert data["csa_spec_report"] == 2
     assert (data["verdict"], data["exit_code"], outcome.code) == ("conformant", 0, 0)
-    assert (data["candidate"], data["profile"], data["dtypes"]) == ("cli_candidates:right", "tiny", ["float32"])
+    assert (data["candidate"], data["profile"], data["dtypes"]) == (
+        "cli_candidates:right",
+        "tiny",
+        ["float32"],
+    )
     assert (data["device"], data["seed"]) == ("cpu", 3)
     assert data["environment"]["torch"] == torch.__version__
     assert {(result["stage"], result["layer"]) for result in data["results"]} == {("layer", "sliding")}
@@ -547,7 +565,10 @@ def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
 
 
 LINES = {
-    "": ["layer kind (csa, hca, sliding)", "a stage (compressor, index_scores, select, attend, cache), not ''"],
+    "": [
+        "layer kind (csa, hca, sliding)",
+        "a stage (compressor, index_scores, select, attend, cache), not ''",
+    ],
     "dense rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'dense'"],
     "layer rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'layer'"],
     "attend rows=4": ["'rows=4' is not part of a case"],
@@ -617,7 +638,9 @@ class Recorded:
 
     def write(self, index: object = None) -> Path:
         """Write the folder; return it."""
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, self.folder / SLIDING)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()}, self.folder / SLIDING
+        )
         text = json.dumps([self.entry] if index is None else index)
         (self.folder / "index.json").write_text(text, encoding="utf-8")
         return self.folder
@@ -652,7 +675,9 @@ def test_an_attend_is_held_against_the_official_core(recorded: Recorded) -> None
     recorded.tensors["case2.core.o"][0, 0, 0, 0] += 1e-3
     outcome = run("vectors", recorded.write(), "--attend", "cli_candidates:attend")
     assert (outcome.code, outcome.out.splitlines()[-1]) == (1, "1 of 2 cases agree within 2e-05")
-    assert "case2.core.q" in refusal("vectors", without_tensor(recorded, "case2.core.q"), "--attend", "gather")
+    assert "case2.core.q" in refusal(
+        "vectors", without_tensor(recorded, "case2.core.q"), "--attend", "gather"
+    )
 
 
 def test_far_indices_are_not_handed_to_an_attend(recorded: Recorded) -> None:
@@ -804,14 +829,18 @@ def test_the_installed_command_finds_candidates_in_its_folder(folder: Path) -> N
     command = shutil.which("csa-spec", path=str(Path(sys.executable).parent))
     assert command is not None
     (folder / "my_layer.py").write_text("from cli_candidates import raises as layer\n")
-    done = spawn(command, "check", "my_layer:layer", "--layer", "sliding", "--profile", "smoke", folder=folder)
+    done = spawn(
+        command, "check", "my_layer:layer", "--layer", "sliding", "--profile", "smoke", folder=folder
+    )
     assert (done.returncode, done.stderr) == (1, "checking sliding float32 ...\n")
     assert "my_layer:layer: NOT CONFORMANT for sliding\n" in done.stdout
     assert {path.name for path in folder.iterdir()} - {"__pycache__", ".hypothesis"} == {"my_layer.py"}
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-def test_python_m_runs_the_command_and_survives_a_reader_that_leaves(recorded: Recorded, buffered: bool) -> None:
+def test_python_m_runs_the_command_and_survives_a_reader_that_leaves(
+    recorded: Recorded, buffered: bool
+) -> None:
     """``python -m csa_spec ... | true``: no complaint about the pipe, be it at a print or at the last flush."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     if not buffered:
@@ -830,7 +859,15 @@ def test_transformers_that_are_not_installed_are_named(folder: Path) -> None:
     """In a fresh process, with a stub first on the Python path."""
     (folder / "stub").mkdir()
     (folder / "stub" / "transformers.py").write_text(ABSENT)
-    done = spawn(sys.executable, "-m", "csa_spec", "check", "transformers", folder=folder, paths=[str(folder / "stub")])
+    done = spawn(
+        sys.executable,
+        "-m",
+        "csa_spec",
+        "check",
+        "transformers",
+        folder=folder,
+        paths=[str(folder / "stub")],
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "csa-spec: transformers is not installed; `pip install transformers`\n"
 
@@ -870,7 +907,11 @@ def test_failures_become_pages_and_bundles_that_can_be_replayed(folder: Path) ->
     outcome = run("check", "csa_spec.bugs:takes_none_for_row_zero", "--profile", "tiny", *options)
     assert outcome.code == 1
     assert all("takes none for row zero" in page.read_text(encoding="utf-8") for page in pages)
-    printed = [Path(line.removeprefix("bundle: ")) for line in outcome.out.splitlines() if line.startswith("bundle: ")]
+    printed = [
+        Path(line.removeprefix("bundle: "))
+        for line in outcome.out.splitlines()
+        if line.startswith("bundle: ")
+    ]
     assert sorted(path.name for path in bundles.iterdir()) == sorted(path.name for path in printed)
     for path in printed:
         assert {"README.md", "case.json", "repro.py", "picture.svg"} <= {one.name for one in path.iterdir()}
@@ -894,7 +935,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(folder: Path, 
     (folder / "folder").mkdir()
     (folder / "file").touch()
     place = "file" if option == "--bundle" else "folder"
-    assert refusal("check", "cli_candidates:exits", *TINY, option, place).startswith(f"{option}: {place} is not a f")
+    assert refusal("check", "cli_candidates:exits", *TINY, option, place).startswith(
+        f"{option}: {place} is not a f"
+    )
 
 
 def test_what_is_no_bundle_is_said_and_the_rest_is_replayed(folder: Path) -> None:

@@ -78,7 +78,9 @@ def test_further_cases_tell_bugs_apart_that_answer_alike_on_the_failing_one(
         "sees_every_entry_of_all": lambda t, m: list(range(2**16)),
         "sees_one_entry_too_many": lambda t, m: list(range((t + 1) // m + 1)),
     }
-    catalogue = tuple(_bug(name, following(replace(SPEC, visible_entries=rule))) for name, rule in bounds.items())
+    catalogue = tuple(
+        _bug(name, following(replace(SPEC, visible_entries=rule))) for name, rule in bounds.items()
+    )
     monkeypatch.setattr("csa_spec.bugs.bugs", lambda: catalogue)
     for bug in catalogue:
         (first,) = diagnosis(black_box(bug), "hca rows=2").behaves_like
@@ -96,7 +98,9 @@ def test_bugs_that_are_the_same_function_are_both_named(monkeypatch: pytest.Monk
 
 def _bug(name: str, function: Callable[..., Any]) -> Bug:
     case = parse_case("hca rows=2")
-    return Bug(name=name, cause="A cause.", urls=(), stage="layer", function=function, kinds=(case.geometry.kind,))
+    return Bug(
+        name=name, cause="A cause.", urls=(), stage="layer", function=function, kinds=(case.geometry.kind,)
+    )
 
 
 def test_two_mistakes_at_once_get_the_match_of_the_smallest_case() -> None:
@@ -136,7 +140,9 @@ def test_what_is_seen_and_must_not_be_is_named() -> None:
 
 def test_a_wrong_selection_is_told_by_what_it_would_explain() -> None:
     """A query that attends to another entry than it must gives the specification's output for that entry."""
-    lowest = following(replace(SPEC, select=lambda visible, scores, k: sorted(visible, key=scores.__getitem__)[:k]))
+    lowest = following(
+        replace(SPEC, select=lambda visible, scores, k: sorted(visible, key=scores.__getitem__)[:k])
+    )
     failure = fail(as_candidate(lowest, "black box", "layer"), "csa m=1 k=1 rows=2 values=gaussian seed=5")
     found = diagnose(as_candidate(lowest, "black box", "layer"), "specification", failure)
     assert found is not None

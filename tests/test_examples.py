@@ -57,7 +57,10 @@ def adapter(name: str) -> str:
     """Return the part of an example that a user writes."""
     kernel, mark, own = (EXAMPLES / name).read_text(encoding="utf-8").partition("# Adapter")
     assert mark, f"{name} has no adapter"
-    assert "\n# Kernel under test: put " in kernel or name in ("several_stages.py", "in_your_conftest/conftest.py")
+    assert "\n# Kernel under test: put " in kernel or name in (
+        "several_stages.py",
+        "in_your_conftest/conftest.py",
+    )
     return own.partition("\n")[2].strip()
 
 
@@ -128,7 +131,9 @@ def test_the_failure_on_the_page_is_a_real_one(folder: Path, capsys: pytest.Capt
     right = (folder / "official_sparse_attn.py").read_text(encoding="utf-8")
     assert right.count("indices.int()") == 1
     assert "`indices.clamp(min=0).int()`" in PAGE
-    (folder / "clamped.py").write_text(right.replace("indices.int()", "indices.clamp(min=0).int()"), encoding="utf-8")
+    (folder / "clamped.py").write_text(
+        right.replace("indices.int()", "indices.clamp(min=0).int()"), encoding="utf-8"
+    )
     assert main(["check", "clamped:attend", "--stage", "attend", "--profile", "smoke"]) == 1
     (shown,) = blocks("text")
     assert capsys.readouterr().out.startswith(shown + "\n")
@@ -168,7 +173,9 @@ def test_an_example_runs_with_an_installed_wheel(site: Path, folder: Path) -> No
 def test_an_installed_package_is_found_by_the_name_of_its_entry_point(site: Path, tmp_path: Path) -> None:
     """From an empty folder."""
     arguments = command("entry_point/my_kernels.py")
-    assert f"csa-spec {shlex.join(arguments)}" in (EXAMPLES / "entry_point" / "pyproject.toml").read_text("utf-8")
+    assert f"csa-spec {shlex.join(arguments)}" in (EXAMPLES / "entry_point" / "pyproject.toml").read_text(
+        "utf-8"
+    )
     done = python(site, tmp_path, "-m", "csa_spec", *arguments, "--profile", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("my-kernels: CONFORMANT for index_scores\n")

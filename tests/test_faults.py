@@ -33,7 +33,9 @@ def run(name: str, isolate: bool) -> Report:
 
 def found(report: Report) -> dict[tuple[str, str], Failure]:
     """Return the failures by check and kind."""
-    return {(result.check, failure.kind): failure for result in report.results for failure in result.failures}
+    return {
+        (result.check, failure.kind): failure for result in report.results for failure in result.failures
+    }
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -44,7 +46,13 @@ def test_a_fault_is_found_by_the_check_that_names_it(name: str) -> None:
     assert (fault.check, fault.kind) in found(report)
     assert report.verdict is Verdict.NOT_CONFORMANT
     assert f"faults:{name}: NOT CONFORMANT for attend" in summarise(report)
-    assert {result.check for result in report.results} >= {"specification", "repeat", "inputs", "state", "memory"}
+    assert {result.check for result in report.results} >= {
+        "specification",
+        "repeat",
+        "inputs",
+        "state",
+        "memory",
+    }
 
 
 def test_the_only_fault_is_the_one_that_is_named() -> None:
@@ -82,11 +90,16 @@ def test_the_place_of_a_crash_is_named() -> None:
 def test_what_was_found_before_a_crash_is_reported() -> None:
     """A candidate with two faults, of which one kills."""
     report = run("zeros_then_killed", True)
-    assert {kind for check, kind in found(report) if check == "specification"} == {"ReturnsZeros", "CandidateDied"}
+    assert {kind for check, kind in found(report) if check == "specification"} == {
+        "ReturnsZeros",
+        "CandidateDied",
+    }
 
 
 @pytest.mark.parametrize("name", ["right", "noisy"])
-def test_isolation_changes_nothing_for_a_right_candidate(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_isolation_changes_nothing_for_a_right_candidate(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The same cases, the same largest error; and what it does to the standard streams is not seen."""
     alone, here = run(name, True), run("right", False)
     assert alone.verdict is here.verdict is Verdict.CONFORMANT
@@ -113,7 +126,9 @@ def document() -> str:
         title = getattr(failures, kind).title + (f": {what}" if what else "")
         sentence = (fault.attend.__doc__ or "").removesuffix(".")
         isolate = "yes" if fault.isolate else ""
-        lines.append(f"| {sentence} | `{name}` | {title} | {fault.check}: {SENTENCES[fault.check]} | {isolate} |")
+        lines.append(
+            f"| {sentence} | `{name}` | {title} | {fault.check}: {SENTENCES[fault.check]} | {isolate} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -57,7 +57,9 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("room", "name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("room", "name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_rooms_import_only_what_lies_below_them(room: str, name: str, path: Path) -> None:
     """Data flows one way; the specification knows nothing but torch."""
     for imported in imports(path):

@@ -25,7 +25,9 @@ BROKEN = {
     "mean pooling": {"pool": lambda values, logits: values.mean(dim=0)},
     "entry in the middle of its block": {"entry_position": lambda s, m: s * m + m // 2},
     "newest entries selected": {"select": lambda visible, scores, k: visible[max(0, len(visible) - k) :]},
-    "one entry fewer selected": {"select": lambda visible, scores, k: select(visible, scores, max(0, k - 1))},
+    "one entry fewer selected": {
+        "select": lambda visible, scores, k: select(visible, scores, max(0, k - 1))
+    },
     "no softmax scale": {"softmax_scale": lambda geometry: 1.0},
 }
 
@@ -34,7 +36,9 @@ def test_what_is_reported_has_the_smallest_shape() -> None:
     """Of these bugs at least nine in ten do, and none is more than one step larger in any size."""
     measured: list[Measured] = []
     for name, rules in BROKEN.items():
-        found = measure(as_candidate(following(replace(SPEC, **rules)), name, "layer"), LayerKind.CSA, name, probes=8)
+        found = measure(
+            as_candidate(following(replace(SPEC, **rules)), name, "layer"), LayerKind.CSA, name, probes=8
+        )
         assert found, name
         measured += found
     larger = [(one.bug, str(one.reported), str(one.minimum)) for one in measured if not one.is_minimal]
@@ -78,7 +82,12 @@ def test_every_shape_of_the_search_is_smaller_and_in_order(line: str, least: dic
 
 @pytest.mark.parametrize(
     "name",
-    ["takes_a_logit_of_zero_for_none", "has_one_position_for_a_call", "saturates_products", "rollback_does_nothing"],
+    [
+        "takes_a_logit_of_zero_for_none",
+        "has_one_position_for_a_call",
+        "saturates_products",
+        "rollback_does_nothing",
+    ],
 )
 def test_cases_of_stages_and_caches_are_minimal_too(name: str) -> None:
     """Among them some for which a way down was missing."""
@@ -97,7 +106,9 @@ def two_mistakes(
 
 def test_the_kind_stays_pinned_where_another_kind_fails_on_smaller_cases() -> None:
     """Wrong numbers show with one token; seeing too much needs a block that is not complete."""
-    measured = measure(as_candidate(two_mistakes, "two mistakes", "layer"), LayerKind.CSA, every=True, probes=3)
+    measured = measure(
+        as_candidate(two_mistakes, "two mistakes", "layer"), LayerKind.CSA, every=True, probes=3
+    )
     by_kind = {one.kind: one for one in measured}
     assert set(by_kind) == {WrongNumbers.__name__, SeesTooMuch.__name__}
     assert letters(by_kind["WrongNumbers"].reported) == {"S": 1, "m": 1, "k": 0, "W": 1, "H": 1}
@@ -108,7 +119,9 @@ def test_the_kind_stays_pinned_where_another_kind_fails_on_smaller_cases() -> No
 def test_values_are_zeros_and_ones_where_they_show_it() -> None:
     """After the shape is settled."""
     (one,) = measure(
-        as_candidate(following(replace(SPEC, output_position=lambda position: position)), "forwards", "layer"),
+        as_candidate(
+            following(replace(SPEC, output_position=lambda position: position)), "forwards", "layer"
+        ),
         LayerKind.SLIDING,
         probes=8,
     )

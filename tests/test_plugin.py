@@ -22,7 +22,10 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
-CHECKS, OTHERS = len(LAYER_STAGE.checks), sum(len(one.checks) for one in STAGES.values() if one is not LAYER_STAGE)
+CHECKS, OTHERS = (
+    len(LAYER_STAGE.checks),
+    sum(len(one.checks) for one in STAGES.values() if one is not LAYER_STAGE),
+)
 """Tests of a layer, and of all other stages: one per check."""
 
 
@@ -55,7 +58,9 @@ def refusal(result: pytest.RunResult) -> str:
     assert "_hookexec" not in text, text
     assert "Traceback" not in text, text
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    (sentence,) = (line for line in text.splitlines() if "csa-spec: " in line and "csa-spec: candidates" not in line)
+    (sentence,) = (
+        line for line in text.splitlines() if "csa-spec: " in line and "csa-spec: candidates" not in line
+    )
     return sentence.partition("csa-spec: ")[2]
 
 
@@ -103,7 +108,9 @@ def test_a_candidate_may_lie_in_the_folder_that_pytest_is_run_in(pytester: pytes
 
 def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: pytest.Pytester) -> None:
     """Everything that is needed to see it again, and nothing of how the suite works."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "output_equals", "--tb=long")
+    result = suite(
+        pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "output_equals", "--tb=long"
+    )
     result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
     result.stdout.fnmatch_lines(
         [
@@ -133,17 +140,28 @@ def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest
     assert "plugin.py" not in text_of(result)
 
 
-def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(
+    pytester: pytest.Pytester,
+) -> None:
     """So that they show."""
     result = suite(
-        pytester, "--csa-candidate", "cli_candidates:sliding_only", "--csa-profile", "tiny", "-k", "mutated", "-rs"
+        pytester,
+        "--csa-candidate",
+        "cli_candidates:sliding_only",
+        "--csa-profile",
+        "tiny",
+        "-k",
+        "mutated",
+        "-rs",
     )
     result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1) + OTHERS)
     for kind in ("csa", "hca"):
         result.stdout.fnmatch_lines([f"SKIPPED*cli_candidates:sliding_only does not offer {kind} layers"])
 
 
-def test_a_run_that_misses_a_required_kind_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_misses_a_required_kind_fails(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two drawn cases alone do not reach everything."""
     monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
     result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "output_equals")
@@ -199,7 +217,9 @@ def test_a_dtype_that_one_stage_lacks_is_skipped_with_the_reason_while_the_other
 ) -> None:
     """The stage's tests in the other dtype run, too."""
     result = suite(pytester, *KERNELS, "--csa-dtype", "float32,float64", "-k", "mutated", "-rs")
-    result.assert_outcomes(passed=3, skipped=1, deselected=2 * (checks_of("select", "attend") - 2) + OTHER_STAGES)
+    result.assert_outcomes(
+        passed=3, skipped=1, deselected=2 * (checks_of("select", "attend") - 2) + OTHER_STAGES
+    )
     result.stdout.fnmatch_lines(["SKIPPED*attend of cli_candidates:kernels does not support float64"])
 
 
@@ -229,14 +249,18 @@ def pytest_csa_candidates(config):
 def own(pytester: pytest.Pytester, name: str, *options: str) -> pytest.RunResult:
     """Run the suite on a candidate that the conftest.py of the folder names."""
     pytester.makeconftest(OWN)
-    return suite(pytester, f"--confcutdir={pytester.path}", "--csa-candidate", name, "--csa-profile", "tiny", *options)
+    return suite(
+        pytester, f"--confcutdir={pytester.path}", "--csa-candidate", name, "--csa-profile", "tiny", *options
+    )
 
 
 def test_a_conftest_names_a_function(pytester: pytest.Pytester) -> None:
     """It is a layer, and goes by the name that it got there."""
     result = own(pytester, "mine", "--csa-layer", "sliding", "-k", "mutated")
     result.assert_outcomes(passed=1, deselected=CHECKS - 1 + OTHERS)
-    result.stdout.fnmatch_lines(["csa-spec: candidates mine; *", "mine sliding float32: inputs are not mutated *"])
+    result.stdout.fnmatch_lines(
+        ["csa-spec: candidates mine; *", "mine sliding float32: inputs are not mutated *"]
+    )
 
 
 def test_a_conftest_names_stages(pytester: pytest.Pytester) -> None:
@@ -268,7 +292,9 @@ def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pyteste
         ("nosuch", "unknown candidate 'nosuch'"),
     ],
 )
-def test_what_a_conftest_names_wrongly_is_a_usage_error(pytester: pytest.Pytester, name: str, sentence: str) -> None:
+def test_what_a_conftest_names_wrongly_is_a_usage_error(
+    pytester: pytest.Pytester, name: str, sentence: str
+) -> None:
     """As any other name."""
     assert sentence in refusal(own(pytester, name))
 
@@ -283,8 +309,14 @@ def test_what_a_conftest_names_wrongly_is_a_usage_error(pytester: pytest.Pyteste
         (["--csa-candidate", "nosuch:layer"], "no module 'nosuch'"),
         (["--csa-candidate", "cli_candidates:Layer"], "cli_candidates:Layer is a class"),
         (["--csa-candidate", "cli_candidates:cuda_only"], "cli_candidates:cuda_only does not run on cpu"),
-        (["--csa-profile", "nosuch"], "unknown profile 'nosuch': it is none of smoke, default, gpu, thorough"),
-        (["--csa-stage", "nosuch"], "unknown stage 'nosuch': it is none of compressor, index_scores, select, attend,"),
+        (
+            ["--csa-profile", "nosuch"],
+            "unknown profile 'nosuch': it is none of smoke, default, gpu, thorough",
+        ),
+        (
+            ["--csa-stage", "nosuch"],
+            "unknown stage 'nosuch': it is none of compressor, index_scores, select, attend,",
+        ),
         (
             ["--csa-candidate", "cli_candidates:kernels", "--csa-stage", "layer"],
             "cli_candidates:kernels does not offer the stage layer; it offers select, attend",
@@ -344,7 +376,17 @@ def test_an_installed_plugin_costs_other_projects_nothing(pytester: pytest.Pytes
 def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester) -> None:
     """Two workers; the controller prints the header and what was covered."""
     pytester.makeconftest(ADD_TINY_PROFILE)
-    command = [sys.executable, "-m", "pytest", *SUITE, "--csa-candidate", "cli_candidates:right", *TINY, "-n", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *SUITE,
+        "--csa-candidate",
+        "cli_candidates:right",
+        *TINY,
+        "-n",
+        "2",
+    ]
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
     done = subprocess.run(
         command, cwd=pytester.path, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -352,7 +394,10 @@ def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "csa-spec: candidates cli_candidates:right; stage all, layer sliding, profile tiny" in done.stdout
     covered = done.stdout.split("csa-spec: what was covered")[1].splitlines()
-    assert len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")]) == CHECKS - 1
+    assert (
+        len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")])
+        == CHECKS - 1
+    )
     assert "gradients" not in "".join(covered)  # which the candidate does not declare
     outcomes = pytest.RunResult.parse_summary_nouns(covered)
     assert set(outcomes) <= {"passed", "skipped"}  # a single drawn case may give a law nothing to do
@@ -385,7 +430,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pip(*arguments: str) -> None:
     """Run pip, without asking any registry."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", arguments[0], "--no-index"]
-    done = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*command, *arguments[1:]], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -395,7 +442,13 @@ def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) ->
         names = archive.namelist()
     rooms = {name.partition("/")[0] for name in names}
     assert {room for room in rooms if not room.endswith(".dist-info")} == {"csa_spec"}
-    for name in ("py.typed", "conformance/test_layer.py", "strategies/cases.py", "spec/layer.py", "plugin.py"):
+    for name in (
+        "py.typed",
+        "conformance/test_layer.py",
+        "strategies/cases.py",
+        "spec/layer.py",
+        "plugin.py",
+    ):
         assert f"csa_spec/{name}" in names
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "csa_spec").rglob("*.py")}
     assert modules <= set(names)
@@ -418,7 +471,9 @@ def pytest_report_header(config):
 """
 
 
-def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(wheel: Path, pytester: pytest.Pytester) -> None:
+def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(
+    wheel: Path, pytester: pytest.Pytester
+) -> None:
     """From a folder that knows nothing of this repository; without a candidate it says what to give."""
     site = pytester.path / "site"
     pip("install", "--no-deps", "--target", str(site), str(wheel))
@@ -435,7 +490,9 @@ def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(wheel: Path
     done = session("--csa-candidate", "conftest:layer", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     package = site / "csa_spec"
-    imported = {line.removeprefix("imported ") for line in done.stdout.splitlines() if line.startswith("imported ")}
+    imported = {
+        line.removeprefix("imported ") for line in done.stdout.splitlines() if line.startswith("imported ")
+    }
     places = ("__init__.py", "plugin.py", "conformance/__init__.py", "strategies/__init__.py")
     assert imported == {str(package / place) for place in places}
     outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())

@@ -36,7 +36,9 @@ def test_its_python_plugs_a_layer_in_and_declares_what_it_lacks() -> None:
 
 def test_its_options_are_those_of_the_command() -> None:
     """Every option in the table is one that the parser knows."""
-    arguments = "check transformers --layer csa --profile smoke --dtype float32 --device cpu --seed 1 --json FILE"
+    arguments = (
+        "check transformers --layer csa --profile smoke --dtype float32 --device cpu --seed 1 --json FILE"
+    )
     for option in arguments.split()[2::2]:
         assert f"`{option}" in README
     assert _parser().parse_args(arguments.split()).seed == 1

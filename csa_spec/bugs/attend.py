@@ -46,7 +46,9 @@ def takes_none_for_row_zero(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tenso
 
 
 @bug("attend")
-def wraps_none_to_the_last_row(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def wraps_none_to_the_last_row(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """An index of -1 is the last row in Python."""
     return attend(q, kv, indices % max(1, kv.shape[1]), sinks, scale)
 
@@ -104,7 +106,9 @@ def reads_64_picks_at_most(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor
 
 
 @bug("attend")
-def reads_as_many_as_there_are(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def reads_as_many_as_there_are(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The count of valid indices is taken for their extent."""
     count = (indices >= 0).sum(-1, keepdim=True)
     return attend(q, kv, indices.masked_fill(torch.arange(indices.shape[-1]) >= count, -1), sinks, scale)
@@ -118,7 +122,9 @@ def reads_whole_tiles_only(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor
 
 
 @bug("attend", "https://github.com/vllm-project/vllm/pull/41834")
-def takes_keys_of_the_next_row(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_keys_of_the_next_row(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The offset of a batch row is added twice."""
     return attend(q, kv.roll(-1, 0), indices, sinks, scale)
 
@@ -130,21 +136,27 @@ def takes_keys_of_the_next_row(q: Tensor, kv: Tensor, indices: Tensor, sinks: Te
     "https://github.com/huggingface/transformers/pull/45837",
     "https://github.com/huggingface/transformers/pull/45928",
 )
-def sees_what_other_queries_gathered(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def sees_what_other_queries_gathered(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """All picks in one row without a block mask."""
     everything = indices.flatten(1)[:, None].expand(-1, indices.shape[1], -1)
     return attend(q, kv, everything, sinks, scale)
 
 
 @bug("attend")
-def multiplies_unused_rows_by_zero(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def multiplies_unused_rows_by_zero(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Dense, with probabilities of exactly 0: NaN in a stale row of the cache is still NaN."""
     keys = kv[:, None].expand(-1, q.shape[1], -1, -1)
     return attend_from(q, keys, membership(kv, indices), sinks, scale)
 
 
 @bug("attend")
-def forgets_half_of_the_queries(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def forgets_half_of_the_queries(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Each pair of queries gets the answer of its first one."""
     first = torch.arange(q.shape[1]) // 2 * 2
     return attend(q, kv, indices, sinks, scale)[:, first]
@@ -177,7 +189,9 @@ def fails_without_keys(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sc
 
 
 @bug("attend")
-def goes_dense_where_a_list_is_a_prefix(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def goes_dense_where_a_list_is_a_prefix(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Lists that name all keys in order take the dense path, which is causal."""
     rows = torch.arange(kv.shape[1])
     if indices.shape[-1] != len(rows) or not (indices == rows).all():
@@ -186,7 +200,9 @@ def goes_dense_where_a_list_is_a_prefix(q: Tensor, kv: Tensor, indices: Tensor, 
 
 
 @bug("attend")
-def reads_an_ascending_list_as_one_run(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def reads_an_ascending_list_as_one_run(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """A list in ascending order is loaded as consecutive rows from its first index on."""
     if not indices.shape[-1]:
         return attend(q, kv, indices, sinks, scale)
@@ -199,7 +215,9 @@ def reads_an_ascending_list_as_one_run(q: Tensor, kv: Tensor, indices: Tensor, s
 
 
 @bug("attend")
-def looks_rows_up_by_bisection(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def looks_rows_up_by_bisection(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Whether a row is in a list is found by bisection, which needs a sorted list."""
     if not indices.shape[-1]:
         return attend(q, kv, indices, sinks, scale)
@@ -221,7 +239,9 @@ def skips_empty_lists_but_not_empty_tiles(
 
 @bug("attend")
 @declaring(invalid_indices=True)
-def takes_only_minus_one_for_none(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_only_minus_one_for_none(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Any other index out of range is clamped into it, though they are declared to be none."""
     return attend(q, kv, torch.where(indices == -1, -1, indices.clamp(0, kv.shape[1] - 1)), sinks, scale)
 
@@ -235,7 +255,9 @@ def saturates_keys_and_multiplies_unused_ones_by_zero(
 
 
 @bug("attend")
-def cleans_nan_and_adds_minus_infinity(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def cleans_nan_and_adds_minus_infinity(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Dense with an additive mask, NaN in keys replaced by 0: a product that overflows to infinity is still NaN."""
     keys = torch.where(kv.isnan(), 0, kv).to(wide(q))
     named = membership(kv, indices)

@@ -19,7 +19,9 @@ from csa_spec.candidates.gather import attend
     "https://github.com/AMD-AGI/Primus-Turbo/pull/417",
     "https://github.com/ikawrakow/ik_llama.cpp/issues/2344",
 )
-def nan_in_an_empty_first_tile(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def nan_in_an_empty_first_tile(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """exp(-inf - -inf) where the first tile holds -1 only."""
     keys, named = gathered(kv, indices)
     logits = logits_of(q, keys, named, scale)
@@ -38,7 +40,9 @@ def drops_the_sink(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale:
 
 
 @bug("attend")
-def starts_the_maximum_from_zero(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def starts_the_maximum_from_zero(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The running maximum begins at 0 in place of -inf, so that logits far below 0 all vanish."""
     keys, named = gathered(kv, indices)
     logits = logits_of(q, keys, named, scale)
@@ -61,20 +65,28 @@ def subtracts_the_sink(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sc
 
 
 @bug("attend", "https://github.com/Avarok-Cybersecurity/atlas/pull/341")
-def reads_the_sink_as_bfloat16(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def reads_the_sink_as_bfloat16(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Bytes of float32 taken for bfloat16."""
-    return attend(q, kv, indices, sinks.float().view(torch.bfloat16)[: len(sinks)].nan_to_num().to(q.dtype), scale)
+    return attend(
+        q, kv, indices, sinks.float().view(torch.bfloat16)[: len(sinks)].nan_to_num().to(q.dtype), scale
+    )
 
 
 @bug("attend")
-def counts_the_sink_in_every_tile(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def counts_the_sink_in_every_tile(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Each tile of 16 adds the sink to the denominator."""
     tiles = max(1, -(-indices.shape[-1] // TILE))
     return attend(q, kv, indices, sinks + math.log(tiles), scale)
 
 
 @bug("attend")
-def gives_every_head_the_first_sink(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def gives_every_head_the_first_sink(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Sinks are broadcast from head 0."""
     return attend(q, kv, indices, sinks[:1].expand_as(sinks), scale)
 
@@ -102,7 +114,9 @@ def keeps_old_weights_when_the_maximum_grows(
 
 
 @bug("attend")
-def takes_the_scale_from_the_head_dim(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_the_scale_from_the_head_dim(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """1 / sqrt(D), whatever the caller says."""
     return attend(q, kv, indices, sinks, q.shape[-1] ** -0.5)
 
@@ -114,7 +128,9 @@ def ignores_the_scale(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sca
 
 
 @bug("attend")
-def takes_a_logit_of_zero_for_none(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_a_logit_of_zero_for_none(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """What is masked is told by its logit, which a row of zeros has, and orthogonal vectors too."""
     keys, named = gathered(kv, indices)
     logits = logits_of(q, keys, named, scale)
@@ -123,20 +139,26 @@ def takes_a_logit_of_zero_for_none(q: Tensor, kv: Tensor, indices: Tensor, sinks
 
 
 @bug("attend")
-def confuses_powers_of_two_and_e(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def confuses_powers_of_two_and_e(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """exp2 without the factor log2(e)."""
     return attend(q, kv, indices, sinks * math.log(2), scale * math.log(2))
 
 
 @bug("attend", "https://github.com/hw-native-sys/pypto-lib/pull/1014")
-def counts_missing_rows_as_zeros(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def counts_missing_rows_as_zeros(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """A key of zeros enters the denominator with exp(0)."""
     keys, named = gathered(kv, indices)
     return attend_from(q, keys, torch.ones_like(named), sinks, scale)
 
 
 @bug("attend")
-def masks_with_a_finite_number(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def masks_with_a_finite_number(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """-1e4 in place of -inf, with row 0 behind it: an empty query without a sink averages nothing."""
     keys, named = gathered(kv, indices.clamp(min=0))
     return attend_from(q, keys.nan_to_num(0, 0, 0), named & (indices >= 0), sinks, scale, none=-1e4)
@@ -149,7 +171,9 @@ def rounds_to_bfloat16(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sc
 
 
 @bug("attend")
-def takes_sinks_of_zero_for_no_sinks(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_sinks_of_zero_for_no_sinks(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """``if sinks.any()`` decides whether there are sinks; a logit of 0 is one too."""
     return attend(q, kv, indices, sinks if sinks.any() else torch.full_like(sinks, -math.inf), scale)
 
@@ -174,13 +198,17 @@ def clamps_sinks_at_10(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sc
 
 
 @bug("attend")
-def spreads_sinks_with_a_product(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def spreads_sinks_with_a_product(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """Sinks are laid out over heads by a product with a matrix of 0 and 1: a sink of -inf makes NaN of the others."""
     return attend(q, kv, indices, torch.eye(len(sinks), dtype=sinks.dtype) @ sinks, scale)
 
 
 @bug("attend")
-def shares_the_maximum_between_heads(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def shares_the_maximum_between_heads(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """One running maximum for all heads: a head whose logits lie far below it underflows."""
     keys, named = gathered(kv, indices)
     logits = logits_of(q, keys, named, scale)
@@ -193,13 +221,17 @@ def shares_the_maximum_between_heads(q: Tensor, kv: Tensor, indices: Tensor, sin
 
 
 @bug("attend")
-def takes_a_scale_of_one_for_the_default(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def takes_a_scale_of_one_for_the_default(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """1 is what an unset scale looks like, and becomes 1 / sqrt(D)."""
     return attend(q, kv, indices, sinks, q.shape[-1] ** -0.5 if scale == 1 else scale)
 
 
 @bug("attend")
-def rounds_the_scale_to_a_power_of_two(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def rounds_the_scale_to_a_power_of_two(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The scale is folded into the exponents of a quantized query."""
     return attend(q, kv, indices, sinks, 2.0 ** round(math.log2(scale)))
 
@@ -209,7 +241,9 @@ def clamps_logits(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: 
     """Logits are clamped to 30 in place of a running maximum."""
     keys, named = gathered(kv, indices)
     logits = scale * torch.einsum("bshd,bsnd->bshn", q.to(wide(q)), keys.to(wide(q)))
-    probabilities = softmax_with_sink(logits.clamp(-30, 30).masked_fill(~named[:, :, None], -math.inf), sinks)
+    probabilities = softmax_with_sink(
+        logits.clamp(-30, 30).masked_fill(~named[:, :, None], -math.inf), sinks
+    )
     return torch.einsum("bshn,bsnd->bshd", probabilities, keys.to(probabilities)).to(q.dtype)
 
 

@@ -105,14 +105,24 @@ REGISTERED: list[Bug] = []
 """In the order in which the modules of this folder are read."""
 
 
-def bug(stage: str, *urls: str, kinds: tuple[LayerKind, ...] = (), **more: Any) -> Callable[[Function], Function]:
+def bug(
+    stage: str, *urls: str, kinds: tuple[LayerKind, ...] = (), **more: Any
+) -> Callable[[Function], Function]:
     """Register the decorated function: its name is the bug's, the first paragraph of its docstring the cause."""
 
     def register(function: Function) -> Function:
         cause = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
         function.stage = stage  # type: ignore[attr-defined]
         REGISTERED.append(
-            Bug(name=function.__name__, cause=cause, urls=urls, stage=stage, function=function, kinds=kinds, **more)
+            Bug(
+                name=function.__name__,
+                cause=cause,
+                urls=urls,
+                stage=stage,
+                function=function,
+                kinds=kinds,
+                **more,
+            )
         )
         return function
 
@@ -189,7 +199,9 @@ class Asked:
     @property
     def before(self) -> list[Document]:
         """Documents of the same row before it."""
-        return [one for one in self.documents if one.row == self.document.row and one.begin < self.document.begin]
+        return [
+            one for one in self.documents if one.row == self.document.row and one.begin < self.document.begin
+        ]
 
     @property
     def origin(self) -> int:
@@ -205,7 +217,9 @@ class Asked:
     def context(self, spec: Spec = SPEC, document: Document | None = None) -> Context:
         """Return the keys of the document, or of another."""
         place = document or self.document
-        return document_context(self.hidden[place.row, place.columns], place, self.weights, self.geometry, spec)
+        return document_context(
+            self.hidden[place.row, place.columns], place, self.weights, self.geometry, spec
+        )
 
     def out(
         self,
@@ -226,7 +240,9 @@ class Asked:
             ]
         )
 
-    def query(self, t: int, context: Context, spec: Spec = SPEC, selection: list[int] | None = None) -> QueryTrace:
+    def query(
+        self, t: int, context: Context, spec: Spec = SPEC, selection: list[int] | None = None
+    ) -> QueryTrace:
         """Answer one query from some keys."""
         rules = _existing(spec, len(context.window_keys), len(context.entries))
         return answer_query(t, context, self.weights, self.geometry, rules, selection)
@@ -254,7 +270,10 @@ def by_document(
         named = {name: tensor.double() for name, tensor in weights.named().items()}
         if change_weights is not None:
             named = change_weights(named)
-        exact, used = LayerWeights.from_named(named), geometry if change_geometry is None else change_geometry(geometry)
+        exact, used = (
+            LayerWeights.from_named(named),
+            geometry if change_geometry is None else change_geometry(geometry),
+        )
         found, out = split_documents(positions, documents), torch.zeros_like(hidden, dtype=torch.float64)
         for document in found:
             asked = Asked(hidden.double(), found, document, exact, used)
@@ -270,7 +289,9 @@ def following(rules: Spec | Rules) -> LayerStage:
 
 
 def _following(rules: Spec | Rules) -> Answer:
-    return lambda asked: asked.trace(rules if isinstance(rules, Spec) else rules(asked.document, asked.geometry)).out
+    return lambda asked: (
+        asked.trace(rules if isinstance(rules, Spec) else rules(asked.document, asked.geometry)).out
+    )
 
 
 def _existing(spec: Spec, tokens: int, entries: int) -> Spec:

@@ -163,7 +163,9 @@ class KeepsOneKeyTooFew(Cache):
         return max(0, self.geometry.window - 2)
 
 
-@cache_bug("https://github.com/xLLM-AI/xllm/pull/1515", "https://github.com/lightseekorg/tokenspeed/pull/613")
+@cache_bug(
+    "https://github.com/xLLM-AI/xllm/pull/1515", "https://github.com/lightseekorg/tokenspeed/pull/613"
+)
 class OverwritesTheRing(Cache):
     """A call longer than the window overwrites keys that it still needs."""
 
@@ -253,7 +255,12 @@ class KeepsIndexKeysOfPrefillsOnly(Cache):
     def feed(self, blocks: Blocks, w: CompressorWeights, x: Tensor, t: int, start: int) -> None:
         """Leave zeros where the index key should be."""
         super().feed(blocks, w, x, t, start)
-        if self.alone and self.weights.indexer and w is self.weights.indexer.compressor and not blocks.filling:
+        if (
+            self.alone
+            and self.weights.indexer
+            and w is self.weights.indexer.compressor
+            and not blocks.filling
+        ):
             blocks.entries[-1] = torch.zeros_like(blocks.entries[-1])
 
 

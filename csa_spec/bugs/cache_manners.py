@@ -37,7 +37,9 @@ class MultipliesUnwrittenKeysByZero(Cache):
 
     def __init__(self, weights: LayerWeights, geometry: Geometry, batch: int) -> None:
         super().__init__(weights, geometry, batch)
-        self.ring = torch.empty(2**24)  # so large that it comes from the system, which mostly hands out zeros
+        self.ring = torch.empty(
+            2**24
+        )  # so large that it comes from the system, which mostly hands out zeros
 
     def answer(self, slot: Slot, x: Tensor, t: int, start: int) -> Tensor:
         """Add nothing, as long as what memory holds is finite."""

@@ -94,7 +94,9 @@ class ReorderForgetsTheEntries(Cache):
 
     def moved(self, source: Slot, target: Slot) -> Slot:
         """Keep those of the row."""
-        return replace(source.copied(), main=replace(source.main.copied(), entries=list(target.main.entries)))
+        return replace(
+            source.copied(), main=replace(source.main.copied(), entries=list(target.main.entries))
+        )
 
 
 @cache_bug(kinds=CSA)
@@ -103,7 +105,9 @@ class ReorderForgetsTheIndexKeys(Cache):
 
     def moved(self, source: Slot, target: Slot) -> Slot:
         """Keep those of the row."""
-        return replace(source.copied(), index=replace(source.index.copied(), entries=list(target.index.entries)))
+        return replace(
+            source.copied(), index=replace(source.index.copied(), entries=list(target.index.entries))
+        )
 
 
 @cache_bug()
@@ -174,7 +178,9 @@ class SelectKeepsTheFirst(Cache):
 
     def select(self, rows: list[int]) -> None:
         """Cut the batch."""
-        self.slots = self.slots[: len(rows)] + [slot.copied() for slot in self.slots[: len(rows) - len(self.slots)]]
+        self.slots = self.slots[: len(rows)] + [
+            slot.copied() for slot in self.slots[: len(rows) - len(self.slots)]
+        ]
 
 
 @cache_bug()
@@ -212,7 +218,9 @@ class ClearLeavesTheRemainder(Cache):
         """Keep it."""
         for b in rows:
             old = self.slots[b]
-            self.slots[b] = Slot(main=Blocks(filling=old.main.filling), index=Blocks(filling=old.index.filling))
+            self.slots[b] = Slot(
+                main=Blocks(filling=old.main.filling), index=Blocks(filling=old.index.filling)
+            )
 
 
 @cache_bug(kinds=CSA)

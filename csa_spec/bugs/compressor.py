@@ -24,7 +24,9 @@ def following(spec: Spec) -> Compressor:
     """Return a compressor that follows some rules in float64, entry by entry, and rounds once."""
 
     def compressor(hidden: Tensor, weights: CompressorWeights, geometry: Geometry, /) -> Tensor:
-        exact = CompressorWeights(*(x.double() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm)))
+        exact = CompressorWeights(
+            *(x.double() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm))
+        )
         frequencies = spec.layer_frequencies(geometry)
         rows = [compress(row.double(), 0, exact, geometry, frequencies, spec) for row in hidden]
         return torch.stack(rows).to(hidden.dtype)
@@ -96,7 +98,9 @@ def _half_split(vectors: Tensor, position: int, frequencies: Tensor) -> Tensor:
 
 def _leading(vectors: Tensor, position: int, frequencies: Tensor) -> Tensor:
     width = 2 * len(frequencies)
-    return torch.cat((SPEC.rotate(vectors[..., :width], position, frequencies), vectors[..., width:]), dim=-1)
+    return torch.cat(
+        (SPEC.rotate(vectors[..., :width], position, frequencies), vectors[..., width:]), dim=-1
+    )
 
 
 def _in_shards(s: int, compress_ratio: int, overlap: bool) -> list[PooledToken]:
@@ -187,7 +191,9 @@ compressor_bug(
     "ignores_yarn",
     "Plain frequencies.",
     "https://github.com/NVIDIA-NeMo/Automodel/pull/2103",
-    layer_frequencies=lambda geometry: rope_frequencies(geometry.rope_dim, geometry.compress_rope_theta, None),
+    layer_frequencies=lambda geometry: rope_frequencies(
+        geometry.rope_dim, geometry.compress_rope_theta, None
+    ),
 )
 compressor_bug(
     "rotates_with_the_main_theta",
@@ -196,7 +202,9 @@ compressor_bug(
     "https://github.com/ml-explore/mlx-lm/pull/1189",
     "https://github.com/Avarok-Cybersecurity/atlas/pull/276",
     "https://github.com/AI-Hypercomputer/maxtext/pull/4153",
-    layer_frequencies=lambda geometry: rope_frequencies(geometry.rope_dim, geometry.rope_theta, geometry.yarn),
+    layer_frequencies=lambda geometry: rope_frequencies(
+        geometry.rope_dim, geometry.rope_theta, geometry.yarn
+    ),
 )
 compressor_bug(
     "starts_every_shard_without_a_block_before",
@@ -212,7 +220,9 @@ compressor_bug(
 # AROUND THE RULES
 
 
-def _with_a_block_before(hidden: Tensor, weights: CompressorWeights, geometry: Geometry, logit: float) -> Tensor:
+def _with_a_block_before(
+    hidden: Tensor, weights: CompressorWeights, geometry: Geometry, logit: float
+) -> Tensor:
     """Pool a block of zeros, with a logit of its own, before the first."""
     m = geometry.compress_ratio
 
@@ -291,7 +301,9 @@ def aligns_blocks_to_the_end(hidden: Tensor, weights: CompressorWeights, geometr
 
 
 @bug("compressor")
-def finishes_a_block_with_the_next_token(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+def finishes_a_block_with_the_next_token(
+    hidden: Tensor, weights: CompressorWeights, geometry: Geometry
+) -> Tensor:
     """The last block is taken for one that is not complete, unless a token follows it: (S - 1) // m entries."""
     count = max(1, (hidden.shape[1] - 1) // geometry.compress_ratio)
     entries = compressor(hidden, weights, geometry)
@@ -299,14 +311,18 @@ def finishes_a_block_with_the_next_token(hidden: Tensor, weights: CompressorWeig
 
 
 @bug("compressor")
-def takes_a_ratio_of_one_for_no_pooling(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+def takes_a_ratio_of_one_for_no_pooling(
+    hidden: Tensor, weights: CompressorWeights, geometry: Geometry
+) -> Tensor:
     """Pooling is switched on by ratio > 1: with a ratio of one an entry has the content of its own token alone."""
     alone = following(replace(SPEC, pooled_tokens=_own_block))
     return (alone if geometry.compress_ratio == 1 else compressor)(hidden, weights, geometry)
 
 
 @bug("compressor")
-def clamps_gates_before_the_exponential(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+def clamps_gates_before_the_exponential(
+    hidden: Tensor, weights: CompressorWeights, geometry: Geometry
+) -> Tensor:
     """Logits are limited to 80, whose exponential is still a number in float32."""
     limited = replace(SPEC, pool=lambda values, logits: SPEC.pool(values, logits.clamp(max=80)))
     return following(limited)(hidden, weights, geometry)
@@ -321,7 +337,9 @@ def answers_for_the_block_before(hidden: Tensor, weights: CompressorWeights, geo
 @bug("compressor")
 def pools_in_bfloat16(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
     """Everything in bfloat16, without declaring it."""
-    rounded = CompressorWeights(*(x.bfloat16() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm)))
+    rounded = CompressorWeights(
+        *(x.bfloat16() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm))
+    )
     return compressor(hidden.bfloat16(), rounded, geometry).to(hidden.dtype)
 
 
@@ -369,7 +387,9 @@ def interpolates_unasked(hidden: Tensor, weights: CompressorWeights, geometry: G
     "https://github.com/AMD-AGI/Primus/pull/928",
     "https://github.com/raullenchai/Rapid-MLX/pull/1225",
 )
-def scales_rotations_by_the_yarn_amplitude(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+def scales_rotations_by_the_yarn_amplitude(
+    hidden: Tensor, weights: CompressorWeights, geometry: Geometry
+) -> Tensor:
     """Cosines and sines are multiplied by 0.1 ln(factor) + 1."""
     amplitude = 1.0 if geometry.yarn is None else 0.1 * math.log(geometry.yarn.factor) + 1
     entries = compressor(hidden, weights, geometry)

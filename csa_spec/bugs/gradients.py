@@ -54,7 +54,9 @@ def detaches_the_sink(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, sca
 
 
 @gradient_bug("attend")
-def recomputes_without_the_sink(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def recomputes_without_the_sink(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The backward pass recomputes probabilities and forgets the sink."""
     plain = attend(q, kv, indices, torch.full_like(sinks, -math.inf), scale)
     return instead(attend(q, kv, indices, sinks, scale), plain)
@@ -68,13 +70,17 @@ def _scatters_none_to(row: int, kv: Tensor, indices: Tensor, out: Tensor) -> Ten
 
 
 @gradient_bug("attend")
-def scatters_none_to_the_first_row(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def scatters_none_to_the_first_row(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The gradient of a masked lane is added to row 0."""
     return _scatters_none_to(0, kv, indices, attend(q, kv, indices, sinks, scale))
 
 
 @gradient_bug("attend")
-def scatters_none_to_the_last_row(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def scatters_none_to_the_last_row(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """The gradient of a masked lane is added to row -1."""
     return _scatters_none_to(-1, kv, indices, attend(q, kv, indices, sinks, scale))
 
@@ -121,11 +127,15 @@ def overwrites_the_output_that_backward_needs(
 
 
 @gradient_bug("attend")
-def divides_zero_by_zero_behind_a_where(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+def divides_zero_by_zero_behind_a_where(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
     """A query without keys gets zeros by a where, behind which the gradient of its softmax is NaN."""
     keys, named = gathered(kv, indices)
     logits = logits_of(q, keys, named, scale)
-    share = (logits.logsumexp(-1) - sinks.to(logits.dtype)).sigmoid() if indices.shape[-1] else logits.sum(-1)
+    share = (
+        (logits.logsumexp(-1) - sinks.to(logits.dtype)).sigmoid() if indices.shape[-1] else logits.sum(-1)
+    )
     probabilities = torch.where(named.any(-1)[:, :, None, None], logits.softmax(-1) * share[..., None], 0)
     return torch.einsum("bshn,bsnd->bshd", probabilities, keys.to(logits.dtype)).to(q.dtype)
 
@@ -149,7 +159,9 @@ def divides_zero_by_zero_where_there_is_no_sink_either(
 @gradient_bug("compressor")
 def detaches_the_gate(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
     """Pooling weights are taken for constants."""
-    return following(SPEC)(hidden, replace(weights, wgate=weights.wgate.detach(), ape=weights.ape.detach()), geometry)
+    return following(SPEC)(
+        hidden, replace(weights, wgate=weights.wgate.detach(), ape=weights.ape.detach()), geometry
+    )
 
 
 @gradient_bug("compressor")
@@ -178,7 +190,9 @@ def detaches_the_block_before(hidden: Tensor, weights: CompressorWeights, geomet
     if not geometry.overlap:
         return entries
     cut = [
-        following(SPEC)(torch.cat((hidden[:, : s * m].detach(), hidden[:, s * m :]), 1), weights, geometry)[:, s]
+        following(SPEC)(torch.cat((hidden[:, : s * m].detach(), hidden[:, s * m :]), 1), weights, geometry)[
+            :, s
+        ]
         for s in range(entries.shape[1])
     ]
     return torch.stack(cut, 1) if cut else entries

@@ -139,7 +139,9 @@ def takes_a_score_of_zero_for_none(index_q: Tensor, index_k: Tensor, head_weight
 
 
 @bug("index_scores")
-def sums_heads_in_another_order_with_more_rows(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
+def sums_heads_in_another_order_with_more_rows(
+    index_q: Tensor, index_k: Tensor, head_weights: Tensor
+) -> Tensor:
     """What a row's scores are rounded to depends on how many rows there are; far within the budget."""
     scores = index_scores(index_q, index_k, head_weights)
     return scores * (1 + torch.finfo(scores.dtype).eps) if len(scores) > 1 else scores
@@ -148,7 +150,9 @@ def sums_heads_in_another_order_with_more_rows(index_q: Tensor, index_k: Tensor,
 @bug("index_scores")
 def saturates_products(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
     """Products are held in fp8, which ends at 448."""
-    products = torch.einsum("bshd,btd->bsht", index_q.to(wide(index_q)), index_k.to(wide(index_q))).clamp(0, 448)
+    products = torch.einsum("bshd,btd->bsht", index_q.to(wide(index_q)), index_k.to(wide(index_q))).clamp(
+        0, 448
+    )
     return torch.einsum("bsh,bsht->bst", head_weights.to(products), products).to(index_q.dtype)
 
 

@@ -171,7 +171,9 @@ layer_bug(
     rules=lambda document, geometry: replace(
         SPEC,
         pooled_tokens=lambda s, m, overlap: [
-            token for token in pooled_tokens(s, m, overlap) if token.token > (s + 1) * m - 1 - geometry.window
+            token
+            for token in pooled_tokens(s, m, overlap)
+            if token.token > (s + 1) * m - 1 - geometry.window
         ],
     ),
 )
@@ -187,7 +189,9 @@ layer_bug(
 # NORMS
 
 
-def _changing(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def _changing(
+    name: str, change: Callable[[Tensor], Tensor]
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """Return a change of one weight, where there is one of that name."""
     return lambda named: {key: change(each) if key == name else each for key, each in named.items()}
 
@@ -249,7 +253,9 @@ def _without_query_norm(asked: Asked) -> Tensor:
     length = (raw.square().mean(-1, keepdim=True) + g.norm_eps).sqrt()
     return asked.out(
         asked.context(),
-        lambda t: replace(SPEC, attend=lambda q, keys, sink, scale: attend(q * length[t], keys, sink, scale)),
+        lambda t: replace(
+            SPEC, attend=lambda q, keys, sink, scale: attend(q * length[t], keys, sink, scale)
+        ),
     )
 
 

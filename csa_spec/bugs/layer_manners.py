@@ -20,7 +20,9 @@ SLIDING_FIRST = (LayerKind.SLIDING, LayerKind.HCA, LayerKind.CSA)
 _right = following(SPEC)
 
 
-def _answer(hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor) -> Tensor:
+def _answer(
+    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+) -> Tensor:
     out = _right(hidden, weights, geometry, positions, documents)
     assert isinstance(out, Tensor)
     return out
@@ -98,7 +100,9 @@ normalises_by_length = layer_bug(
     "normalises_by_length",
     "The softmax scale grows with the length of the sequence, so that it depends on tokens still to come.",
     kinds=SLIDING_FIRST,
-    rules=lambda document, geometry: replace(SPEC, softmax_scale=lambda g: g.scale * math.log(1 + document.length)),
+    rules=lambda document, geometry: replace(
+        SPEC, softmax_scale=lambda g: g.scale * math.log(1 + document.length)
+    ),
 )
 
 _calls = itertools.count()
@@ -117,7 +121,9 @@ def _ties_by_turns(asked: Asked) -> Tensor:
     last = next(_calls) % 2
 
     def choose(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
-        order = sorted(zip(scores, visible, strict=True), key=lambda pair: (-pair[0], -pair[1] if last else pair[1]))
+        order = sorted(
+            zip(scores, visible, strict=True), key=lambda pair: (-pair[0], -pair[1] if last else pair[1])
+        )
         return [entry for _, entry in order[:top_k]]
 
     return asked.trace(replace(SPEC, select=choose)).out
@@ -237,14 +243,18 @@ class _LosesItsOutput(torch.autograd.Function):
     """A softmax times its values whose backward pass reads an output that was rotated in place meanwhile."""
 
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, logits: Tensor, sink: Tensor, keys: Tensor) -> Tensor:
+    def forward(
+        context: torch.autograd.function.FunctionCtx, logits: Tensor, sink: Tensor, keys: Tensor
+    ) -> Tensor:
         """Attend as it should be."""
         probabilities = torch.cat((logits, sink[:, None]), 1).softmax(1)[:, :-1]
         context.save_for_backward(probabilities, sink, keys)
         return probabilities @ keys
 
     @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        context: torch.autograd.function.FunctionCtx, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Take the sum of output times gradient from an output whose channels are no longer the same."""
         probabilities, _, keys = context.saved_tensors  # type: ignore[attr-defined]
         (grad,) = grads

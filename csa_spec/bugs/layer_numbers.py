@@ -62,7 +62,9 @@ layer_bug(
 layer_bug(
     "multiplies_the_sinks_by_a_mask",
     "The sink's column is masked by a product with 0 in place of a choice, and 0 times -inf is NaN.",
-    attend=lambda q, keys, sink, scale: attend(q, keys, sink + (sink[:, None] * q.new_zeros(1, 2)).sum(1), scale),
+    attend=lambda q, keys, sink, scale: attend(
+        q, keys, sink + (sink[:, None] * q.new_zeros(1, 2)).sum(1), scale
+    ),
 )
 layer_bug(
     "counts_the_sink_once_per_branch",
@@ -73,7 +75,10 @@ layer_bug(
         lambda t: replace(
             SPEC,
             attend=lambda q, keys, sink, scale: attend(
-                q, keys, sink + (0.6931471805599453 if t + 1 >= asked.geometry.compress_ratio else 0.0), scale
+                q,
+                keys,
+                sink + (0.6931471805599453 if t + 1 >= asked.geometry.compress_ratio else 0.0),
+                scale,
             ),
         ),
     ),
@@ -116,7 +121,9 @@ layer_bug(
 layer_bug(
     "caps_logits_at_10",
     "Logits are clamped before the exponential, as a guard against overflow.",
-    attend=lambda q, keys, sink, scale: _limited(q, keys, sink, scale, lambda logits: logits.clamp(max=10.0)),
+    attend=lambda q, keys, sink, scale: _limited(
+        q, keys, sink, scale, lambda logits: logits.clamp(max=10.0)
+    ),
 )
 layer_bug(
     "takes_a_logit_of_zero_for_padding",
@@ -128,7 +135,9 @@ layer_bug(
 layer_bug(
     "softens_logits_by_a_cap_of_50",
     "Logits pass through 50 tanh(x / 50), as in models with a soft cap.",
-    attend=lambda q, keys, sink, scale: _limited(q, keys, sink, scale, lambda logits: 50 * (logits / 50).tanh()),
+    attend=lambda q, keys, sink, scale: _limited(
+        q, keys, sink, scale, lambda logits: 50 * (logits / 50).tanh()
+    ),
 )
 layer_bug(
     "exponentiates_logits_without_their_maximum",

@@ -15,7 +15,9 @@ from csa_spec.spec.rope import layer_frequencies, rope_frequencies, rotate
 SLIDING = (LayerKind.SLIDING,)
 
 
-def in_parts(*, window: Spec = SPEC, entries: Spec = SPEC, index_keys: Spec = SPEC, queries: Spec = SPEC) -> Answer:
+def in_parts(
+    *, window: Spec = SPEC, entries: Spec = SPEC, index_keys: Spec = SPEC, queries: Spec = SPEC
+) -> Answer:
     """Return a layer whose parts follow rules of their own; frequencies of the queries turn the output back too."""
 
     def answer(asked: Asked) -> Tensor:
@@ -32,7 +34,9 @@ def in_parts(*, window: Spec = SPEC, entries: Spec = SPEC, index_keys: Spec = SP
 
 def selecting_by(spec: Spec) -> Answer:
     """Return a layer of which only the indexer follows these rules."""
-    return lambda asked: asked.out(asked.context(), selections=[query.selection for query in asked.trace(spec).queries])
+    return lambda asked: asked.out(
+        asked.context(), selections=[query.selection for query in asked.trace(spec).queries]
+    )
 
 
 # BASE AND YARN

@@ -173,7 +173,9 @@ def _aligned_to_the_batch(asked: Asked) -> Tensor:
         return asked.trace().out
     late = asked.context(document=inner)
     own = replace(asked.context(), entries=late.entries, index_keys=late.index_keys)
-    return asked.out(own, replace(SPEC, visible_entries=lambda t, m: range_of(0, max(0, t - shift + 1) // m)))
+    return asked.out(
+        own, replace(SPEC, visible_entries=lambda t, m: range_of(0, max(0, t - shift + 1) // m))
+    )
 
 
 layer_bug(
@@ -226,7 +228,9 @@ def _previous_row(asked: Asked) -> Tensor:
     last = above[-1]
     block = last.begin + (last.length // m - 1) * m
     hidden = torch.cat((asked.hidden[last.row, block : block + m], asked.hidden[place.row, place.columns]))
-    joined = replace(asked, hidden=hidden[None], document=Document(0, 0, len(hidden), place.start - m)).context()
+    joined = replace(
+        asked, hidden=hidden[None], document=Document(0, 0, len(hidden), place.start - m)
+    ).context()
     own = replace(asked.context(), entries=joined.entries[1:], index_keys=joined.index_keys[1:])
     return asked.out(own)
 
@@ -248,7 +252,9 @@ def _shards(asked: Asked, boundary: int) -> Context:
         return own
     parts = [
         place._replace(length=boundary),
-        place._replace(begin=place.begin + boundary, length=place.length - boundary, start=place.start + boundary),
+        place._replace(
+            begin=place.begin + boundary, length=place.length - boundary, start=place.start + boundary
+        ),
     ]
     contexts = [asked.context(document=part) for part in parts]
     return replace(
@@ -302,7 +308,9 @@ layer_bug(
     kinds=(LayerKind.SLIDING, LayerKind.HCA, LayerKind.CSA),
     rules=lambda document, geometry: replace(
         SPEC,
-        window_tokens=lambda t, window: [j for j in SPEC.window_tokens(t, window) if j > document.start + t - window],
+        window_tokens=lambda t, window: [
+            j for j in SPEC.window_tokens(t, window) if j > document.start + t - window
+        ],
     ),
 )
 

@@ -60,7 +60,9 @@ layer_bug(
 layer_bug(
     "normalises_index_queries",
     "Index queries have a norm per head, as the queries of the attention have.",
-    index_score=lambda q, weights, key: index_score(q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12), weights, key),
+    index_score=lambda q, weights, key: index_score(
+        q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12), weights, key
+    ),
 )
 
 
@@ -135,7 +137,9 @@ layer_bug(
         asked.context(),
         selections=[
             select(
-                query.visible, (query.q @ trace.context.entries[query.visible].T).sum(0).tolist(), asked.geometry.top_k
+                query.visible,
+                (query.q @ trace.context.entries[query.visible].T).sum(0).tolist(),
+                asked.geometry.top_k,
             )
             for trace in [asked.trace()]
             for query in trace.queries
@@ -246,7 +250,9 @@ layer_bug(
     "takes_the_first_pick_for_entry_zero",
     "The first pick is not read but taken for entry 0, as it is wherever a test lists entries in their order.",
     "https://github.com/hw-native-sys/pypto-lib/pull/158",
-    select=lambda visible, scores, top_k: [0, *select(visible, scores, top_k)[1:]] if visible and top_k else [],
+    select=lambda visible, scores, top_k: (
+        [0, *select(visible, scores, top_k)[1:]] if visible and top_k else []
+    ),
 )
 
 
@@ -299,7 +305,9 @@ layer_bug(
     "https://github.com/flashinfer-ai/flashinfer/pull/4123",
     "https://github.com/vllm-project/vllm-ascend/pull/16584",
     kinds=CSA,
-    answer=_lists(lambda picks, visible, count, most: picks + list(range(visible, visible + most - len(picks)))),
+    answer=_lists(
+        lambda picks, visible, count, most: picks + list(range(visible, visible + most - len(picks)))
+    ),
 )
 
 

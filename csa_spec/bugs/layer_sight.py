@@ -133,14 +133,18 @@ layer_bug(
     kinds=COMPRESSED,
     rules=lambda document, geometry: replace(
         SPEC,
-        visible_entries=lambda t, m: [s for s in visible_entries(t, m) if (s + 1) * m - 1 < t - geometry.window + 1],
+        visible_entries=lambda t, m: [
+            s for s in visible_entries(t, m) if (s + 1) * m - 1 < t - geometry.window + 1
+        ],
     ),
 )
 layer_bug(
     "sees_entries_up_to_its_absolute_position",
     "The number of visible entries is taken from the absolute position where entries are counted from the first token.",
     kinds=COMPRESSED,
-    rules=lambda document, geometry: replace(SPEC, visible_entries=lambda t, m: visible_entries(document.start + t, m)),
+    rules=lambda document, geometry: replace(
+        SPEC, visible_entries=lambda t, m: visible_entries(document.start + t, m)
+    ),
 )
 
 
@@ -250,12 +254,16 @@ layer_bug(
     "counts_unfilled_window_slots_as_zeros",
     "Slots of the window that hold no token yet are read as keys of zero, which have a share of the softmax.",
     "https://github.com/hw-native-sys/pypto-lib/pull/1014",
-    answer=lambda asked: asked.out(asked.context(), lambda t: with_zeros(max(0, asked.geometry.window - t - 1))),
+    answer=lambda asked: asked.out(
+        asked.context(), lambda t: with_zeros(max(0, asked.geometry.window - t - 1))
+    ),
 )
 layer_bug(
     "pads_a_short_sequence_to_the_window",
     "A sequence shorter than the window is padded to its size with keys of zero, and the mask is padded with 0.",
-    answer=lambda asked: asked.out(asked.context(), with_zeros(max(0, asked.geometry.window - asked.hidden.shape[1]))),
+    answer=lambda asked: asked.out(
+        asked.context(), with_zeros(max(0, asked.geometry.window - asked.hidden.shape[1]))
+    ),
 )
 
 

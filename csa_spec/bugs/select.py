@@ -53,7 +53,9 @@ def sees_the_unfinished_block(scores: Tensor, positions: Tensor, compress_ratio:
 
 
 @bug("select")
-def hides_a_block_from_its_last_token(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def hides_a_block_from_its_last_token(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """S < p // m: the paper's formula, which counts from 1, read from 0."""
     return _best(scores, _hidden_from(scores, positions // compress_ratio), top_k)
 
@@ -72,7 +74,9 @@ def masks_after_the_top_k(scores: Tensor, positions: Tensor, compress_ratio: int
 
 
 @bug("select")
-def leaves_hidden_picks_in_the_list(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def leaves_hidden_picks_in_the_list(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Indices of -inf are not replaced by -1."""
     ranked = scores.nan_to_num(0.0).masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
     return ranked.topk(min(top_k, scores.shape[-1]), dim=-1).indices
@@ -86,7 +90,9 @@ def fills_up_with_the_best(scores: Tensor, positions: Tensor, compress_ratio: in
 
 
 @bug("select")
-def finds_equal_scores_at_the_same_place(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def finds_equal_scores_at_the_same_place(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Looks each of the k best values up: equal ones are all found at the first of them."""
     picks = select(scores, positions, compress_ratio, top_k)
     values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
@@ -137,7 +143,9 @@ def ranks_by_the_high_bits(scores: Tensor, positions: Tensor, compress_ratio: in
     """One pass of a radix selection: sign and exponent, and no second pass."""
     mantissa, exponent = torch.frexp(scores)
     coarse = torch.ldexp(torch.where(mantissa == 0, 0.0, mantissa.sign() / 2), exponent)
-    return select(torch.where(scores.isfinite(), coarse.to(scores.dtype), scores), positions, compress_ratio, top_k)
+    return select(
+        torch.where(scores.isfinite(), coarse.to(scores.dtype), scores), positions, compress_ratio, top_k
+    )
 
 
 @bug("select")
@@ -199,19 +207,25 @@ def selects_by_the_first_query(scores: Tensor, positions: Tensor, compress_ratio
 
 
 @bug("select")
-def assumes_positions_from_zero(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def assumes_positions_from_zero(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Right for a prefill, and for nothing after it."""
     return select(scores, torch.arange(scores.shape[1]).expand_as(positions), compress_ratio, top_k)
 
 
 @bug("select")
-def has_one_position_for_a_call(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def has_one_position_for_a_call(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """All queries of a call see what its first one sees."""
     return select(scores, positions[:, :1].expand_as(positions), compress_ratio, top_k)
 
 
 @bug("select")
-def takes_positions_of_the_first_row(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def takes_positions_of_the_first_row(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Positions are broadcast from row 0."""
     return select(scores, positions[:1].expand_as(positions), compress_ratio, top_k)
 
@@ -255,7 +269,9 @@ def takes_entry_zero_where_it_sees_nothing(
 
 
 @bug("select")
-def takes_a_top_k_of_zero_for_all(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def takes_a_top_k_of_zero_for_all(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """``top_k or T`` is T where k is 0."""
     return select(scores, positions, compress_ratio, top_k or scores.shape[-1])
 
@@ -280,10 +296,14 @@ def inverts_the_mask(scores: Tensor, positions: Tensor, compress_ratio: int, top
 
 
 @bug("select")
-def masks_by_adding_minus_infinity(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def masks_by_adding_minus_infinity(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """The mask is added: infinity, or NaN, in memory that no kernel wrote becomes NaN, which ranks first."""
     mask = torch.zeros(scores.shape).masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
-    return _listed((scores + mask).sort(dim=-1, descending=True, stable=True).indices, positions, compress_ratio, top_k)
+    return _listed(
+        (scores + mask).sort(dim=-1, descending=True, stable=True).indices, positions, compress_ratio, top_k
+    )
 
 
 @bug("select")
@@ -296,7 +316,9 @@ def masks_with_a_minimum(scores: Tensor, positions: Tensor, compress_ratio: int,
 
 
 @bug("select")
-def masks_with_a_finite_penalty(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def masks_with_a_finite_penalty(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """1e30 is subtracted from hidden scores: infinity in memory that no kernel wrote stays infinity."""
     hidden = _hidden(scores, positions, compress_ratio)
     ranked = scores.float().nan_to_num(-1e29, math.inf, -1e29) - 1e30 * hidden
@@ -309,7 +331,9 @@ def masks_with_a_finite_penalty(scores: Tensor, positions: Tensor, compress_rati
     "https://github.com/flashinfer-ai/flashinfer/pull/4123",
     "https://github.com/vllm-project/vllm-ascend/pull/16584",
 )
-def takes_minus_infinity_for_none(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def takes_minus_infinity_for_none(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """A visible entry that scores -inf is not told from a hidden one."""
     picks = select(scores, positions, compress_ratio, top_k)
     values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
@@ -317,7 +341,9 @@ def takes_minus_infinity_for_none(scores: Tensor, positions: Tensor, compress_ra
 
 
 @bug("select")
-def scales_scores_to_the_unit_interval(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def scales_scores_to_the_unit_interval(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Picks are those at or above the k-th scaled score: equal scores are 0 / 0, which is above nothing."""
     picks = select(scores, positions, compress_ratio, top_k)
     if not picks.numel():
@@ -364,7 +390,9 @@ def fails_without_entries(scores: Tensor, positions: Tensor, compress_ratio: int
 
 
 @bug("select", "https://github.com/modelscope/twinkle/pull/250")
-def fails_with_fewer_entries_than_k(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def fails_with_fewer_entries_than_k(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """K is not bounded by the number of entries."""
     scores.topk(top_k, dim=-1)
     return select(scores, positions, compress_ratio, top_k)
@@ -378,19 +406,25 @@ _calls = itertools.count()
     "https://github.com/flashinfer-ai/flashinfer/issues/2584",
     "https://github.com/flashinfer-ai/flashinfer/pull/3095",
 )
-def breaks_ties_differently_each_time(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def breaks_ties_differently_each_time(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Which of equal scores come first depends on the order in which threads finish."""
     first = select(scores, positions, compress_ratio, top_k)
     return first if next(_calls) % 2 else _highest_first(scores, positions, compress_ratio, top_k)
 
 
 @bug("select", equivalent="any choice among equal scores is right where lowest_index_first is not declared")
-def breaks_ties_to_the_highest_entry(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def breaks_ties_to_the_highest_entry(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Among equal scores the latest entries come first."""
     return _highest_first(scores, positions, compress_ratio, top_k)
 
 
 @bug("select", equivalent="a selection is a set: attention sums over it")
-def returns_picks_in_ascending_order(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+def returns_picks_in_ascending_order(
+    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
+) -> Tensor:
     """Picks are sorted by entry, so that -1 comes first."""
     return select(scores, positions, compress_ratio, top_k).sort(-1).values

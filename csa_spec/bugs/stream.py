@@ -65,7 +65,9 @@ class Cache:
     def __init__(self, weights: LayerWeights, geometry: Geometry, batch: int) -> None:
         self.dtype = weights.wkv.dtype
         wide = torch.promote_types(self.dtype, torch.float32)
-        self.weights = LayerWeights.from_named({name: tensor.to(wide) for name, tensor in weights.named().items()})
+        self.weights = LayerWeights.from_named(
+            {name: tensor.to(wide) for name, tensor in weights.named().items()}
+        )
         self.geometry = geometry
         self.frequencies = SPEC.layer_frequencies(geometry).to(wide)
         self.slots = [Slot() for _ in range(batch)]
@@ -74,7 +76,10 @@ class Cache:
 
     def extend(self, hidden: Tensor) -> Tensor:
         """Take all tokens of a row in, then answer its queries."""
-        rows = [self.extend_row(slot, tokens.to(self.weights.wkv.dtype)) for slot, tokens in zip(self.slots, hidden)]  # noqa: B905 - all rows have tokens
+        rows = [
+            self.extend_row(slot, tokens.to(self.weights.wkv.dtype))
+            for slot, tokens in zip(self.slots, hidden)
+        ]  # noqa: B905 - all rows have tokens
         return torch.stack(rows).to(self.dtype)
 
     def rollback(self, n: int) -> None:
@@ -199,7 +204,10 @@ class Cache:
         g, w, position = self.geometry, self.weights, self.query_position(t, start)
         latent = rms_norm(w.wq_a @ x, w.q_norm, g.norm_eps)
         q = self.rotate(rms_norm((w.wq_b @ latent).view(g.heads, -1), None, g.norm_eps), position)
-        keys = [*self.window(slot, t, start), *(slot.main.entries[s] for s in self.chosen(slot, x, latent, t, start))]
+        keys = [
+            *self.window(slot, t, start),
+            *(slot.main.entries[s] for s in self.chosen(slot, x, latent, t, start)),
+        ]
         core, _ = SPEC.attend(q, torch.stack(keys), w.attn_sink, g.scale)
         return SPEC.project_output(self.rotate(core, -position), w.wo_a, w.wo_b, g.o_groups)
 

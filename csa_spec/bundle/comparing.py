@@ -33,7 +33,9 @@ def right(trial: Trial, failure: Failure, literals: Literals) -> list[str]:
         assert isinstance(trial, NumbersTrial)
         expected, allowed = trial.expected
     at = None if isinstance(trial, CacheTrial) else failure.place
-    lines = ['assert isinstance(got, torch.Tensor), f"got {type(got).__name__}"'] * isinstance(failure, WrongShape)
+    lines = ['assert isinstance(got, torch.Tensor), f"got {type(got).__name__}"'] * isinstance(
+        failure, WrongShape
+    )
     return [*lines, *form(shape, dtypes), *within(expected, allowed, several, at, literals)]
 
 
@@ -47,7 +49,9 @@ def form(shape: Sequence[int | None], dtypes: Sequence[torch.dtype]) -> list[str
     ]
 
 
-def within(expected: Tensor, allowed: Tensor, several: bool, at: Place | None, literals: Literals) -> list[str]:
+def within(
+    expected: Tensor, allowed: Tensor, several: bool, at: Place | None, literals: Literals
+) -> list[str]:
     """Return the lines that hold ``got`` against numbers.
 
     Parameters
@@ -68,7 +72,9 @@ def within(expected: Tensor, allowed: Tensor, several: bool, at: Place | None, l
     lines += [f"# The allowed error{several_right}:", f"allowed = {literals.of('allowed', allowed)}"]
     lines += ["wrong = ~((got - expected).abs() <= allowed) & (got != expected)"]
     if several:
-        lines += ["best = wrong.any(-1).long().argmin(0)  # by query, the selection that explains the output"]
+        lines += [
+            "best = wrong.any(-1).long().argmin(0)  # by query, the selection that explains the output"
+        ]
         lines += [
             "expected, allowed, wrong = (",
             "    x.gather(0, best[None, ..., None].expand_as(x[:1]))[0] for x in (expected, allowed, wrong)",
@@ -127,7 +133,9 @@ def valid_picks(trial: SelectTrial, literals: Literals) -> list[str]:
     for b in range(case.rows):
         for t in range(case.queries):
             visible = trial.visible(b, t)
-            scores = [x if x == x else -torch.inf for x in trial.arguments["scores"][b, t, :visible].tolist()]
+            scores = [
+                x if x == x else -torch.inf for x in trial.arguments["scores"][b, t, :visible].tolist()
+            ]
             picks = sorted(SPEC.select(range(visible), scores, case.top_k))
             must.append(picks + [-1] * (case.top_k - len(picks)))
     listed = torch.tensor(must, dtype=torch.long).view(case.rows, case.queries, case.top_k)
@@ -157,7 +165,13 @@ def valid_picks(trial: SelectTrial, literals: Literals) -> list[str]:
 
 
 def agree(
-    trial: LayerTrial, failure: Failure, literals: Literals, first: str, second: str, what: str, cut: int | None = None
+    trial: LayerTrial,
+    failure: Failure,
+    literals: Literals,
+    first: str,
+    second: str,
+    what: str,
+    cut: int | None = None,
 ) -> list[str]:
     """Return the lines that hold two runs of a layer against each other, up to a column."""
     allowed = torch.full_like(trial.expected.out, torch.inf)

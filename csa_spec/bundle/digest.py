@@ -17,5 +17,7 @@ def digest_of(stage: Stage, case: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in named_tensors(stage.trial(Candidate("nobody"), case).arguments).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return digest.hexdigest()

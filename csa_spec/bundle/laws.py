@@ -145,7 +145,11 @@ def _inputs(trial: Trial, failure: Failure, subject: Subject, literals: Literals
 def _named(trial: Trial, subject: Subject) -> list[str]:
     """Return the lines that gather the tensors of a call by name."""
     names = [name for name in subject.names if name in subject.data and name != "weights"]
-    if trial.candidate.name != "transformers" and "weights" in subject.names and trial.capabilities.arrays == "torch":
+    if (
+        trial.candidate.name != "transformers"
+        and "weights" in subject.names
+        and trial.capabilities.arrays == "torch"
+    ):
         names += named_tensors({"weights": trial.arguments["weights"]})
     entries = ", ".join(f'"{name}": {name}' for name in names)
     return textwrap.wrap(f"inputs = {{{entries}}}", WIDTH, subsequent_indent="    ", break_on_hyphens=False)
@@ -298,7 +302,9 @@ def _gradients(trial: Trial, failure: Failure, subject: Subject, literals: Liter
 def _rows(trial: Trial, failure: Failure, subject: Subject, literals: Literals) -> list[str] | None:
     batch = len(trial.arguments[trial.batched[0]])
     alone = [
-        "# Each row alone; in the batch all is right." if not isinstance(trial, LayerTrial) else "# Each row alone:",
+        "# Each row alone; in the batch all is right."
+        if not isinstance(trial, LayerTrial)
+        else "# Each row alone:",
         "alone = [",
         f"    {subject.call(**subject.each('{}[row : row + 1]'))}",
         f"    for row in range({batch})",
@@ -345,7 +351,9 @@ def _prefix(trial: Trial, failure: Failure, subject: Subject, literals: Literals
             return None
         starts = [f"{name}_start = {name}[:, :{cut}].contiguous()" for name in subject.batched]
         shorter = subject.call(**subject.each("{}_start"))
-        return starts + agree(trial, failure, literals, subject.call(), shorter, f"only the first {cut} columns", cut)
+        return starts + agree(
+            trial, failure, literals, subject.call(), shorter, f"only the first {cut} columns", cut
+        )
     assert isinstance(trial, CompressorTrial)
     keep = trial.case.seed % trial.case.tokens
     entries = trial.case.geometry.entry_count(keep)

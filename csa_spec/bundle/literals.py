@@ -79,7 +79,9 @@ def layout(data: Any, room: int, indent: str = "") -> str:
         return line
     inner = indent + "    "
     if all(isinstance(one, str) for one in data):
-        body = textwrap.fill(line[1:-1], WIDTH, initial_indent=inner, subsequent_indent=inner, break_on_hyphens=False)
+        body = textwrap.fill(
+            line[1:-1], WIDTH, initial_indent=inner, subsequent_indent=inner, break_on_hyphens=False
+        )
         return f"[\n{body},\n{indent}]"
     items = "".join(f"{inner}{layout(one, WIDTH - len(inner), inner)},\n" for one in data)
     return f"[\n{items}{indent}]"

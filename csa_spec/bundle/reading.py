@@ -49,8 +49,13 @@ def read_bundle(folder: Path) -> Recorded:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{folder}: the version {str(version)[:40]!r} of the bundle is none")
     if version > VERSION:
-        raise BundleError(f"{folder}: the bundle has version {version}, and this csa-spec reads up to {VERSION}")
-    texts = {name: _text(folder, data, name) for name in ("candidate", "check", "kind", "case_line", "inputs_sha256")}
+        raise BundleError(
+            f"{folder}: the bundle has version {version}, and this csa-spec reads up to {VERSION}"
+        )
+    texts = {
+        name: _text(folder, data, name)
+        for name in ("candidate", "check", "kind", "case_line", "inputs_sha256")
+    }
     try:
         case = parse_case(texts["case_line"])
     except CaseError as error:
@@ -58,7 +63,9 @@ def read_bundle(folder: Path) -> Recorded:
     stage = stage_of(case)
     if texts["check"] not in {one.name for one in stage.checks}:
         known = ", ".join(one.name for one in stage.checks)
-        raise BundleError(f"{folder}: unknown check {_short(texts['check'])!r} of {stage.name}: it is none of {known}")
+        raise BundleError(
+            f"{folder}: unknown check {_short(texts['check'])!r} of {stage.name}: it is none of {known}"
+        )
     return Recorded(folder, texts["candidate"], texts["check"], texts["kind"], case, texts["inputs_sha256"])
 
 
@@ -74,7 +81,9 @@ def _load(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise BundleError(f"{folder}: {CASE_FILE} cannot be read: {error}") from None
     if len(raw) > _LARGEST:
-        raise BundleError(f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB, so it is not of a bundle")
+        raise BundleError(
+            f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB, so it is not of a bundle"
+        )
     try:
         data = json.loads(raw.decode("utf-8"))
     except (UnicodeDecodeError, RecursionError):
@@ -103,5 +112,7 @@ def bundles_in(folder: Path) -> list[Path]:
     """Return the bundles that a folder holds, or the folder itself where it is one, or holds none."""
     if (folder / CASE_FILE).is_file() or not folder.is_dir():
         return [folder]
-    inner = sorted(one.parent for one in folder.glob(f"*/{CASE_FILE}") if not one.parent.name.startswith("."))
+    inner = sorted(
+        one.parent for one in folder.glob(f"*/{CASE_FILE}") if not one.parent.name.startswith(".")
+    )
     return inner or [folder]

@@ -22,7 +22,12 @@ _SHOWN = 8
 
 
 def make_readme(
-    failure: Failure, candidate: str, check: str, environment: Mapping[str, str], script: str | None, files: list[str]
+    failure: Failure,
+    candidate: str,
+    check: str,
+    environment: Mapping[str, str],
+    script: str | None,
+    files: list[str],
 ) -> str:
     """Return the text: title, what, expected and got, what it looks like, environment, script, how it was found."""
     stage, case = stage_of(failure.case), failure.case
@@ -41,7 +46,9 @@ def make_readme(
         blocks.append(f"The first step that differs: {_sentence(failure.findings[0])}")
     blocks += _numbers(failure, check, program=script is None or not isinstance(case, CacheCase))
     blocks += _looks_like(failure)
-    blocks.append("**Environment:** " + ", ".join(f"{name} {version}" for name, version in environment.items()))
+    blocks.append(
+        "**Environment:** " + ", ".join(f"{name} {version}" for name, version in environment.items())
+    )
     law = "" if check == SPECIFICATION.name else f" --check {check}"
     again = f'csa-spec case {candidate} "{case}"{law}'
     if script is None:
@@ -52,7 +59,11 @@ def make_readme(
             + (f', check="{check}"' if law else "") + ")\n```"
         )  # fmt: skip
     else:
-        needs = "" if "tensors.safetensors" not in files else " It reads `tensors.safetensors`, which lies beside it."
+        needs = (
+            ""
+            if "tensors.safetensors" not in files
+            else " It reads `tensors.safetensors`, which lies beside it."
+        )
         blocks.append(
             f"**Script** (`repro.py`): it needs torch and the library under test only.{needs}\n\n<details>\n"
             f"<summary>repro.py</summary>\n\n```python\n{script.rstrip()}\n```\n\n</details>"
@@ -92,10 +103,16 @@ def _sentence(text: str) -> str:
 
 def _numbers(failure: Failure, check: str, program: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
-        return [f"**Expected:** an output.\n\n**Got:**\n\n```\n{type(failure.error).__name__}: {failure.error}\n```"]
+        return [
+            f"**Expected:** an output.\n\n**Got:**\n\n```\n{type(failure.error).__name__}: {failure.error}\n```"
+        ]
     if failure.expected is None or failure.got is None:
         return []
-    two_runs = stage_of(failure.case).name == LAYER and check not in (SPECIFICATION.name, "gradients", "limits")
+    two_runs = stage_of(failure.case).name == LAYER and check not in (
+        SPECIFICATION.name,
+        "gradients",
+        "limits",
+    )
     one, other = ("One run", "The other") if two_runs or check == "repeat" else ("Expected", "Got")
     place = "" if failure.place is None else plain(f"at {failure.place}")
     lines = [

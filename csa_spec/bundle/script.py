@@ -52,7 +52,10 @@ def _script(
         return None
     code = "\n".join([*(line for lines in subject.data.values() for line in lines), *subject.setup, *body])
     imports = subject.imports
-    imports = [*imports, *(f"import {name}" for name in ("copy", "os", "random") if re.search(rf"\b{name}\.", code))]
+    imports = [
+        *imports,
+        *(f"import {name}" for name in ("copy", "os", "random") if re.search(rf"\b{name}\.", code)),
+    ]
     if literals.file:
         imports = [*imports, "from pathlib import Path", "from safetensors.torch import load_file"]
         code = f'tensors = load_file(Path(__file__).with_name("{TENSORS_FILE}"))\n{code}'
@@ -71,7 +74,9 @@ def _sorted(imports: list[str]) -> str:
 
 def _docstring(trial: Trial, failure: Failure, environment: Mapping[str, str]) -> str:
     versions = ", ".join(
-        f"{name} {version}" for name, version in environment.items() if name not in ("csa-spec", "python", "platform")
+        f"{name} {version}"
+        for name, version in environment.items()
+        if name not in ("csa-spec", "python", "platform")
     )
     ends = "ends with an AssertionError"
     if isinstance(failure, CandidateRaised):

@@ -52,7 +52,10 @@ class Subject:
 
     def follow(self, trial: CacheTrial, failure: Failure, whole: bool) -> None:
         """Put the calls of a stream into a function where the script needs all answers, and not one."""
-        known = isinstance(failure, (CandidateRaised, CandidateHung, CandidateDied)) or wrong_call(failure) is not None
+        known = (
+            isinstance(failure, (CandidateRaised, CandidateHung, CandidateDied))
+            or wrong_call(failure) is not None
+        )
         if self.schedule is not None and (whole or not known):
             self.setup += self.schedule.function(self.function, self.names, trial.case, failure)
             self.schedule = None
@@ -114,7 +117,9 @@ def _imported(path: str, stage: str, mode: str) -> tuple[str, str, Any, ModuleTy
         function, expression = getattr(thing, stage), f"{expression}.{stage}"
     else:
         function = thing
-    return (f"from {module_name} import {bound}", expression, function, module) if callable(function) else None
+    return (
+        (f"from {module_name} import {bound}", expression, function, module) if callable(function) else None
+    )
 
 
 _RESERVED = {
@@ -162,7 +167,9 @@ def _function(
         extend = back.format(f"{{stream}}.extend({convert.format('{tokens}')})")
         names = tuple(name for name in names if name != "geometry")
         return Subject(imports, data, setup, names, (), "answers", schedule=Schedule(opened, extend, OWN))
-    given = (convert.format(name) if isinstance(value, Tensor) else name for name, value in arguments.items())
+    given = (
+        convert.format(name) if isinstance(value, Tensor) else name for name, value in arguments.items()
+    )
     plain = f"{expression}({', '.join(given)})"
     called = expression
     if arrays != "torch" or trial.stage == LAYER or literals.device != "cpu":
@@ -197,12 +204,18 @@ def _geometry(geometry: Geometry, own: bool) -> list[str]:
     values = {one.name: getattr(geometry, one.name) for one in fields(geometry)}
     values["kind"] = f"LayerKind.{geometry.kind.name}" if own else f'"{geometry.kind}"'
     if geometry.yarn is not None:
-        inner = ", ".join(f"{one.name}={getattr(geometry.yarn, one.name)!r}" for one in fields(geometry.yarn))
+        inner = ", ".join(
+            f"{one.name}={getattr(geometry.yarn, one.name)!r}" for one in fields(geometry.yarn)
+        )
         values["yarn"] = f"{'Yarn' if own else 'SimpleNamespace'}({inner})"
     words = [f"{name}={value}" for name, value in values.items()]
     if not own:
         count = "0" if geometry.kind == "sliding" else f"length // {geometry.compress_ratio}"
-        words += [f"overlap={geometry.overlap}", f"scale={geometry.scale!r}", f"entry_count=lambda length: {count}"]
+        words += [
+            f"overlap={geometry.overlap}",
+            f"scale={geometry.scale!r}",
+            f"entry_count=lambda length: {count}",
+        ]
     return _wrapped(f"geometry = {'Geometry' if own else 'SimpleNamespace'}(", words, ")")
 
 
@@ -219,10 +232,14 @@ def _wrapped(head: str, words: list[str], tail: str, indent: str = "") -> list[s
 
 def _weights(weights: LayerWeights | CompressorWeights, literals: Literals, own: bool) -> list[str]:
     if isinstance(weights, CompressorWeights):
-        return _namespace("weights = ", weights, literals, "CompressorWeights" if own else "SimpleNamespace", "", "")
+        return _namespace(
+            "weights = ", weights, literals, "CompressorWeights" if own else "SimpleNamespace", "", ""
+        )
     if own:
         lines = ["weights = LayerWeights.from_named({"]
-        lines += [f'    "{name}": {literals.given(name, one, "    ")},' for name, one in weights.named().items()]
+        lines += [
+            f'    "{name}": {literals.given(name, one, "    ")},' for name, one in weights.named().items()
+        ]
         return [*lines, "})"]
     lines = _namespace("weights = ", weights, literals, "SimpleNamespace", "", "")
     words = [f'"{name}": weights.{name}' for name in weights.named()]
@@ -252,7 +269,11 @@ def _transformers(trial: Trial, literals: Literals) -> Subject:
     weights = arguments.pop("weights")
     named, dtype = weights.named(), weights.wkv.dtype
     rows = {} if stream else rows_arguments(arguments["positions"], arguments["documents"])
-    tensors = {name: value for name, value in arguments.items() if name == "hidden" or (stream and name != "geometry")}
+    tensors = {
+        name: value
+        for name, value in arguments.items()
+        if name == "hidden" or (stream and name != "geometry")
+    }
     data = {name: [f"{name} = {literals.of(name, tensor)}"] for name, tensor in (tensors | rows).items()}
     entries = [
         f'"{name}": {literals.plain(name, named[official])}'
@@ -297,7 +318,11 @@ def _transformers(trial: Trial, literals: Literals) -> Subject:
         imports[1] += ", DynamicCache"
         device = "" if on_cpu else f', device="{trial.case.device}"'
         schedule = Schedule(
-            "DynamicCache(config=config)", "run({tokens}, {stream})", TRANSFORMERS, stream="cache", device=device
+            "DynamicCache(config=config)",
+            "run({tokens}, {stream})",
+            TRANSFORMERS,
+            stream="cache",
+            device=device,
         )
         return Subject(imports, data, setup, names, (), "answers", schedule=schedule)
     return Subject(imports, data, setup, names, names, "run", tuple(rows))

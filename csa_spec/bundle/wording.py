@@ -12,4 +12,6 @@ def plain(text: str) -> str:
     """
     text = re.sub(r"\b[A-Z] \(t=(\d+)\)", r"\1", " ".join(text.split()))
     text = re.sub(r"\bquery t=(\d+)", r"query \1", text)
-    return re.sub(r"\b1 (token|row|head|call)s\b", r"1 \1", text.replace("the specification", "the reference"))
+    return re.sub(
+        r"\b1 (token|row|head|call)s\b", r"1 \1", text.replace("the specification", "the reference")
+    )

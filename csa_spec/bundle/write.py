@@ -66,12 +66,16 @@ def write_bundle(
         drawing = _picture(failure, check)
         if drawing is not None:
             (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8")
-        files = [one for one in (SCRIPT_FILE, TENSORS_FILE, PICTURE_FILE, CASE_FILE) if (temporary / one).exists()]
+        files = [
+            one for one in (SCRIPT_FILE, TENSORS_FILE, PICTURE_FILE, CASE_FILE) if (temporary / one).exists()
+        ]
         text = None if script is None else script[0]
         readme = make_readme(failure, name, check, environment, text, [*files, CASE_FILE])
         (temporary / README_FILE).write_text(readme, encoding="utf-8")
         data = _record(failure, name, check, environment)
-        (temporary / CASE_FILE).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (temporary / CASE_FILE).write_text(
+            json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         if target.exists():
             shutil.rmtree(target)
@@ -116,7 +120,11 @@ def verify(folder: Path, timeout: float = 120) -> str:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return _FAILS if reported == CandidateHung.__name__ else f"other error: it ran longer than {timeout:g} s"
+        return (
+            _FAILS
+            if reported == CandidateHung.__name__
+            else f"other error: it ran longer than {timeout:g} s"
+        )
     if result.returncode == 0:
         return "passes"
     last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
@@ -135,7 +143,10 @@ _FAILS = "fails as reported"
 
 def _heads(stderr: str) -> list[str]:
     """Return the names of exceptions that end a traceback; a message may have several lines."""
-    return [match[1] for match in re.finditer(r"^(?:\w+\.)*(\w+)(?::|$)", stderr.rpartition("Traceback")[2], re.M)]
+    return [
+        match[1]
+        for match in re.finditer(r"^(?:\w+\.)*(\w+)(?::|$)", stderr.rpartition("Traceback")[2], re.M)
+    ]
 
 
 def _name_for_replay(candidate: Candidate, stage: str) -> str:

@@ -28,7 +28,9 @@ def make_candidate(name: str, attend: Attend, **capabilities: Any) -> Candidate:
         "compressor": compressor, "index_scores": index_scores, "select": select, "attend": attend,
     }  # fmt: skip
     # Matrix products of another shape may sum in another order, so a row alone can give other bits.
-    declared = Capabilities(invalid_indices=True, lowest_index_first=True, batch_invariant=False, **capabilities)
+    declared = Capabilities(
+        invalid_indices=True, lowest_index_first=True, batch_invariant=False, **capabilities
+    )
     return Candidate(name, {"": make_layer(attend)}, declared, {"torch": torch.__version__}, stages=stages)
 
 
@@ -188,7 +190,10 @@ def make_layer(attend: Attend) -> LayerStage:
     ) -> LayerOutput:
         """Give every document a row of its own, run them as one batch, and put the answers back."""
         previous = pad(documents, (1, 0), value=PADDING)[:, :-1]
-        real, first = (documents != PADDING).flatten(), ((documents != PADDING) & (documents != previous)).flatten()
+        real, first = (
+            (documents != PADDING).flatten(),
+            ((documents != PADDING) & (documents != previous)).flatten(),
+        )
         tokens, begins = real.nonzero()[:, 0], first.nonzero()[:, 0]
         row = first.cumsum(0)[tokens] - 1
         place = row, tokens - begins[row]
@@ -198,14 +203,18 @@ def make_layer(attend: Attend) -> LayerStage:
         own = own.index_put(place, hidden.flatten(0, 1)[tokens])
         found = _run(attend, own, weights, geometry, positions.flatten()[begins])
         out = torch.zeros_like(hidden).flatten(0, 1).index_put((tokens,), found.out[place]).view_as(hidden)
-        if longest == hidden.shape[1] and torch.equal(begins, torch.arange(len(hidden)).to(begins) * longest):
+        if longest == hidden.shape[1] and torch.equal(
+            begins, torch.arange(len(hidden)).to(begins) * longest
+        ):
             return LayerOutput(out, found.entries, found.index_scores, found.selection)
         return LayerOutput(out)
 
     return layer
 
 
-def _run(attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geometry, starts: Tensor) -> LayerOutput:
+def _run(
+    attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geometry, starts: Tensor
+) -> LayerOutput:
     """Run the layer on ``hidden`` ``[B, S, hidden]``, a document in each row, from positions ``starts`` ``[B]`` on."""
     g, eps, length = geometry, geometry.norm_eps, hidden.shape[1]
     columns = torch.arange(length, device=hidden.device).expand(hidden.shape[:2])
@@ -224,7 +233,9 @@ def _run(attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geomet
             scores = _scores(hidden, latent, weights, g, starts, positions)
             selection = select(scores, columns, g.compress_ratio, g.top_k)
         else:  # every visible entry: all scores alike, and room for all
-            selection = select(hidden.new_zeros(*columns.shape, entries.shape[1]), columns, g.compress_ratio, length)
+            selection = select(
+                hidden.new_zeros(*columns.shape, entries.shape[1]), columns, g.compress_ratio, length
+            )
         kv = torch.cat((kv, entries), 1)
         indices = torch.cat((indices, torch.where(selection < 0, -1, selection + length)), -1)
 
@@ -236,7 +247,12 @@ def _run(attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geomet
 
 @torch.no_grad()  # the selection is a constant: no gradient reaches the indexer
 def _scores(
-    hidden: Tensor, latent: Tensor, weights: LayerWeights, geometry: Geometry, starts: Tensor, positions: Tensor
+    hidden: Tensor,
+    latent: Tensor,
+    weights: LayerWeights,
+    geometry: Geometry,
+    starts: Tensor,
+    positions: Tensor,
 ) -> Tensor:
     """Return the index scores ``[B, S, T]``, in float32 at least: rounding them further would make ties."""
     g, indexer, dtype = geometry, weights.indexer, wide(hidden)
@@ -244,5 +260,7 @@ def _scores(
     index_q = linear(latent, indexer.wq_b).view(*positions.shape, g.index_heads, g.index_head_dim)
     index_q = rotate(index_q, positions[..., None], g)
     index_k = compressor(hidden, indexer.compressor, g, starts=starts)
-    head_weights = linear(hidden, indexer.weights_proj).to(dtype) / math.sqrt(g.index_heads * g.index_head_dim)
+    head_weights = linear(hidden, indexer.weights_proj).to(dtype) / math.sqrt(
+        g.index_heads * g.index_head_dim
+    )
     return index_scores(index_q.to(dtype), index_k.to(dtype), head_weights)

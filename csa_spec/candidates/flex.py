@@ -65,7 +65,9 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) 
     return (out[..., :dim] * share[..., None]).transpose(1, 2).to(q.dtype)
 
 
-def _with_lse(q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask: Any, scale: float) -> tuple[Tensor, Tensor]:
+def _with_lse(
+    q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask: Any, scale: float
+) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of the logits."""
     if hasattr(flex, "AuxRequest"):
         out, found = flex.flex_attention(
@@ -73,7 +75,9 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask: Any, scale:
         )
         assert found.lse is not None
         return out, found.lse
-    return flex.flex_attention(q, k, v, score_mod, mask, scale, enable_gqa=True, return_lse=True)  # before torch 2.9
+    return flex.flex_attention(
+        q, k, v, score_mod, mask, scale, enable_gqa=True, return_lse=True
+    )  # before torch 2.9
 
 
 @lru_cache

@@ -32,7 +32,10 @@ _COMPRESSED = (LayerKind.CSA, LayerKind.HCA)
 _PADDING_URL = "pads are pooled into entries: https://github.com/huggingface/transformers/issues/45938"
 _LACKS: dict[tuple[str, str], str] = {
     **{(kind, Feature.LEFT_PADDING): _PADDING_URL for kind in _COMPRESSED},
-    **{(kind, Feature.SHIFTED_START): "entries are placed as if the first position were 0" for kind in _COMPRESSED},
+    **{
+        (kind, Feature.SHIFTED_START): "entries are placed as if the first position were 0"
+        for kind in _COMPRESSED
+    },
     **{
         (
             kind,
@@ -103,14 +106,18 @@ def load() -> Candidate:
             raise CandidateError(f"transformers {version} has no DeepSeek-V4; it came with 5.8.0") from None
         raise CandidateError(f"importing transformers failed: {error}") from error
     except (Exception, SystemExit) as error:
-        raise CandidateError(f"importing transformers failed: {type(error).__name__}: {one_line(error)}") from error
+        raise CandidateError(
+            f"importing transformers failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     try:
         return from_modules(modeling, configuration, {"transformers": version})
     except AttributeError as error:
         raise CandidateError(f"transformers {version} is not what this adapter knows: {error}") from error
 
 
-def from_modules(modeling: ModuleType, configuration: ModuleType, environment: Mapping[str, str]) -> Candidate:
+def from_modules(
+    modeling: ModuleType, configuration: ModuleType, environment: Mapping[str, str]
+) -> Candidate:
     """Make a candidate of a modeling module and its configuration module (a patched copy, for instance)."""
     adapter = _Adapter(modeling, configuration)
     return Candidate(
@@ -146,10 +153,14 @@ class _Adapter:
     ) -> LayerOutput:
         """Run the attention layer on one batch."""
         return _exposed(
-            self.attend(hidden, weights, geometry, use_cache=use_cache, **rows_arguments(positions, documents))
+            self.attend(
+                hidden, weights, geometry, use_cache=use_cache, **rows_arguments(positions, documents)
+            )
         )
 
-    def attend(self, hidden: Tensor, weights: LayerWeights, geometry: Geometry, **arguments: Any) -> dict[str, Any]:
+    def attend(
+        self, hidden: Tensor, weights: LayerWeights, geometry: Geometry, **arguments: Any
+    ) -> dict[str, Any]:
         """Run the attention layer inside the model's own forward; return what its modules returned.
 
         Parameters
@@ -196,12 +207,16 @@ class _Adapter:
         """Open a stream of a class of its own."""
         model = self._model(geometry, weights.wkv.dtype, weights.wkv.device)
         # Other streams on the same model may have other weights, so every call brings its own.
-        return kind(partial(self.attend, weights=weights, geometry=geometry), self._cache_class(config=model.config))
+        return kind(
+            partial(self.attend, weights=weights, geometry=geometry), self._cache_class(config=model.config)
+        )
 
     def _build_model(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         logger = logging.getLogger("transformers")
         level = logger.level
-        logger.setLevel(logging.ERROR)  # some releases warn about rotary settings that they themselves fill in
+        logger.setLevel(
+            logging.ERROR
+        )  # some releases warn about rotary settings that they themselves fill in
         try:
             with torch.random.fork_rng(devices=[]):
                 model = self._model_class(self._config_class(**configuration_of(geometry)))

@@ -27,10 +27,14 @@ def load() -> Candidate:
             raise CandidateError("triton is not installed; `pip install triton`") from None
         raise CandidateError(f"importing triton failed: {error}") from error
     except Exception as error:
-        raise CandidateError(f"importing triton failed: {type(error).__name__}: {one_line(error)}") from error
+        raise CandidateError(
+            f"importing triton failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     interpreted = kernel.is_interpreted()
     if not interpreted and not torch.cuda.is_available():
-        raise CandidateError("triton finds no CUDA device here; set TRITON_INTERPRET=1 to run it in its interpreter")
+        raise CandidateError(
+            "triton finds no CUDA device here; set TRITON_INTERPRET=1 to run it in its interpreter"
+        )
     found = make_candidate(
         "triton",
         kernel.attend,

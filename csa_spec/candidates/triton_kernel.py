@@ -39,7 +39,9 @@ def _attend(  # type: ignore[no-untyped-def] # the compiler would look types up
         key = tl.load(indices + query * picks + pick, mask=pick < picks, other=-1)
         named = (key >= 0) & (key < keys)
         address = key[:, None] * dim + channel[None, :]
-        tile = tl.load(own_keys + address, mask=named[:, None] & (channel < dim)[None, :], other=0.0).to(tl.float32)
+        tile = tl.load(own_keys + address, mask=named[:, None] & (channel < dim)[None, :], other=0.0).to(
+            tl.float32
+        )
         logits = scale * tl.dot(q_tile, tl.trans(tile), input_precision="ieee")
         logits = tl.where(named[None, :], logits, float("-inf"))
         higher = tl.maximum(peak, tl.max(logits, 1))

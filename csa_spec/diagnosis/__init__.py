@@ -18,7 +18,9 @@ SECONDS = 10.0
 """After which no further case is looked at."""
 
 
-def diagnose(candidate: Candidate, check: Check | str, failure: Failure, seconds: float = SECONDS) -> Diagnosis | None:
+def diagnose(
+    candidate: Candidate, check: Check | str, failure: Failure, seconds: float = SECONDS
+) -> Diagnosis | None:
     """Say what a failure looks like.
 
     Parameters
@@ -42,7 +44,9 @@ def diagnose(candidate: Candidate, check: Check | str, failure: Failure, seconds
     trial = stage.trial(candidate, failure.case)
     found: tuple[Likeness, ...] = ()
     try:
-        if not isinstance(failure, (CandidateHung, CandidateDied)):  # each further call may take its whole time
+        if not isinstance(
+            failure, (CandidateHung, CandidateDied)
+        ):  # each further call may take its whole time
             from csa_spec.bugs import bugs  # only a failure needs the catalogue
             from csa_spec.diagnosis.likeness import likenesses
 

@@ -74,7 +74,9 @@ def is_wrong(known: Trial, answer: Answer) -> bool:
     """Whether the specification gives another answer, whichever way ties are broken."""
     if isinstance(known, NumbersTrial):  # its judge would probe what each wrong item depends on
         parts = _parts(known, answer)
-        return any(float(error_ratios(part.found[0], part.expected, part.budget).max()) > 1 for part in parts)
+        return any(
+            float(error_ratios(part.found[0], part.expected, part.budget).max()) > 1 for part in parts
+        )
     try:
         known.judge(answer)
     except Failure:

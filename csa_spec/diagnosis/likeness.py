@@ -97,7 +97,11 @@ def _tell_apart(
     for case in further_cases(known.case, candidate, stage):
         least = min((one.misses for one in suspects), default=0)
         leading = [one for one in suspects if one.misses <= least + 1]
-        if not leading or asked >= (ASKED if len(leading) > 1 else CONFIRMING) or time.monotonic() > deadline:
+        if (
+            not leading
+            or asked >= (ASKED if len(leading) > 1 else CONFIRMING)
+            or time.monotonic() > deadline
+        ):
             return
         trial = stage.trial(candidate, case)
         theirs = {one.bug.name: _asked(check, trial, one.bug) for one in leading}
@@ -119,4 +123,6 @@ def _tell_apart(
 
 def _likeness(suspect: _Suspect) -> Likeness:
     bug = suspect.bug
-    return Likeness(bug.name, bug.title, bug.cause, tuple(bug.sources), bug.urls, suspect.agreeing, suspect.tried)
+    return Likeness(
+        bug.name, bug.title, bug.cause, tuple(bug.sources), bug.urls, suspect.agreeing, suspect.tried
+    )

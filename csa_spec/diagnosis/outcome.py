@@ -100,7 +100,9 @@ def _same_failure(one: Outcome, other: Outcome) -> bool:
     first, second = one.failure, other.failure
     if first is None or second is None:
         return first is second
-    return first.kind == second.kind and (isinstance(first, CandidateRaised) or first.detail == second.detail)
+    return first.kind == second.kind and (
+        isinstance(first, CandidateRaised) or first.detail == second.detail
+    )
 
 
 def _same_law(known: Trial, one: Outcome, other: Outcome) -> bool:

@@ -24,15 +24,15 @@ def sight_of_scores(trial: IndexScoresTrial, place: Place) -> str:
     got = trial.relevant(trial.answer).double()[b, i]
     expected, budget = (one[b, i] for one in trial.expected)
     wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
-    where = (
-        f"of query {query_name(i)} the scores of {len(wrong)} of {len(got)} entries are wrong, first entry {wrong[0]}"
-    )
+    where = f"of query {query_name(i)} the scores of {len(wrong)} of {len(got)} entries are wrong, first entry {wrong[0]}"
     for s in wrong[:_MOST]:
         changed = {**trial.arguments, "index_k": keys.clone()}
         changed["index_k"][b, s] = -trial.sibling().arguments["index_k"][b, s]
         moved = _moved(trial.relevant(trial.ask(changed)).double()[b, i], got, budget)
         q, w = (changed[name][b, i].double() for name in ("index_q", "head_weights"))
-        must = (SPEC.index_score(q, w, changed["index_k"][b, s].double()) - expected[s]).abs() > _CLEARLY * budget[s]
+        must = (
+            SPEC.index_score(q, w, changed["index_k"][b, s].double()) - expected[s]
+        ).abs() > _CLEARLY * budget[s]
         if bool(moved.any()) and moved.nonzero().flatten().tolist() != [s]:
             return f"It sees too much: {where}; other scores change with the key of entry {s}"
         if bool(must) and not moved[s]:
@@ -69,7 +69,9 @@ def sight_of_a_stream(trial: CacheTrial, place: Place) -> str:
         changed[name][row, number] = -other[name][row, number]
         out = main_output(trial.ask(changed))
         assert isinstance(out, torch.Tensor)
-        if (name, row, number) not in held and bool(_moved(out[at].double(), base[at].double(), budget).any()):
+        if (name, row, number) not in held and bool(
+            _moved(out[at].double(), base[at].double(), budget).any()
+        ):
             stray.append(f"token {number} of row {row} in call {int(name.split()[1]) + 1}")
     if stray:
         return f"It sees too much: it depends on {', '.join(stray[:3])}, which the row does not hold at that point"

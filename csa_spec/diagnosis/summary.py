@@ -158,7 +158,9 @@ def _layer(trial: LayerTrial, failure: Failure, document: ExpectedDocument) -> l
     return [where, f"Every query depends on the tokens that it must and on no other: {_RIGHT_SET}"]
 
 
-def _other_selection(trial: LayerTrial, document: ExpectedDocument, t: int, got: torch.Tensor) -> list[int] | None:
+def _other_selection(
+    trial: LayerTrial, document: ExpectedDocument, t: int, got: torch.Tensor
+) -> list[int] | None:
     """Return the set of entries with which the specification gives what the candidate gave, if there is one alone."""
     context, count = document.trace.context, len(document.trace.context.entries)
     if not 0 < count <= _MOST_ENTRIES:
@@ -203,7 +205,9 @@ def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: Expecte
     found = [
         s
         for s in range(len(document.trace.context.entries))
-        if any(one.token in outside for one in SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap))
+        if any(
+            one.token in outside for one in SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
+        )
     ]
     return f" (of {_entries(found)})" if found else ""
 

@@ -131,7 +131,9 @@ class Arithmetic:
         )
 
 
-def document_budgets(trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype) -> Budgets:
+def document_budgets(
+    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype
+) -> Budgets:
     """Return the budgets of one document.
 
     Parameters
@@ -187,18 +189,24 @@ def core_budget(
         ``[heads]``, and the factor on ``q . k``.
     """
     attended = torch.ones(1, len(keys), dtype=torch.bool)
-    out, _ = _attend(arithmetic, Rounded.exact(q), Rounded.exact(keys), probabilities, attended, sinks, scale)
+    out, _ = _attend(
+        arithmetic, Rounded.exact(q), Rounded.exact(keys), probabilities, attended, sinks, scale
+    )
     return MARGIN * out.variance.sqrt()
 
 
-def entries_budget(arithmetic: Arithmetic, hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+def entries_budget(
+    arithmetic: Arithmetic, hidden: Tensor, weights: CompressorWeights, geometry: Geometry
+) -> Tensor:
     """Return the budget ``[T, d]`` of the compressor alone, for ``hidden`` ``[S, hidden]`` from position 0."""
     frequencies = SPEC.layer_frequencies(geometry)
     entries = _compress(arithmetic, Rounded.exact(hidden), weights, geometry, 0, frequencies)
     return MARGIN * entries.variance.sqrt()
 
 
-def index_score_budget(arithmetic: Arithmetic, queries: Tensor, keys: Tensor, head_weights: Tensor) -> Tensor:
+def index_score_budget(
+    arithmetic: Arithmetic, queries: Tensor, keys: Tensor, head_weights: Tensor
+) -> Tensor:
     """Return the budget ``[S, T]`` of index scores alone.
 
     Queries are ``[S, HI, DI]``, keys ``[T, DI]``, head weights ``[S, HI]``.
@@ -249,7 +257,9 @@ def _compress(
     c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
     pooled = (p * c).sum(1)
     variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
-    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + do.summed((p * c.abs()).sum(1), p.shape[1])
+    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + do.summed(
+        (p * c.abs()).sum(1), p.shape[1]
+    )
     normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
     return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
 
@@ -329,12 +339,16 @@ def _attend(
 def _project(do: Arithmetic, heads_out: Rounded, weights: LayerWeights, geometry: Geometry) -> Rounded:
     low_rank = _split(weights.wo_a, 0, geometry.o_groups)
     grouped = [_split(x.flatten(1), 1, geometry.o_groups) for x in (heads_out.value, heads_out.variance)]
-    parts = [do.linear(Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)]
+    parts = [
+        do.linear(Rounded(grouped[0][:, g], grouped[1][:, g]), low_rank[g]) for g in range(geometry.o_groups)
+    ]
     middle = Rounded(torch.cat([x.value for x in parts], -1), torch.cat([x.variance for x in parts], -1))
     return do.linear(middle, weights.wo_b)
 
 
 def working_dtype(dtype: str, internal_dtype: str | None) -> torch.dtype:
     """Return the dtype whose roundoff a budget uses: the coarser of the case's and the candidate's own."""
-    widest: list[torch.dtype] = [getattr(torch, name) for name in (dtype, internal_dtype) if name is not None]
+    widest: list[torch.dtype] = [
+        getattr(torch, name) for name in (dtype, internal_dtype) if name is not None
+    ]
     return max(widest, key=lambda one: torch.finfo(one).eps)

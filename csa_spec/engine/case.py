@@ -134,7 +134,9 @@ class Row:
         """Read what ``str`` wrote."""
         match = re.fullmatch(r"(?:(\d+)<)?(\d+(?:\+\d+)*)(?:@(\d+))?", text)
         if match is None:
-            raise CaseError(f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)")
+            raise CaseError(
+                f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
+            )
         padding, lengths, start = match.groups()
         return cls(tuple(map(int, lengths.split("+"))), int(padding or 0), int(start or 0))
 
@@ -216,13 +218,18 @@ class Case:
         for row in self.rows:
             lengths = (sum(row.lengths),) if Feature.PACKING in features else row.lengths
             padding = row.left_padding
-            if Feature.LEFT_PADDING in features:  # real tokens in its place: the row must not get shorter than others
+            if (
+                Feature.LEFT_PADDING in features
+            ):  # real tokens in its place: the row must not get shorter than others
                 lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
             start = 0 if Feature.SHIFTED_START in features else row.start
             rows.append(Row(lengths, padding, start))
         if Feature.RIGHT_PADDING in features:
             columns = max(row.width for row in rows)
-            rows = [replace(row, lengths=(*row.lengths[:-1], row.lengths[-1] + columns - row.width)) for row in rows]
+            rows = [
+                replace(row, lengths=(*row.lengths[:-1], row.lengths[-1] + columns - row.width))
+                for row in rows
+            ]
         return replace(self, rows=tuple(rows))
 
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:

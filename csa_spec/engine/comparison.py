@@ -93,10 +93,17 @@ _NEAREST = 8
 """Of the valid selections of a query, those whose outputs are nearest to the candidate's get budgets of their own."""
 
 
-def _nearest(expected: Expected, document: ExpectedDocument, t: int, got: Tensor) -> tuple[ExpectedDocument, float]:
+def _nearest(
+    expected: Expected, document: ExpectedDocument, t: int, got: Tensor
+) -> tuple[ExpectedDocument, float]:
     """Return the answer with the selection that explains ``got`` best, and its error/budget."""
     answers = [
-        (answer_query(t, document.trace.context, expected.weights, expected.geometry, selection=selection), selection)
+        (
+            answer_query(
+                t, document.trace.context, expected.weights, expected.geometry, selection=selection
+            ),
+            selection,
+        )
         for selection in document.choices[t].selections()
     ]
     answers.sort(key=lambda answer: float((answer[0].out - got).abs().max().nan_to_num(torch.inf)))
@@ -125,7 +132,9 @@ def _picks(selection: Tensor, row: int, t: int) -> list[int]:
     return [int(s) for s in picks[picks >= 0]]
 
 
-def attention_with_own_selection(expected: Expected, output: LayerOutput, document: ExpectedDocument) -> Finding | None:
+def attention_with_own_selection(
+    expected: Expected, output: LayerOutput, document: ExpectedDocument
+) -> Finding | None:
     """Judge the attention by itself: run the specification with the selections that the candidate shows.
 
     None unless a selection that it shows is wrong, but usable: of entries that there are, none of them twice.
@@ -244,11 +253,17 @@ def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Docum
         return None
     theirs, own_budgets = output.probabilities[place.row], document.budgets.probabilities
     entries = len(document.trace.context.entries)
-    heads, columns, keys = theirs.shape  # the row's tokens, padding after this document included, then entries
+    heads, columns, keys = (
+        theirs.shape
+    )  # the row's tokens, padding after this document included, then entries
     if keys < columns + entries:
         if keys < columns or any(query.selection for query in document.trace.queries):
-            return Finding(f"attention: {keys} keys where there must be {columns} tokens and {entries} entries", 0)
-        theirs = torch.nn.functional.pad(theirs, (0, columns + entries - keys))  # entries that no query selects
+            return Finding(
+                f"attention: {keys} keys where there must be {columns} tokens and {entries} entries", 0
+            )
+        theirs = torch.nn.functional.pad(
+            theirs, (0, columns + entries - keys)
+        )  # entries that no query selects
         keys = columns + entries
     for query, choice in zip(document.trace.queries, document.choices, strict=True):
         if choice.ambiguous:

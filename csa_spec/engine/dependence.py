@@ -67,7 +67,9 @@ def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tens
     """
     base = run(None, 1)
     moved = [
-        torch.stack([((run(token, sign) - base).abs() > threshold).any(dim=1) for sign in (1, -1)]).any(dim=0)
+        torch.stack([((run(token, sign) - base).abs() > threshold).any(dim=1) for sign in (1, -1)]).any(
+            dim=0
+        )
         for token in range(length)
     ]
     return torch.stack(moved, dim=1)

@@ -122,7 +122,9 @@ class Expected:
         """Return what a document's answer is if some queries select otherwise, with the budgets of that answer."""
         queries = list(document.trace.queries)
         for t, selection in selections.items():
-            queries[t] = answer_query(t, document.trace.context, self.weights, self.geometry, selection=selection)
+            queries[t] = answer_query(
+                t, document.trace.context, self.weights, self.geometry, selection=selection
+            )
         trace = DocumentTrace(document.trace.context, queries)
         budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
         return ExpectedDocument(trace, budgets, document.choices)
@@ -148,7 +150,9 @@ def expect(case: Case, inputs: Inputs, internal_dtype: str | None = None) -> Exp
     for document in trace.documents:
         budgets = document_budgets(document, exact.weights, case.geometry, dtype)
         choices = [
-            _choice(case.geometry, query.visible, query.scores, budgets.scores[query.t, : len(query.visible)])
+            _choice(
+                case.geometry, query.visible, query.scores, budgets.scores[query.t, : len(query.visible)]
+            )
             for query in document.queries
         ]
         documents.append(ExpectedDocument(document, budgets, choices))

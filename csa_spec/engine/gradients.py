@@ -84,7 +84,9 @@ class RoundingNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._unit = before
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Run an operation and round its result."""
         out = func(*args, **(kwargs or {}))
         name = func.__name__.partition(".")[0]
@@ -146,7 +148,10 @@ def gradients_match(trial: Trial) -> Tally | None:
         kind: type[WrongGradient] = WrongGradient
         detail = f"the gradient of {name} at {at} is {got:.6g} where it must be {want:.6g}"
         if bool(nothing[tuple(at)]):
-            kind, detail = StrayGradient, f"the gradient of {name} at {at} is {got:.6g} where it must be exactly 0"
+            kind, detail = (
+                StrayGradient,
+                f"the gradient of {name} at {at} is {got:.6g} where it must be exactly 0",
+            )
         raise kind(name, detail, trial.case, expected=[want], got=[got], over_budget=worst)
     return tally
 
@@ -169,7 +174,9 @@ def _gradient(
     trial: Trial, exact: Mapping[str, Any], cotangent: Tensor, noise: RoundingNoise | None = None
 ) -> dict[str, Tensor]:
     """Return the gradients of the specification by the name of the argument; zero where it finds no path."""
-    given = map_tensors(lambda _, x: x.detach().clone().requires_grad_() if x.is_floating_point() else x, exact)
+    given = map_tensors(
+        lambda _, x: x.detach().clone().requires_grad_() if x.is_floating_point() else x, exact
+    )
     leaves = {name: tensor for name, tensor in named_tensors(given).items() if tensor.requires_grad}
     with torch.enable_grad():
         if noise is None:

@@ -184,12 +184,17 @@ def _shape_scores(case: Case, named: dict[str, Tensor]) -> None:
 _SEPARATION_DRAWS = 3
 
 
-def _separate_scores(case: Case, named: dict[str, Tensor], hidden: Tensor, documents: list[Document]) -> None:
+def _separate_scores(
+    case: Case, named: dict[str, Tensor], hidden: Tensor, documents: list[Document]
+) -> None:
     """Keep the indexer weights, out of a few draws, whose narrowest margin is widest."""
     names = ("indexer.wq_b", "indexer.weights_proj")
     best, widest = {name: named[name] for name in names}, -1.0
     for draw in range(_SEPARATION_DRAWS):
-        drawn = {name: gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape)) for name in names}
+        drawn = {
+            name: gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape))
+            for name in names
+        }
         weights = LayerWeights.from_named(named | drawn)
         narrowest = min(_margin(hidden, document, weights, case.geometry) for document in documents)
         if narrowest > widest:

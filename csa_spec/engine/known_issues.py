@@ -83,7 +83,9 @@ def probe(
     check = stage.checks[0]
 
     def has_it(case: Any) -> bool:
-        return bool(stage.fit(case, lifted.capabilities)[0] == case != stage.fit(case, candidate.capabilities)[0])
+        return bool(
+            stage.fit(case, lifted.capabilities)[0] == case != stage.fit(case, candidate.capabilities)[0]
+        )
 
     refusals: list[Any] = []
 
@@ -132,7 +134,9 @@ def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
         raise CandidateError(f"{path} is not valid TOML: {error}") from None
     added: dict[Any, str] = {}
     for number, table in enumerate(tables, 1):
-        missing = [key for key in ("candidate", "stage", "name", "reason") if not isinstance(table.get(key), str)]
+        missing = [
+            key for key in ("candidate", "stage", "name", "reason") if not isinstance(table.get(key), str)
+        ]
         if missing:
             raise CandidateError(f"{path}: limitation {number} lacks {', '.join(missing)}")
         if table["candidate"] != candidate.name:

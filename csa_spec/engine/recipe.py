@@ -68,7 +68,11 @@ class Recipe:
     @property
     def sizes(self) -> dict[str, int]:
         """Its sizes by their letters."""
-        return {one.metadata["letter"]: getattr(self, one.name) for one in fields(self) if "letter" in one.metadata}
+        return {
+            one.metadata["letter"]: getattr(self, one.name)
+            for one in fields(self)
+            if "letter" in one.metadata
+        }
 
     def in_words(self) -> str:
         """Return its sizes in words."""
@@ -114,7 +118,9 @@ class Recipe:
         for word in text.split()[1:]:
             name, _, value = word.partition("=")
             if name not in known:
-                raise CaseError(f"{word!r} is not part of a case of {cls.stage}; known are {', '.join(known)}")
+                raise CaseError(
+                    f"{word!r} is not part of a case of {cls.stage}; known are {', '.join(known)}"
+                )
             one = known[name]
             if one.name in values:
                 raise CaseError(f"{word!r} is the second {name}")

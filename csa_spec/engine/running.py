@@ -162,7 +162,10 @@ def run_check(
     if shrinking:
         result.failures = [
             shrink(
-                failure, judge, stage.shrinking, seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS
+                failure,
+                judge,
+                stage.shrinking,
+                seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS,
             )
             for failure in result.failures
         ]

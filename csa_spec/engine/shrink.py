@@ -63,13 +63,18 @@ def size(case: Case) -> tuple[int, ...]:
         *shape(case),
         g.head_dim + g.rope_dim + g.hidden + g.index_heads + g.index_head_dim,
         g.q_lora_rank + g.o_groups + g.o_lora_rank,
-        (g.yarn is not None) + odd_constants + bool(case.mode) + sum(list(kind).index(one) for kind, one in regime),
+        (g.yarn is not None)
+        + odd_constants
+        + bool(case.mode)
+        + sum(list(kind).index(one) for kind, one in regime),
         sum(row.start for row in case.rows),
         case.seed,
     )
 
 
-def shrink(failure: Failure, judge: Judge, how: Shrinking, trials: int = TRIALS, seconds: float = SECONDS) -> Failure:
+def shrink(
+    failure: Failure, judge: Judge, how: Shrinking, trials: int = TRIALS, seconds: float = SECONDS
+) -> Failure:
     """Return the same kind of failure on the smallest case found.
 
     Parameters
@@ -210,11 +215,18 @@ def _smaller_blocks(case: Case) -> Iterator[Case]:
     m = case.geometry.compress_ratio
     for ratio in range(1, m if case.geometry.kind is not LayerKind.SLIDING else 1):
         rows = tuple(
-            replace(row, lengths=tuple(length // m * ratio + min(length % m, ratio - 1) or 1 for length in row.lengths))
+            replace(
+                row,
+                lengths=tuple(
+                    length // m * ratio + min(length % m, ratio - 1) or 1 for length in row.lengths
+                ),
+            )
             for row in case.rows
         )
         for window in {case.geometry.window, min(case.geometry.window, ratio)}:
-            yield from (replace(one, rows=rows) for one in _with_geometry(case, compress_ratio=ratio, window=window))
+            yield from (
+                replace(one, rows=rows) for one in _with_geometry(case, compress_ratio=ratio, window=window)
+            )
 
 
 def _shortened(row: Row) -> Iterator[Row]:
@@ -239,7 +251,9 @@ def _smaller_shapes(case: Case) -> Iterator[Case]:
         longest = max(length for row in rows for length in row.lengths)
         if longest > _FEW_TOKENS:
             continue
-        for rules in _rules_for(geometry, longest, max(length for row in case.rows for length in row.lengths)):
+        for rules in _rules_for(
+            geometry, longest, max(length for row in case.rows for length in row.lengths)
+        ):
             for heads in sorted({1, 2, geometry.heads}):
                 groups = geometry.o_groups if heads % geometry.o_groups == 0 else 1
                 changes = dict(zip(("compress_ratio", "top_k", "window"), rules, strict=True))

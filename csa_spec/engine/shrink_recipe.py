@@ -23,7 +23,9 @@ def recipe_size(case: Recipe) -> tuple[int, ...]:
     """Order cases as a person would: smaller sizes first, then simpler data, then the seed."""
     numbers = case.sizes.values()
     names = (
-        list(one.metadata["kind"]).index(getattr(case, one.name)) for one in fields(case) if "kind" in one.metadata
+        list(one.metadata["kind"]).index(getattr(case, one.name))
+        for one in fields(case)
+        if "kind" in one.metadata
     )
     return (sum(numbers), sum(names), case.seed)
 
@@ -35,7 +37,9 @@ def simpler_recipes(case: Recipe) -> Iterator[Recipe]:
     for name in larger:
         value, least = getattr(case, name), shape[name]
         spare = value - least
-        for smaller in dict.fromkeys((least, least + 1, least + spare // 2, value - spare // 4, value - spare // 16)):
+        for smaller in dict.fromkeys(
+            (least, least + 1, least + spare // 2, value - spare // 4, value - spare // 16)
+        ):
             if smaller < value:
                 yield from _seeds(replace(case, **{name: smaller}))
     for name in larger:  # step by step only when no leap helps any more

@@ -45,10 +45,14 @@ def state_is_left_alone(trial: Trial) -> Tally:
 def output_has_its_own_memory(trial: Trial) -> Tally:
     """The output shares no memory with inputs, stays when the candidate is called again, and is all written."""
     if trial.answer.shared_with:
-        raise SharesMemory(f"the output lies in the memory of {', '.join(trial.answer.shared_with)}", trial.case)
+        raise SharesMemory(
+            f"the output lies in the memory of {', '.join(trial.answer.shared_with)}", trial.case
+        )
     other = trial.sibling()
     if other.ask(other.arguments).overwrote:
-        raise OverwritesOutput("the output of one call changes when the candidate is called again", trial.case)
+        raise OverwritesOutput(
+            "the output of one call changes when the candidate is called again", trial.case
+        )
     if _wrong(trial, trial.answer) is None:
         # Uninitialised memory is filled with NaN this time: what was right must stay right.
         wrong = _wrong(trial, trial.ask(trial.arguments, fill=True))
@@ -138,12 +142,16 @@ def hold_bits(trial: Trial, alone: torch.Tensor, batch: torch.Tensor) -> None:
         )
 
 
-def _first_difference(trial: Trial, again: Answer) -> tuple[Place | None, list[float] | None, list[float] | None]:
+def _first_difference(
+    trial: Trial, again: Answer
+) -> tuple[Place | None, list[float] | None, list[float] | None]:
     """Return where two answers to the same arguments differ first, and what each has there."""
     one, other = main_output(trial.answer), main_output(again)
     assert isinstance(one, torch.Tensor)
     assert isinstance(other, torch.Tensor)
-    if one.shape != other.shape or one.dim() < 3:  # lists of picks may be of any width; outputs of calls have no place
+    if (
+        one.shape != other.shape or one.dim() < 3
+    ):  # lists of picks may be of any width; outputs of calls have no place
         return None, None, None
     for row, column in (one != other).flatten(2).any(-1).nonzero().tolist():
         place = trial.place(row, column)

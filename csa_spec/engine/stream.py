@@ -73,13 +73,17 @@ class Call:
         """Read what ``str`` wrote."""
         match = re.fullmatch(r"(?:(\d+)|([a-z]+)(?::(\d+(?:\.\d+)*))?)", text)
         if match is None or (match[2] and match[2] not in list(Op)):
-            raise CaseError(f"{text!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}")
+            raise CaseError(
+                f"{text!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
+            )
         if match[1]:
             return cls(Op.EXTEND, (int(match[1]),))
         op, numbers = Op(match[2]), tuple(map(int, match[3].split("."))) if match[3] else ()
         wanted = _NUMBERS.get(op, 0)
         if (wanted is None and not numbers) or (wanted is not None and len(numbers) != wanted):
-            raise CaseError(f"{text!r} must have {'rows' if wanted is None else wanted or 'no'} numbers behind a colon")
+            raise CaseError(
+                f"{text!r} must have {'rows' if wanted is None else wanted or 'no'} numbers behind a colon"
+            )
         return cls(op, numbers)
 
 
@@ -128,7 +132,9 @@ def _extended(stream: Any, hidden: Any) -> Tensor:
     out = stream.extend(hidden)
     if getattr(out, "shape", None) != hidden.shape:
         got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
-        raise MisshapenAnswer(f"extend of tokens {list(hidden.shape)} must return as many outputs, not {got}")
+        raise MisshapenAnswer(
+            f"extend of tokens {list(hidden.shape)} must return as many outputs, not {got}"
+        )
     found: Tensor = from_library(out)
     return found.flatten(0, 1)
 

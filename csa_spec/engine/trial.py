@@ -13,7 +13,14 @@ from torch import Tensor
 
 from csa_spec.engine.case import AnyCase
 from csa_spec.engine.comparison import Tally
-from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Place, WrongDtype, WrongShape
+from csa_spec.engine.failures import (
+    CandidateDied,
+    CandidateHung,
+    CandidateRaised,
+    Place,
+    WrongDtype,
+    WrongShape,
+)
 from csa_spec.engine.stream import NotOffered
 from csa_spec.plug.call import Answer, Fault, Request
 from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities
@@ -110,7 +117,9 @@ class Trial(ABC):
             if isinstance(out, (tuple, list)):
                 what = f"a {what} of {len(out)} (return the output alone)"
             raise WrongShape(f"expected one tensor, got {what}", self.case)
-        if out.dim() != len(shape) or any(w is not None and w != h for w, h in zip(shape, out.shape, strict=True)):
+        if out.dim() != len(shape) or any(
+            w is not None and w != h for w, h in zip(shape, out.shape, strict=True)
+        ):
             wanted = ", ".join("any" if one is None else str(one) for one in shape)
             raise WrongShape(f"expected [{wanted}] {letters}, got {list(out.shape)}", self.case)
         if out.dtype not in dtypes:
@@ -125,7 +134,10 @@ class Trial(ABC):
 
     def rows(self, rows: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of some rows of the batch."""
-        return {name: value[list(rows)] if name in self.batched else value for name, value in self.arguments.items()}
+        return {
+            name: value[list(rows)] if name in self.batched else value
+            for name, value in self.arguments.items()
+        }
 
     def place(self, row: int, column: int) -> Place | None:
         """Return the name of a place in the output; None where the output means nothing."""

@@ -68,7 +68,11 @@ def library_problem(arrays: str) -> str:
         found = hasattr(importlib.import_module(arrays), "from_dlpack")
     except (ImportError, ValueError, TypeError) as error:
         return f"the module {arrays!r} cannot be imported ({error})"
-    return "" if found else f"{arrays!r} is none of torch, numpy and modules with from_dlpack, such as jax.numpy"
+    return (
+        ""
+        if found
+        else f"{arrays!r} is none of torch, numpy and modules with from_dlpack, such as jax.numpy"
+    )
 
 
 def from_library(value: Any) -> Any:
@@ -82,7 +86,9 @@ def from_library(value: Any) -> Any:
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):  # a read-only array, say
         array = value.__array__() if hasattr(value, "__array__") else value
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: nothing here writes to it
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that the array is read-only: nothing here writes to it
         return torch.as_tensor(array)
 
 
@@ -102,5 +108,6 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
         return False
     first, second = a.untyped_storage(), b.untyped_storage()
     return (
-        first.data_ptr() < second.data_ptr() + second.nbytes() and second.data_ptr() < first.data_ptr() + first.nbytes()
+        first.data_ptr() < second.data_ptr() + second.nbytes()
+        and second.data_ptr() < first.data_ptr() + first.nbytes()
     )

@@ -15,7 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from csa_spec.plug.arrays import from_library, map_tensors, named_tensors, same_bits, share_memory, to_library
+from csa_spec.plug.arrays import (
+    from_library,
+    map_tensors,
+    named_tensors,
+    same_bits,
+    share_memory,
+    to_library,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,9 @@ class LocalCaller:
     """Calls a candidate in this process."""
 
     def __init__(self) -> None:
-        self._last: list[tuple[Tensor, Tensor]] = []  # what the last call returned, as it lies there and as it was
+        self._last: list[
+            tuple[Tensor, Tensor]
+        ] = []  # what the last call returned, as it lies there and as it was
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
         """Return what the function says, and what else it did."""
@@ -107,7 +116,9 @@ class LocalCaller:
                 if not same_bits(tensors[name].detach().cpu(), original)
             ),
             changed_state,
-            tuple(name for name, tensor in tensors.items() if any(share_memory(tensor, one) for one in found)),
+            tuple(
+                name for name, tensor in tensors.items() if any(share_memory(tensor, one) for one in found)
+            ),
             overwrote,
         )
 
@@ -117,7 +128,9 @@ def _handed_over(tensor: Tensor, request: Request) -> Tensor:
     return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
 
 
-def _gradients(out: Any, tensors: Mapping[str, Tensor], cotangent: Tensor | None) -> dict[str, Tensor | None]:
+def _gradients(
+    out: Any, tensors: Mapping[str, Tensor], cotangent: Tensor | None
+) -> dict[str, Tensor | None]:
     main = next(iter(_leaves(out)), None)
     wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     if not isinstance(main, Tensor) or cotangent is None or main.shape != cotangent.shape:
@@ -125,7 +138,11 @@ def _gradients(out: Any, tensors: Mapping[str, Tensor], cotangent: Tensor | None
     if not main.requires_grad:
         return dict.fromkeys(wanted)
     found = torch.autograd.grad(
-        main, list(wanted.values()), cotangent.to(main.device, main.dtype), allow_unused=True, materialize_grads=False
+        main,
+        list(wanted.values()),
+        cotangent.to(main.device, main.dtype),
+        allow_unused=True,
+        materialize_grads=False,
     )
     return {
         name: None if gradient is None else gradient.detach().cpu()
@@ -158,7 +175,9 @@ class _filled:  # noqa: N801 - read as a with-clause
                 torch.get_deterministic_debug_mode(),
                 torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
             )
-            torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports inductor, for seconds
+            torch.set_deterministic_debug_mode(
+                "warn"
+            )  # use_deterministic_algorithms imports inductor, for seconds
             torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
     def __exit__(self, *exception: object) -> None:

@@ -198,7 +198,9 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     """
     if isinstance(thing, Candidate):
         if not thing.offers:
-            raise CandidateError(f"{name} ({thing.name}) offers no stage: its layers are empty, and so are its stages")
+            raise CandidateError(
+                f"{name} ({thing.name}) offers no stage: its layers are empty, and so are its stages"
+            )
         _check_capabilities(thing.capabilities, name)
         return thing
     if isinstance(thing, type):
@@ -218,7 +220,9 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     for owner, declared in ((name, capabilities), *((f"{name}.{one}", getattr(found[one], "capabilities", None))
                                                     for one in found)):  # fmt: skip
         if declared is not None and not isinstance(declared, Capabilities):
-            raise CandidateError(f"{owner}.capabilities must be csa_spec.Capabilities, not {type(declared).__name__}")
+            raise CandidateError(
+                f"{owner}.capabilities must be csa_spec.Capabilities, not {type(declared).__name__}"
+            )
         if declared is not None:
             _check_capabilities(declared, owner)
     for one, function in found.items():
@@ -286,12 +290,18 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     try:
         thing = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            hint = f"; write {module_name[:-3]}:{attribute}, without .py" if module_name.endswith(".py") else ""
+        if error.name is not None and (
+            module_name == error.name or module_name.startswith(error.name + ".")
+        ):
+            hint = (
+                f"; write {module_name[:-3]}:{attribute}, without .py" if module_name.endswith(".py") else ""
+            )
             raise CandidateError(f"there is no module {error.name!r} on the Python path{hint}") from None
         raise CandidateError(f"importing {module_name} failed: {error}") from error
     except (Exception, SystemExit) as error:
-        raise CandidateError(f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}") from error
+        raise CandidateError(
+            f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     try:
         for part in attribute.split("."):
             thing = getattr(thing, part)
@@ -301,5 +311,7 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     except AttributeError:
         raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
     except (Exception, SystemExit) as error:
-        raise CandidateError(f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}") from error
+        raise CandidateError(
+            f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}"
+        ) from error
     return replace(found, name=path)

@@ -72,7 +72,9 @@ def unpacked(data: memoryview) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
-        return Answer(_stand_in(f"an object that cannot be unpickled ({type(error).__name__}: {one_line(error)})"))
+        return Answer(
+            _stand_in(f"an object that cannot be unpickled ({type(error).__name__}: {one_line(error)})")
+        )
 
 
 def _pickled(message: Any) -> bytes:

@@ -137,8 +137,14 @@ class Nursery:
             return ""
         text = os.pread(self._words.fileno(), 1 << 20, 0).decode(errors="replace")
         written, _, dump = text.partition("Fatal Python error: ")
-        frames = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', dump.partition("Current thread")[2], re.MULTILINE)
-        inside = [f"{name} ({os.path.basename(file)}:{line})" for file, line, name in frames if file != call.__file__]
+        frames = re.findall(
+            r'^  File "(.*)", line (\d+) in (.*)$', dump.partition("Current thread")[2], re.MULTILINE
+        )
+        inside = [
+            f"{name} ({os.path.basename(file)}:{line})"
+            for file, line, name in frames
+            if file != call.__file__
+        ]
         depth = next((i for i, (file, *_) in enumerate(frames) if file == call.__file__), len(inside))
         where = f", in {' < '.join(inside[: min(depth, 3)])}" if inside[:depth] else ""
         lines = written.split("\n")
@@ -170,7 +176,9 @@ def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
     for name in (*modules, "numpy.random"):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # gigabytes each
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )  # gigabytes each
     faulthandler.enable(words_fd)
     gc.freeze()  # so that collections in workers do not copy every page
     control = socket.socket(fileno=control_fd)

@@ -106,7 +106,9 @@ def tables(report: Report) -> Iterator[Table]:
 def verdict(report: Report) -> str:
     """Return the verdict in words, with what it is about."""
     failed = list(dict.fromkeys(result.subject for result in report.results if result.failures))
-    subjects = [name for name in dict.fromkeys(result.subject for result in report.results) if name not in failed]
+    subjects = [
+        name for name in dict.fromkeys(result.subject for result in report.results) if name not in failed
+    ]
     if report.verdict is Verdict.NOT_CONFORMANT:
         rest = f"; nothing found for {', '.join(subjects)}" if subjects else ""
         return f"{report.verdict} for {', '.join(failed)}{rest}"

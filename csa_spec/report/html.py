@@ -23,7 +23,9 @@ def to_html(report: Report) -> str:
         verdict=verdict(report),
         tables=list(tables(report)),
         covered=covered(report),
-        failures=[(one, None if svg is None else Markup(svg)) for one, svg in zip(failures, drawn, strict=True)],
+        failures=[
+            (one, None if svg is None else Markup(svg)) for one, svg in zip(failures, drawn, strict=True)
+        ],
         gaps=gaps(report),
         environment=environment(report),
     )
@@ -38,6 +40,8 @@ def _is_link(url: str) -> bool:
 def _template() -> Template:
     text = files("csa_spec.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     # Nothing that is not defined is passed over in silence, and everything is escaped.
-    with_escapes = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    with_escapes = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     with_escapes.tests["link"] = _is_link
     return with_escapes.from_string(text)

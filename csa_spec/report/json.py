@@ -30,7 +30,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "verdict": str(report.verdict),
         "exit_code": report.verdict.value,
         "missing": [
-            {"dtype": dtype, "subject": subject, "kinds": names} for (dtype, subject), names in report.missing.items()
+            {"dtype": dtype, "subject": subject, "kinds": names}
+            for (dtype, subject), names in report.missing.items()
         ],
         "declined": dict(report.declined),
         "known_limitations": [

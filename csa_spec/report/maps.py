@@ -29,7 +29,9 @@ def dependence_map(dependence: Dependence) -> list[str]:
     queries = len(dependence.observed)
     if queries > LARGEST:
         return []
-    lines = ["what outputs depend on   # token, rightly   ! token, though it must not   ? not, though it must"]
+    lines = [
+        "what outputs depend on   # token, rightly   ! token, though it must not   ? not, though it must"
+    ]
     lines.append(_row("", [str(j) for j in range(queries)], []))
     wrong = dict.fromkeys(dependence.too_much, "!") | dict.fromkeys(dependence.too_little, "?")
     for t in range(queries):

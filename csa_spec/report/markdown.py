@@ -71,7 +71,10 @@ def _failure(one: Explained) -> str:
             for name, url in zip(likeness.sources, likeness.urls, strict=False)
         ]
         where = f" ({', '.join(links)})" if links else ""
-        lines += [f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}", ""]
+        lines += [
+            f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}",
+            "",
+        ]
     lines += [_prose(_cut(one.summary, _LINE)), ""] if one.summary else []
     shown = [*one.numbers, *failure.context]
     lines += [*_fence(_cut("\n".join(shown), 2 * _LINE)), ""] if shown else []

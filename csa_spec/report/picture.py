@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure, WrongDtype, WrongShape
+from csa_spec.engine.failures import (
+    CandidateDied,
+    CandidateHung,
+    CandidateRaised,
+    Failure,
+    WrongDtype,
+    WrongShape,
+)
 from csa_spec.report.pictures.layer import layer_picture
 from csa_spec.report.pictures.stages import (
     attend_picture,

@@ -33,7 +33,10 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
     if failure.findings:
         lines += ["", "  first stage that differs", *_wrapped(failure.findings[0], "    ")]
         if len(failure.findings) > 1:
-            lines += ["  later stages", *(line for one in failure.findings[1:] for line in _wrapped(one, "    "))]
+            lines += [
+                "  later stages",
+                *(line for one in failure.findings[1:] for line in _wrapped(one, "    ")),
+            ]
     lines += ["", *("  " + line for line in failure.context)] if failure.context else []
     for drawing in (
         sight_map(failure.document) if failure.document else [],
@@ -83,7 +86,9 @@ def _tokens(case: Any) -> list[str]:
     hidden = make_inputs(case).hidden
     if hidden.numel() > 24 or len(hidden) > 1:
         return []
-    names = (f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in enumerate(hidden[0].tolist()))
+    names = (
+        f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in enumerate(hidden[0].tolist())
+    )
     return [f"  hidden states         {' '.join(names)}"]
 
 
@@ -104,7 +109,9 @@ def numbers_lines(failure: Failure, check: str) -> list[str]:
 
 
 def _listed(values: list[float], shown: int = 6) -> str:
-    return "[" + ", ".join(f"{x:.7g}" for x in values[:shown]) + (", ..." if len(values) > shown else "") + "]"
+    return (
+        "[" + ", ".join(f"{x:.7g}" for x in values[:shown]) + (", ..." if len(values) > shown else "") + "]"
+    )
 
 
 def _what(failure: Failure) -> str:
@@ -182,7 +189,9 @@ def _verdict(report: Report) -> str:
     lines += [f"not applicable: {reason}" for reason in report.declined.values()]
     lines += [_limitation(one) for one in report.limitations]
     versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    lines.append(f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s")
+    lines.append(
+        f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s"
+    )
     failed = dict.fromkeys(result.subject for result in report.results if result.failures)
     right = dict.fromkeys(r.subject for r in report.results if r.subject not in failed)
     if report.verdict is Verdict.NOT_CONFORMANT:

@@ -133,7 +133,11 @@ def _select(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]
 
 def _index_scores(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for rows, queries, entries in itertools.product((1, 2), (1, 32), (16, 64)):
-        q, k, w = torch.randn(rows, queries, 4, 16), torch.randn(rows, entries, 16), torch.randn(rows, queries, 4)
+        q, k, w = (
+            torch.randn(rows, queries, 4, 16),
+            torch.randn(rows, entries, 16),
+            torch.randn(rows, queries, 4),
+        )
         expected = torch.einsum("bsh,bsht->bst", w, torch.einsum("bshd,btd->bsht", q, k).relu())
         yield {"index_q": q, "index_k": k, "head_weights": w}, expected
 
@@ -145,7 +149,11 @@ def _compressor(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Ten
         assert weights is not None
         frequencies = SPEC.layer_frequencies(case.geometry)
         rows = [compress(row.double(), 0, weights, case.geometry, frequencies) for row in inputs.hidden]
-        arguments = {"hidden": inputs.hidden, "weights": inputs.weights.compressor, "geometry": case.geometry}
+        arguments = {
+            "hidden": inputs.hidden,
+            "weights": inputs.weights.compressor,
+            "geometry": case.geometry,
+        }
         yield arguments, torch.stack(rows).to(inputs.hidden.dtype)
 
 

@@ -89,7 +89,9 @@ def hunts(names: Sequence[str], profile: Profile, seeds: Sequence[int]) -> list[
     for name in names:
         bug = find_bug(name)
         for kind in subjects(bug):
-            mine = [hunt(bug, kind, profile, seed, stage) for seed in (seeds[:1] if bug.equivalent else seeds)]
+            mine = [
+                hunt(bug, kind, profile, seed, stage) for seed in (seeds[:1] if bug.equivalent else seeds)
+            ]
             found += mine
             if any(one.first is None or one.first.check != stage.checks[0].name for one in mine):
                 break

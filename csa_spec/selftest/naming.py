@@ -77,7 +77,9 @@ def accuracy(
 def _named(bug: Bug, kind: LayerKind | None, seed: int, profiles: Sequence[Profile]) -> Named:
     candidate = black_box(bug)
     for profile in profiles:
-        target = Target(candidate, STAGES[bug.stage], kind, "float32", "cpu", replace(profile, shrinks=False), seed)
+        target = Target(
+            candidate, STAGES[bug.stage], kind, "float32", "cpu", replace(profile, shrinks=False), seed
+        )
         for check in target.stage.checks:
             result = target.run(check, enough=1)
             if not result.failures:
@@ -89,6 +91,12 @@ def _named(bug: Bug, kind: LayerKind | None, seed: int, profiles: Sequence[Profi
             tied = bool(found) and scores.get(bug.name, False) and scores[found[0].name]
             names = [one.name for one in found]
             return Named(
-                bug.name, kind, check.name, str(failure.case), names[0] if names else "", tuple(names[1:]), tied
+                bug.name,
+                kind,
+                check.name,
+                str(failure.case),
+                names[0] if names else "",
+                tuple(names[1:]),
+                tied,
             )
     return Named(bug.name, kind, "", "", "", (), False)

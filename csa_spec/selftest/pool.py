@@ -76,7 +76,12 @@ class Pool:
 
 
 def try_pool(
-    stage: str, kind: LayerKind | None, bugs: Sequence[str], right: Iterable[str], profile: Profile, seed: int
+    stage: str,
+    kind: LayerKind | None,
+    bugs: Sequence[str],
+    right: Iterable[str],
+    profile: Profile,
+    seed: int,
 ) -> Pool:
     """Try the cases of the equality with the specification on bugs and on right candidates.
 
@@ -157,7 +162,9 @@ def _reference(stage: str) -> Candidate:
     if stage == LAYER:
         return as_candidate(following(SPEC), "specification", LAYER)
     if stage == CACHE:
-        return as_candidate(lambda weights, geometry, batch: Cache(weights, geometry, batch), "specification", CACHE)
+        return as_candidate(
+            lambda weights, geometry, batch: Cache(weights, geometry, batch), "specification", CACHE
+        )
     return find_candidate("gather")
 
 

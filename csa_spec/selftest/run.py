@@ -109,10 +109,14 @@ def selftest(
         unknown = [name for name in given if name not in known]
         if unknown:
             near = [name for name in known if unknown[0] in name][:5]
-            raise UsageError(f"unknown {what} {unknown[0]!r}" + (f"; there is {', '.join(near)}" if near else ""))
+            raise UsageError(
+                f"unknown {what} {unknown[0]!r}" + (f"; there is {', '.join(near)}" if near else "")
+            )
     chosen = [catalogue[name] for name in names] if names else list(catalogue.values())
     found = SelfTest(tuple(chosen), profile, tuple(seeds), jobs)
-    work = [piece for part in PARTS if part in parts for piece in _PIECES[part](chosen, amounts, found.seeds)]
+    work = [
+        piece for part in PARTS if part in parts for piece in _PIECES[part](chosen, amounts, found.seeds)
+    ]
     for done, (take, result) in enumerate(_results(work, jobs), 1):
         take(found, result)
         progress(done, len(work))
@@ -173,7 +177,9 @@ def _inputs(chosen: Sequence[Bug], profile: Profile, seeds: Sequence[int]) -> li
         for kind in (*LayerKind,) if stage in (LAYER, CACHE) else (None,):
             mine = [one for one in chosen if one.stage == stage and kind in subjects(one)]
             names = tuple(one.name for one in mine if not one.equivalent)
-            pieces.append((try_pool, (stage, kind, names, ("specification", *RIGHT), profile, seeds[0]), _take_pool))
+            pieces.append(
+                (try_pool, (stage, kind, names, ("specification", *RIGHT), profile, seeds[0]), _take_pool)
+            )
     return pieces
 
 

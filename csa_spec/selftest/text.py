@@ -101,7 +101,9 @@ def _bugs(found: SelfTest) -> Table:
         seconds = f"{median(kill.seconds for kill in killed):.2f}" if killed else ""
         if mine and len(killed) < len(mine):
             cases = "SURVIVES"
-        by = " ".join(f"{check}:{first}" for check, (_, first) in found.matrix.get(one.name, {}).items() if first)
+        by = " ".join(
+            f"{check}:{first}" for check, (_, first) in found.matrix.get(one.name, {}).items() if first
+        )
         if not found.matrix:
             by = " ".join(dict.fromkeys(kill.check for kill in killed))
         subject = " ".join(dict.fromkeys(hunt.subject for hunt in mine)) or one.stage
@@ -126,7 +128,9 @@ def _checks(found: SelfTest) -> Table:
                 if check.name in checks and _bug(found, name).stage == stage
             }
             by_it = [name for name, checks in mine.items() if checks[check.name][1]]
-            alone = [name for name in by_it if sum(first > 0 for _, first in found.matrix[name].values()) == 1]
+            alone = [
+                name for name in by_it if sum(first > 0 for _, first in found.matrix[name].values()) == 1
+            ]
             if mine:
                 rows.append((stage, check.name, f"{len(by_it)} of {len(mine)}", str(len(alone))))
     return ("stage", "check", "bugs found", "found by no other check"), rows
@@ -170,7 +174,13 @@ def _labels(found: SelfTest) -> Table:
                                 _why(stage, label, names, whole),
                             )
                         )
-    return ("stage", "regime or kind of case", "cases", "bugs that need it", "such as, or why it is kept"), rows
+    return (
+        "stage",
+        "regime or kind of case",
+        "cases",
+        "bugs that need it",
+        "such as, or why it is kept",
+    ), rows
 
 
 def _why(stage: str, label: str, names: Sequence[str], whole: bool) -> str:
@@ -186,7 +196,10 @@ def _right(found: SelfTest) -> Table:
     for pool in found.pools:
         for name, shown in pool.right.items():
             by_name[name].append((shown.tried, shown.failing))
-    rows = [(name, str(sum(n for n, _ in pairs)), str(sum(f for _, f in pairs))) for name, pairs in by_name.items()]
+    rows = [
+        (name, str(sum(n for n, _ in pairs)), str(sum(f for _, f in pairs)))
+        for name, pairs in by_name.items()
+    ]
     return ("candidate", "cases", "false alarms"), rows
 
 
@@ -232,7 +245,14 @@ def _grid(found: SelfTest) -> Table:
     ):
         share = f"{kills / max(1, total):.0%}"
         rows.append(
-            (name, f"{kills} of {total}", share, str(cases), f"{seconds:.0f}", f"{seconds / max(1, kills):.2f}")
+            (
+                name,
+                f"{kills} of {total}",
+                share,
+                str(cases),
+                f"{seconds:.0f}",
+                f"{seconds / max(1, kills):.2f}",
+            )
         )
     return ("", "bugs found", "share", "cases", "seconds", "seconds per bug found"), rows
 
@@ -241,7 +261,9 @@ def _suite_row(found: SelfTest, equivalent: set[str]) -> Iterator[tuple[str, int
     mine = [
         one
         for one in found.hunts
-        if one.seed == found.seeds[0] and one.bug not in equivalent and one.subject == _plainest(_bug(found, one.bug))
+        if one.seed == found.seeds[0]
+        and one.bug not in equivalent
+        and one.subject == _plainest(_bug(found, one.bug))
     ]
     if mine:
         kills = sum(one.first is not None for one in mine)

@@ -10,7 +10,13 @@ from csa_spec.spec.geometry import Geometry, GeometryError, LayerKind, Yarn
 from csa_spec.spec.layer import answer_query, attend_document
 from csa_spec.spec.rules import SPEC, Spec
 from csa_spec.spec.trace import BatchTrace, Context, Document, DocumentTrace, QueryTrace
-from csa_spec.spec.weights import CompressorWeights, IndexerWeights, LayerWeights, compressor_shapes, weight_shapes
+from csa_spec.spec.weights import (
+    CompressorWeights,
+    IndexerWeights,
+    LayerWeights,
+    compressor_shapes,
+    weight_shapes,
+)
 
 __all__ = [
     "PADDING",

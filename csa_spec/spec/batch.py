@@ -67,7 +67,9 @@ def split_documents(positions: Tensor, documents: Tensor) -> list[Document]:
         If the shapes differ, or the positions inside a document are not consecutive.
     """
     if positions.shape != documents.shape or positions.dim() != 2:
-        raise ValueError(f"positions {list(positions.shape)} and documents {list(documents.shape)} must both be [B, S]")
+        raise ValueError(
+            f"positions {list(positions.shape)} and documents {list(documents.shape)} must both be [B, S]"
+        )
     found = []
     for row, (row_positions, ids) in enumerate(zip(positions.tolist(), documents.tolist(), strict=True)):
         begin = 0

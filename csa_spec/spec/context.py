@@ -18,7 +18,9 @@ def document_context(
     """Compute the keys of a document, ``hidden`` ``[S, hidden]``, from its position on."""
     frequencies = spec.layer_frequencies(geometry)
     window_keys = [
-        spec.rotate(rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies)
+        spec.rotate(
+            rms_norm(weights.wkv @ x, weights.kv_norm, geometry.norm_eps), document.start + t, frequencies
+        )
         for t, x in enumerate(hidden)
     ]
     entries = hidden.new_zeros(0, geometry.head_dim)
@@ -26,7 +28,9 @@ def document_context(
     if weights.compressor is not None:
         entries = compress(hidden, document.start, weights.compressor, geometry, frequencies, spec)
     if weights.indexer is not None:
-        index_keys = compress(hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec)
+        index_keys = compress(
+            hidden, document.start, weights.indexer.compressor, geometry, frequencies, spec
+        )
     return Context(document, hidden, frequencies, torch.stack(window_keys), entries, index_keys)
 
 

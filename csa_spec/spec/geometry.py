@@ -39,7 +39,9 @@ class Yarn:
                 f"{self.original_max_position}"
             )
         if not self.beta_fast > self.beta_slow > 0:
-            raise GeometryError(f"YaRN needs beta_fast > beta_slow > 0, not {self.beta_fast} and {self.beta_slow}")
+            raise GeometryError(
+                f"YaRN needs beta_fast > beta_slow > 0, not {self.beta_fast} and {self.beta_slow}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +85,13 @@ class Geometry:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise GeometryError(f"{name} {value!r} must be an integer of at least {least}")
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
-            raise GeometryError(f"rope_dim {self.rope_dim} must be even and at most head_dim {self.head_dim}")
+            raise GeometryError(
+                f"rope_dim {self.rope_dim} must be even and at most head_dim {self.head_dim}"
+            )
         if self.kind is LayerKind.CSA and self.rope_dim > self.index_head_dim:
-            raise GeometryError(f"rope_dim {self.rope_dim} must be at most index_head_dim {self.index_head_dim}")
+            raise GeometryError(
+                f"rope_dim {self.rope_dim} must be at most index_head_dim {self.index_head_dim}"
+            )
         if self.heads % self.o_groups:
             raise GeometryError(f"o_groups {self.o_groups} must divide heads {self.heads}")
         if not (self.rope_theta > 1 and self.compress_rope_theta > 1):

@@ -91,7 +91,9 @@ def answer_query(
         index_q = spec.rotate(index_q, position, context.frequencies)
         head_weights = weights.indexer.weights_proj @ x
         head_weights = head_weights * index_scale(geometry.index_heads, geometry.index_head_dim)
-        scores = torch.stack([spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible])
+        scores = torch.stack(
+            [spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible]
+        )
 
     # SELECT: a constant for gradients; HCA attends to every visible entry
     ranking, margin = scores.tolist(), None

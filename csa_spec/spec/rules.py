@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from csa_spec.spec.attention import attend
-from csa_spec.spec.compressor import Half, PooledToken, entry_position, half_columns, pool, pool_logit, pooled_tokens
+from csa_spec.spec.compressor import (
+    Half,
+    PooledToken,
+    entry_position,
+    half_columns,
+    pool,
+    pool_logit,
+    pooled_tokens,
+)
 from csa_spec.spec.geometry import Geometry
 from csa_spec.spec.indexer import index_score
 from csa_spec.spec.output import project_output

@@ -124,7 +124,9 @@ def _compressor(tensors: Mapping[str, Tensor], prefix: str) -> CompressorWeights
     return CompressorWeights(*(tensors[prefix + name] for name in ("wkv", "wgate", "ape", "norm")))
 
 
-def _flatten(part: LayerWeights | IndexerWeights | CompressorWeights, prefix: str) -> list[tuple[str, Tensor]]:
+def _flatten(
+    part: LayerWeights | IndexerWeights | CompressorWeights, prefix: str
+) -> list[tuple[str, Tensor]]:
     flat: list[tuple[str, Tensor]] = []
     for name in part.__slots__:
         value = getattr(part, name)

@@ -23,7 +23,15 @@ STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (COMPRESSOR, INDEX_SCORES, SELECT, ATTEND, LAYER_STAGE, CACHE_STAGE)
 }
 
-__all__ = ["LAYER_STAGE", "SPECIFICATION", "STAGES", "Check", "declaration_problem", "parse_case", "stage_of"]
+__all__ = [
+    "LAYER_STAGE",
+    "SPECIFICATION",
+    "STAGES",
+    "Check",
+    "declaration_problem",
+    "parse_case",
+    "stage_of",
+]
 
 
 def declaration_problem(candidate: Candidate) -> str:
@@ -37,13 +45,18 @@ def declaration_problem(candidate: Candidate) -> str:
     for owner in candidate.offers:
         capabilities = candidate.capabilities_of(owner)
         for what in ("limits", "least", "multiples"):
-            own_sizes = {**sizes, LAYER_STAGE.name: ["S"] if what == "multiples" and LAYER_STAGE.name in sizes else []}
+            own_sizes = {
+                **sizes,
+                LAYER_STAGE.name: ["S"] if what == "multiples" and LAYER_STAGE.name in sizes else [],
+            }
             unknown = set(getattr(capabilities, what)) - {
                 letter for letters in own_sizes.values() for letter in letters
             }
             if unknown:
                 known = (
-                    "; ".join(f"{stage} has the sizes {', '.join(own)}" for stage, own in own_sizes.items() if own)
+                    "; ".join(
+                        f"{stage} has the sizes {', '.join(own)}" for stage, own in own_sizes.items() if own
+                    )
                     or f"{LAYER_STAGE.name} knows no {what}"
                 )
                 return f"{candidate.name}: capabilities.{what} names {min(unknown)!r}; {known}"
@@ -51,7 +64,10 @@ def declaration_problem(candidate: Candidate) -> str:
             known_names = names.get(str(place), []) if place in STAGES else [str(one) for one in Feature]
             if str(place).split()[0] == CACHE_STAGE.name:
                 known_names = [*map(str, Op), NARROW]
-            if place not in STAGES and place not in (*LayerKind, *(f"{CACHE_STAGE.name} {kind}" for kind in LayerKind)):
+            if place not in STAGES and place not in (
+                *LayerKind,
+                *(f"{CACHE_STAGE.name} {kind}" for kind in LayerKind),
+            ):
                 return f"{candidate.name}: capabilities.lacks names {str(place)!r}, which is no stage and no layer kind"
             if place in candidate.offers + tuple(LayerKind) and str(name) not in known_names:
                 return f"{candidate.name}: capabilities.lacks names {str(name)!r}; {place} has {', '.join(known_names)}"

@@ -58,7 +58,9 @@ class AttendTrial(NumbersTrial):
     def named(self) -> list[list[list[int]]]:
         """By row and query, the valid indices in their order."""
         keys = self.case.keys
-        return [[[i for i in one if 0 <= i < keys] for one in row] for row in self.arguments["indices"].tolist()]
+        return [
+            [[i for i in one if 0 <= i < keys] for one in row] for row in self.arguments["indices"].tolist()
+        ]
 
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification, one query at a time."""
@@ -108,9 +110,7 @@ class AttendTrial(NumbersTrial):
             changed = {**self.arguments, "kv": kv}
             moved = self.moved(self.ask(changed), b, i)
             if moved and j not in named:
-                sentence = (
-                    f"the output of {self.name(b, i)} changes when key {j} changes, which its indices do not name"
-                )
+                sentence = f"the output of {self.name(b, i)} changes when key {j} changes, which its indices do not name"
                 return SeesTooMuch, sentence, j
             if moved or j not in named:
                 continue
@@ -239,8 +239,13 @@ def required(_: object, capabilities: Capabilities) -> list[str]:
     """Return the kinds of case that a run must reach, given what the candidate supports."""
     kinds = [name for name in REQUIRED if ("attend", name) not in capabilities.lacks]
     kinds += [str(IndexLists.OUTSIDE)] if capabilities.invalid_indices else []
-    small = {name for name, (letter, least) in _NEED.items() if capabilities.limits.get(letter, least) < least}
-    if {"N", "n"} & {*capabilities.multiples, *capabilities.limits} or ("attend", "empty") in capabilities.lacks:
+    small = {
+        name for name, (letter, least) in _NEED.items() if capabilities.limits.get(letter, least) < least
+    }
+    if {"N", "n"} & {*capabilities.multiples, *capabilities.limits} or (
+        "attend",
+        "empty",
+    ) in capabilities.lacks:
         small |= {"nothing to attend to", "more picks than keys", "a query without keys beside others"}
     return [name for name in kinds if name not in small]
 
@@ -254,7 +259,9 @@ ATTEND = Stage(
         Check("order", "the order of the index list does not matter", order_does_not_matter, True),
         *MANNERS,
         Check("gradients", "gradients equal the specification's", gradients_match, True, costly=True),
-        Check("limits", "what is declared away is refused or right", partial(limits_check, AttendTrial), True),
+        Check(
+            "limits", "what is declared away is refused or right", partial(limits_check, AttendTrial), True
+        ),
     ),
     AttendCase.fit,
     kinds_of,

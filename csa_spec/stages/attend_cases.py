@@ -151,7 +151,9 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
     kept = int(torch.randint(len(listed), (), generator=rng))
     holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
     return [
-        holes[int(torch.randint(len(holes), (), generator=rng))] if place != kept and at_random(0.4) else index
+        holes[int(torch.randint(len(holes), (), generator=rng))]
+        if place != kept and at_random(0.4)
+        else index
         for place, index in enumerate(listed)
     ]
 

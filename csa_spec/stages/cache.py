@@ -72,7 +72,9 @@ class CacheTrial(Trial):
         try:
             return super().ask(arguments, **options)
         except CandidateRaised as raised:
-            if type(raised.error).__name__ == MisshapenAnswer.__name__:  # a worker's has only the name in common
+            if (
+                type(raised.error).__name__ == MisshapenAnswer.__name__
+            ):  # a worker's has only the name in common
                 raise WrongShape(str(raised.error), self.case) from None
             raise
 
@@ -118,10 +120,15 @@ class CacheTrial(Trial):
         for history in histories:
             if any(longer[: len(history)] == history for longer in found):
                 continue
-            hidden = torch.stack([self.arguments[f"tokens {call}"][row, place] for call, row, place in history])
+            hidden = torch.stack(
+                [self.arguments[f"tokens {call}"][row, place] for call, row, place in history]
+            )
             length = len(history)
             inputs = Inputs(
-                hidden[None], self.arguments["weights"], torch.arange(length)[None], torch.zeros(1, length).long()
+                hidden[None],
+                self.arguments["weights"],
+                torch.arange(length)[None],
+                torch.zeros(1, length).long(),
             )
             whole = replace(self.case.layer, rows=(Row((length,)),))
             found[history] = expect(whole, inputs, self.capabilities.internal_dtype)
@@ -175,7 +182,9 @@ class CacheTrial(Trial):
     def _program(self, wrong: int) -> Iterator[str]:
         """Print the schedule as a short program."""
         yield f"stream = open(weights, geometry, batch={self.case.batch})"
-        first_other = next((number for number, call in enumerate(self.case.calls) if call.op is Op.OTHER), None)
+        first_other = next(
+            (number for number, call in enumerate(self.case.calls) if call.op is Op.OTHER), None
+        )
         for number, call in enumerate(self.case.calls):
             tokens = f"tokens_{number}" if call.op is Op.EXTEND else ", ".join(map(str, call.numbers))
             if call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
@@ -206,7 +215,11 @@ def kinds_of(trial: CacheTrial) -> set[str]:
     near |= {"W - 1": window - 1, "W": window, "W + 1": window + 1}
     for step in case.steps:
         before = {len(row) - step.tokens for row in step.rows}
-        found |= {f"a call that begins at {name}" for name, length in near.items() if length > 0 and length in before}
+        found |= {
+            f"a call that begins at {name}"
+            for name, length in near.items()
+            if length > 0 and length in before
+        }
         if step.tokens == 1 and max(before) > 0:
             found.add("decoding a token")
         if 2 <= step.tokens <= m + 2 and max(before) > 0:
@@ -228,7 +241,12 @@ def required(kind: LayerKind | None, capabilities: Capabilities) -> list[str]:
     """Return the kinds of case that a run must reach."""
     lengths = _LENGTHS if kind is LayerKind.SLIDING else (*_BLOCKS, *_LENGTHS)
     names = [f"a call that begins at {name}" for name in lengths]
-    names += ["decoding a token", "a block of 2 to m + 2 tokens", "a later call longer than the window", "several rows"]
+    names += [
+        "decoding a token",
+        "a block of 2 to m + 2 tokens",
+        "a later call longer than the window",
+        "several rows",
+    ]
     return names
 
 
@@ -254,7 +272,11 @@ def fit(case: CacheCase, capabilities: Capabilities) -> tuple[CacheCase, list[st
             replace_calls(case, tuple(call for call in case.calls if call.op not in lacking))
         ) or CacheCase(case.layer, case.batch)
     geometry = fitting.layer.geometry
-    if geometry.kind is not LayerKind.SLIDING and ratios is not None and geometry.compress_ratio not in ratios:
+    if (
+        geometry.kind is not LayerKind.SLIDING
+        and ratios is not None
+        and geometry.compress_ratio not in ratios
+    ):
         nearest = min(ratios, key=lambda one: (abs(one - geometry.compress_ratio), one))
         names.append(f"m={geometry.compress_ratio}")
         layer = replace(fitting.layer, geometry=replace(geometry, compress_ratio=nearest))
@@ -303,9 +325,20 @@ def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
         for smaller in _smaller_calls(call):
             yield from _seeds(_legal(replace_calls(case, (*calls[:number], smaller, *calls[number + 1 :]))))
         for before in range(number):
-            if call.op is Op.ROLLBACK and calls[before].op is Op.EXTEND:  # the same tokens stay if both are shorter
-                pair = (Call(Op.EXTEND, (calls[before].numbers[0] - 1,)), Call(Op.ROLLBACK, (call.numbers[0] - 1,)))
-                shorter = (*calls[:before], pair[0], *calls[before + 1 : number], pair[1], *calls[number + 1 :])
+            if (
+                call.op is Op.ROLLBACK and calls[before].op is Op.EXTEND
+            ):  # the same tokens stay if both are shorter
+                pair = (
+                    Call(Op.EXTEND, (calls[before].numbers[0] - 1,)),
+                    Call(Op.ROLLBACK, (call.numbers[0] - 1,)),
+                )
+                shorter = (
+                    *calls[:before],
+                    pair[0],
+                    *calls[before + 1 : number],
+                    pair[1],
+                    *calls[number + 1 :],
+                )
                 yield from _seeds(_legal(replace_calls(case, shorter)))
 
 
@@ -319,7 +352,9 @@ def _shorter_calls(case: CacheCase) -> Iterator[CacheCase]:
 
 def _everything_a_little_smaller(case: CacheCase) -> Iterator[CacheCase]:
     """Smaller rules with shorter calls: where a block is shorter, so is what comes before its end."""
-    rules = [name for name in ("compress_ratio", "window", "top_k") if getattr(case.layer.geometry, name) > 1]
+    rules = [
+        name for name in ("compress_ratio", "window", "top_k") if getattr(case.layer.geometry, name) > 1
+    ]
     for names in [some for count in range(1, len(rules) + 1) for some in combinations(rules, count)]:
         sizes = {name: getattr(case.layer.geometry, name) - 1 for name in names}
         smaller = replace(case, layer=replace(case.layer, geometry=replace(case.layer.geometry, **sizes)))
@@ -361,7 +396,13 @@ def _layers(passes: Iterable[Callable[[Case], Iterator[Case]]], case: CacheCase)
 
 
 _SCHEDULES = (_simpler_schedules, _shorter_calls)
-_PASSES = (*_SCHEDULES, partial(_layers, SHAPES), *_SCHEDULES, partial(_layers, DATA), _everything_a_little_smaller)
+_PASSES = (
+    *_SCHEDULES,
+    partial(_layers, SHAPES),
+    *_SCHEDULES,
+    partial(_layers, DATA),
+    _everything_a_little_smaller,
+)
 """Schedules once more after the rules: smaller ones need fewer tokens, and show more often before data are simple"""
 
 
@@ -369,7 +410,12 @@ CACHE_STAGE = Stage(
     CACHE,
     CacheTrial,
     (
-        Check("specification", "any schedule of calls gives what one call gives", equals_the_specification, False),
+        Check(
+            "specification",
+            "any schedule of calls gives what one call gives",
+            equals_the_specification,
+            False,
+        ),
         *MANNERS,
     ),
     fit,

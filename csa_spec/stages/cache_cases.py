@@ -85,7 +85,9 @@ class CacheCase:
                 yield Step(number, tuple(other), FORKED)
             elif op is Op.ROLLBACK:
                 if min(map(len, rows)) < numbers[0]:
-                    raise CaseError(f"{name} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}")
+                    raise CaseError(
+                        f"{name} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}"
+                    )
                 rows = [row[: len(row) - numbers[0]] for row in rows]
             elif op is Op.RESET:
                 rows = [()] * len(rows)
@@ -166,7 +168,13 @@ class CacheCase:
         schedule = ",".join(map(str, self.calls))
         words = [word for word in str(self.layer).split() if not word.startswith("rows=")]
         return " ".join(
-            ["cache", words[0], *([f"B={self.batch}"] if self.batch > 1 else []), f"calls={schedule}", *words[1:]]
+            [
+                "cache",
+                words[0],
+                *([f"B={self.batch}"] if self.batch > 1 else []),
+                f"calls={schedule}",
+                *words[1:],
+            ]
         )
 
     @classmethod

@@ -87,7 +87,9 @@ class CompressorCase(Recipe):
             head_dim=self.head_dim,
             rope_dim=2 * min(self.rotated, self.head_dim // 2),
             index_head_dim=self.head_dim,
-            yarn=Yarn(factor=4.0, original_max_position=64) if self.interpolation is Interpolation.YARN else None,
+            yarn=Yarn(factor=4.0, original_max_position=64)
+            if self.interpolation is Interpolation.YARN
+            else None,
         )
 
 
@@ -126,7 +128,11 @@ class CompressorTrial(NumbersTrial):
     @cached_property
     def expected(self) -> tuple[Tensor, Tensor]:
         """Entries ``[B, T, D]`` in float64 and their budget."""
-        hidden, weights, geometry = self.arguments["hidden"].double(), self.arguments["weights"], self.case.geometry
+        hidden, weights, geometry = (
+            self.arguments["hidden"].double(),
+            self.arguments["weights"],
+            self.case.geometry,
+        )
         exact = _double(weights)
         arithmetic = Arithmetic.of(self.arguments["hidden"].dtype, self.capabilities.internal_dtype)
         budgets = [entries_budget(arithmetic, row, exact, geometry) for row in hidden]
@@ -162,8 +168,12 @@ class CompressorTrial(NumbersTrial):
         """Show which tokens the entry pools."""
         geometry = self.case.geometry
         pooled = SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)
-        names = ", ".join(f"{one.token} ({one.half.value})" if geometry.overlap else str(one.token) for one in pooled)
-        return (f"{f'entry {i} pools':<22}tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",)
+        names = ", ".join(
+            f"{one.token} ({one.half.value})" if geometry.overlap else str(one.token) for one in pooled
+        )
+        return (
+            f"{f'entry {i} pools':<22}tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",
+        )
 
 
 _MOST_PROBES = 64
@@ -178,7 +188,9 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
     geometry, seed, dtype = case.geometry, case.seed, dtype_of(case.dtype)
     shape = (case.rows, case.tokens, case.hidden)
     integers = case.values is TokenValues.INTEGERS
-    hidden = choice(seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0)) if integers else normal(seed, "hidden", shape)
+    hidden = (
+        choice(seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0)) if integers else normal(seed, "hidden", shape)
+    )
     weights = {}
     for name, weight_shape in compressor_shapes("", geometry, case.head_dim).items():
         if not integers:
@@ -186,7 +198,9 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
         elif name == "norm":
             weights[name] = torch.ones(weight_shape, dtype=torch.float64)
         else:
-            weights[name] = choice(seed, name, weight_shape, (-1.0, 0.0, 1.0) if name == "ape" else (-1.0, 1.0, 2.0))
+            weights[name] = choice(
+                seed, name, weight_shape, (-1.0, 0.0, 1.0) if name == "ape" else (-1.0, 1.0, 2.0)
+            )
     if case.values is TokenValues.LARGE_GATES:
         weights["wgate"], weights["ape"] = 100 * weights["wgate"], 100 * weights["ape"]
     elif case.values is TokenValues.FAR_GATES:
@@ -205,14 +219,17 @@ def a_prefix_gives_the_same_entries(trial: CompressorTrial) -> Tally | None:
     if keep == 0 or whole.isnan().any():
         return None
     hidden = trial.arguments["hidden"][:, :keep].contiguous()
-    shorter = replace(trial.case, blocks=keep // trial.case.compress_ratio, tail=keep % trial.case.compress_ratio)
+    shorter = replace(
+        trial.case, blocks=keep // trial.case.compress_ratio, tail=keep % trial.case.compress_ratio
+    )
     if shorter.fit(trial.capabilities)[0] != shorter:
         return None
     smaller = type(trial)(trial.candidate, shorter)
     entries = smaller.relevant(smaller.ask({**trial.arguments, "hidden": hidden})).double()
     first = whole[:, : entries.shape[1]]
     allowed = (
-        2 * trial.expected[1][:, : entries.shape[1]] + 16 * torch.finfo(dtype_of(trial.case.dtype)).eps * first.abs()
+        2 * trial.expected[1][:, : entries.shape[1]]
+        + 16 * torch.finfo(dtype_of(trial.case.dtype)).eps * first.abs()
     )
     wrong = ((entries - first).abs() > allowed).flatten(2).any(-1).nonzero().tolist()
     if wrong:
@@ -275,7 +292,9 @@ def required(_: object, capabilities: Capabilities) -> list[str]:
         without.add("several rows")
     if limits.get("blocks", 2) < 2:
         without.add("several entries")
-    return [name for name in REQUIRED if name not in without and ("compressor", name) not in capabilities.lacks]
+    return [
+        name for name in REQUIRED if name not in without and ("compressor", name) not in capabilities.lacks
+    ]
 
 
 COMPRESSOR = Stage(
@@ -284,10 +303,17 @@ COMPRESSOR = Stage(
     (
         Check("specification", "the entries equal the specification's", equals_the_specification, False),
         ROWS,
-        Check("prefix", "a prefix gives the same entries as the whole", a_prefix_gives_the_same_entries, True),
+        Check(
+            "prefix", "a prefix gives the same entries as the whole", a_prefix_gives_the_same_entries, True
+        ),
         *MANNERS,
         Check("gradients", "gradients equal the specification's", _gradients_match, True, costly=True),
-        Check("limits", "what is declared away is refused or right", partial(limits_check, CompressorTrial), True),
+        Check(
+            "limits",
+            "what is declared away is refused or right",
+            partial(limits_check, CompressorTrial),
+            True,
+        ),
     ),
     CompressorCase.fit,
     kinds_of,

@@ -104,7 +104,10 @@ def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
         "head_weights": (case.rows, case.queries, case.index_heads),
     }
     if case.values is ProductValues.INTEGERS:
-        return {name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)).to(dtype) for name, shape in shapes.items()}
+        return {
+            name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)).to(dtype)
+            for name, shape in shapes.items()
+        }
     tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
     if case.values is ProductValues.LARGE:
         tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
@@ -152,7 +155,9 @@ def required(_: object, capabilities: Capabilities) -> list[str]:
             without.add(name)
     if "T" in capabilities.multiples:
         without.add("no entries")
-    return [name for name in REQUIRED if name not in without and ("index_scores", name) not in capabilities.lacks]
+    return [
+        name for name in REQUIRED if name not in without and ("index_scores", name) not in capabilities.lacks
+    ]
 
 
 INDEX_SCORES = Stage(
@@ -162,7 +167,12 @@ INDEX_SCORES = Stage(
         Check("specification", "the scores equal the specification's", equals_the_specification, False),
         ROWS,
         *MANNERS,
-        Check("limits", "what is declared away is refused or right", partial(limits_check, IndexScoresTrial), True),
+        Check(
+            "limits",
+            "what is declared away is refused or right",
+            partial(limits_check, IndexScoresTrial),
+            True,
+        ),
     ),
     IndexScoresCase.fit,
     kinds_of,

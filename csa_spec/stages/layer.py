@@ -58,7 +58,9 @@ def matches_specification(trial: LayerTrial) -> Tally:
         raise classify(trial, mismatch)
     for document in trial.expected.documents:
         finding = wrong_selection(trial.output, document)
-        if finding is not None:  # the output is right, so it was made with another selection than the one shown
+        if (
+            finding is not None
+        ):  # the output is right, so it was made with another selection than the one shown
             raise WrongSelection(
                 f"the output is right, the selection shown with it is not: {finding.sentence}",
                 trial.case,
@@ -98,7 +100,9 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
         )
     expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
     place = document.trace.context.document
-    errors = error_ratios(trial.output.out[place.row, place.columns], document.trace.out, document.budgets.out).amax(1)
+    errors = error_ratios(
+        trial.output.out[place.row, place.columns], document.trace.out, document.budgets.out
+    ).amax(1)
     open_choice = [i for i in document.ambiguous if i != mismatch.t]
     errors[open_choice] = torch.nan  # what they must give depends on their choice
     if t != mismatch.t:  # show the query that the sentence is about
@@ -183,7 +187,9 @@ def prefix_is_enough(trial: LayerTrial) -> Tally | None:
         inputs.documents[:, :cut].contiguous(),
     )
     out = trial.run(shorter).out
-    return _agree(trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut)
+    return _agree(
+        trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut
+    )
 
 
 def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
@@ -221,7 +227,9 @@ def every_weight_matters(trial: LayerTrial) -> Tally | None:
         place = _place(document, t)
         before = trial.output.out[place.row, place.column]
         after = trial.run(changed).out[place.row, place.column]
-        if not before.isfinite().all():  # another check's business; here it would look like a weight without effect
+        if (
+            not before.isfinite().all()
+        ):  # another check's business; here it would look like a weight without effect
             continue
         if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
             raise WeightIgnored(
@@ -320,7 +328,11 @@ def fit(case: Case, capabilities: Capabilities) -> tuple[Case, list[str]]:
     geometry = fitting.geometry
     changes: dict[str, Any] = {}
     ratios = capabilities.compress_ratios
-    if geometry.kind is not LayerKind.SLIDING and ratios is not None and geometry.compress_ratio not in ratios:
+    if (
+        geometry.kind is not LayerKind.SLIDING
+        and ratios is not None
+        and geometry.compress_ratio not in ratios
+    ):
         changes["compress_ratio"] = min(ratios, key=lambda one: (abs(one - geometry.compress_ratio), one))
         names.append(f"m={geometry.compress_ratio}")
     if capabilities.max_top_k is not None and geometry.top_k > capabilities.max_top_k:
@@ -341,7 +353,9 @@ def required_of(kind: LayerKind | None, capabilities: Capabilities) -> list[str]
     assert kind is not None
     kinds = required(kind, capabilities)
     if capabilities.multiples.get("S", 1) > 1:
-        kinds = [name for name in kinds if name not in ("one token", "shorter than one block", "partial tail")]
+        kinds = [
+            name for name in kinds if name not in ("one token", "shorter than one block", "partial tail")
+        ]
     return kinds
 
 
@@ -357,7 +371,9 @@ LAYER_STAGE = Stage(
         Check("batch-order", "permuting the batch permutes the output", batch_order_does_not_matter, True),
         *MANNERS,
         Check("weights", "every weight matters where it should", every_weight_matters, True, costly=True),
-        Check("gradients", "gradients equal the specification's", gradients_of_a_layer_match, True, costly=True),
+        Check(
+            "gradients", "gradients equal the specification's", gradients_of_a_layer_match, True, costly=True
+        ),
     ),
     fit,
     lambda trial: kinds_of(trial.case, trial.expected),

@@ -94,7 +94,9 @@ class LayerTrial(Trial):
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification."""
         spec = SPEC if noise is None else noise.of(SPEC)
-        choices = [[query.selection for query in document.trace.queries] for document in self.expected.documents]
+        choices = [
+            [query.selection for query in document.trace.queries] for document in self.expected.documents
+        ]
         return attend_batch(**arguments, spec=spec, selections=choices).out
 
     def _settled(self, answer: Answer) -> LayerOutput:

@@ -77,7 +77,9 @@ class NumbersTrial(Trial):
         about: int | None = None
         items = {"query": "queries", "entry": "entries"}[self.item]
         detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
-        broken = [(x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()]
+        broken = [
+            (x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()
+        ]
         if broken:
             (b, i), kind = broken[0], NotFinite
             detail = f"{self.name(b, i)} has NaN or infinity where the specification has finite numbers"
@@ -117,7 +119,9 @@ class NumbersTrial(Trial):
         for b, i in wrong:
             ratios = error_ratios(got[b, i].expand_as(expected), expected, budget)
             apart = error_ratios(expected[b, i].expand_as(expected), expected, budget)
-            close = ((ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)).nonzero().tolist()
+            close = (
+                ((ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)).nonzero().tolist()
+            )
             if not close:
                 return None
             found = found or (b, i, *close[0])

@@ -188,10 +188,14 @@ class SelectTrial(Trial):
         ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
         return bool(ordered[k - 1] == ordered[k]) or bool(scores.isnan().any())
 
-    def _failure(self, kind: type[Failure], detail: str, b: int, t: int, answer: Tensor, visible: int) -> Failure:
+    def _failure(
+        self, kind: type[Failure], detail: str, b: int, t: int, answer: Tensor, visible: int
+    ) -> Failure:
         picks, scores = answer[b, t].tolist(), self.arguments["scores"][b, t].tolist()
         position = int(self.arguments["positions"][b, t])
-        must = SPEC.select(range(visible), [x if x == x else -torch.inf for x in scores[:visible]], self.case.top_k)
+        must = SPEC.select(
+            range(visible), [x if x == x else -torch.inf for x in scores[:visible]], self.case.top_k
+        )
         return kind(
             detail,
             self.case,
@@ -224,14 +228,24 @@ def make_select_inputs(case: SelectCase) -> dict[str, Any]:
         scores = scores.masked_fill(~hidden & (normal(case.seed, "special", shape) > 0.0), -torch.inf)
     if case.invisible is not Invisible.DRAWN:
         scores = scores.masked_fill(hidden, torch.nan if case.invisible is Invisible.NAN else torch.inf)
-    return {"scores": scores, "positions": positions, "compress_ratio": case.compress_ratio, "top_k": case.top_k}
+    return {
+        "scores": scores,
+        "positions": positions,
+        "compress_ratio": case.compress_ratio,
+        "top_k": case.top_k,
+    }
 
 
 def _scores(case: SelectCase, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if case.values is ScoreValues.INTEGERS:
         return choice(case.seed, "scores", shape, (-1.0, 0.0, 1.0, 2.0)).to(dtype)
     if case.values is ScoreValues.EQUAL:
-        return choice(case.seed, "equal", shape[:2], (-1.0, 1.0, 2.0)).to(dtype)[..., None].expand(shape).clone()
+        return (
+            choice(case.seed, "equal", shape[:2], (-1.0, 1.0, 2.0))
+            .to(dtype)[..., None]
+            .expand(shape)
+            .clone()
+        )
     if case.values is ScoreValues.LOW_BITS:
         steps = torch.randint(0, 256, shape, generator=generator(case.seed, "steps")).double()
         return (1 + steps * torch.finfo(dtype).eps).to(dtype)
@@ -305,7 +319,9 @@ SELECT = Stage(
         Check("specification", "every selection is valid", equals_the_specification, False),
         ROWS,
         *MANNERS,
-        Check("limits", "what is declared away is refused or right", partial(limits_check, SelectTrial), True),
+        Check(
+            "limits", "what is declared away is refused or right", partial(limits_check, SelectTrial), True
+        ),
     ),
     SelectCase.fit,
     kinds_of,

@@ -87,7 +87,9 @@ def test_a_cause_is_one_sentence(bug: Bug) -> None:
 
 def test_urls_are_those_of_issues_and_pull_requests() -> None:
     urls = [url for one in bugs() for url in one.urls]
-    assert all(re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/[1-9]\d*", url) for url in urls)
+    assert all(
+        re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/[1-9]\d*", url) for url in urls
+    )
     assert all(len(one.urls) == len(set(one.urls)) for one in bugs())
 
 

@@ -51,10 +51,14 @@ def held(one: Bug, check: str) -> CheckResult:
     kind, stage = one.kinds[0] if one.kinds else None, STAGES[one.stage]
     # Cases do not depend on who is asked, but for the declared gradients: those of the first are taken for all.
     first = next(
-        o.name for o in OURS.values() if o.stage == one.stage and (check != "gradients" or o.name in GRADIENTS)
+        o.name
+        for o in OURS.values()
+        if o.stage == one.stage and (check != "gradients" or o.name in GRADIENTS)
     )
     tried = cases(one.stage, kind, check, first)
-    return run_check(check_of(one.stage, check), one.candidate, stage, kind, tried, enough=1, shrinking=False)
+    return run_check(
+        check_of(one.stage, check), one.candidate, stage, kind, tried, enough=1, shrinking=False
+    )
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -105,5 +109,7 @@ def test_a_stream_becomes_a_bug_by_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(one) == "loses everything (b #1)"
     assert one.cause == "Nothing is kept."
     assert one.stage == "cache"
-    report = csa_spec.check(as_candidate(one.function, one.name, one.stage), profile="smoke", layer="sliding")
+    report = csa_spec.check(
+        as_candidate(one.function, one.name, one.stage), profile="smoke", layer="sliding"
+    )
     assert str(report.verdict) == "not conformant"

@@ -197,7 +197,9 @@ def test_an_interrupted_write_leaves_no_bundle(tmp_path: Path, monkeypatch: pyte
     assert {one.name: one.read_bytes() for one in first.iterdir()} == before
 
 
-def test_an_exception_a_law_and_a_stream_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_a_law_and_a_stream_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kind has the type of the exception in it; a law is replayed as that law, a stream call by call."""
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("raises", "order", "rollback"):

@@ -69,7 +69,9 @@ def run(scripts: dict[str, Path], modules: Path, warnings: str = "error") -> dic
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(modules), str(TESTS), str(TESTS.parent)])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    ends: dict[str, tuple[str, str]] = {name: (end, said) for name, (end, said) in json.loads(result.stdout).items()}
+    ends: dict[str, tuple[str, str]] = {
+        name: (end, said) for name, (end, said) in json.loads(result.stdout).items()
+    }
     return ends
 
 
@@ -78,7 +80,9 @@ def test_scripts_fail_for_the_wrong_and_pass_for_the_right(folders: dict[str, Pa
     scripts = {name: folder / "repro.py" for name, folder in folders.items()}
     root = next(iter(folders.values())).parents[1]
     wrong, right = (run(scripts, root / state) for state in ("wrong", "right"))
-    expected = {name: "RuntimeError" if "Raised" in one.kind else "AssertionError" for name, one in VARIANTS.items()}
+    expected = {
+        name: "RuntimeError" if "Raised" in one.kind else "AssertionError" for name, one in VARIANTS.items()
+    }
     assert {name: end for name, (end, _) in wrong.items()} == expected, wrong
     assert {name: end for name, (end, _) in right.items()} == dict.fromkeys(VARIANTS, "passes"), right
     assert all(said.strip() for _, said in right.values()), "a script says what it compares"
@@ -107,7 +111,9 @@ def test_bundle_holds_what_an_issue_needs(folders: dict[str, Path]) -> None:
         assert "(t=" not in readme, name
         assert "the specification" not in readme, name
         data = json.loads((folder / "case.json").read_text())
-        assert (data["csa_spec_bundle"], data["kind"], data["check"]) == (1, variant.kind, variant.check), name
+        assert (data["csa_spec_bundle"], data["kind"], data["check"]) == (1, variant.kind, variant.check), (
+            name
+        )
         assert parse_case(data["case_line"]) == parse_case(variant.case)
         assert len(data["inputs_sha256"]) == 64
 
@@ -138,5 +144,7 @@ def test_a_bug_of_the_catalogue_is_called_with_its_own_classes(tmp_path: Path) -
     one = next(bug for bug in bugs() if bug.stage == "layer" and "visible_entries" in bug.broken)
     candidate, kind = one.candidate, one.kinds[0]
     case = f"{kind} m=2 rows=5 values=gaussian"
-    bundle = write_bundle(failure_of(candidate.name, case, "specification"), candidate, "specification", tmp_path, {})
+    bundle = write_bundle(
+        failure_of(candidate.name, case, "specification"), candidate, "specification", tmp_path, {}
+    )
     assert run({"one": bundle / "repro.py"}, tmp_path)["one"][0] == "AssertionError"

@@ -24,7 +24,9 @@ def failure_on(line: str) -> Failure:
     """Return a failure on a case: that of 5.8.0, as the suite finds it there, or that of the last call of a stream."""
     if line.startswith("cache"):
         last = CacheCase.parse(line).steps[-1].call
-        return StreamDiffers("extend", "differs", CacheCase.parse(line), context=(f"(tokens_{last})  <-- wrong",))
+        return StreamDiffers(
+            "extend", "differs", CacheCase.parse(line), context=(f"(tokens_{last})  <-- wrong",)
+        )
     detail = "the output of query A (t=0) changes when token 1 changes; token 1 comes after it, so it must not see it"
     return SeesTooMuch(detail, Case.parse(line), place=Place(0, 0, 0))
 
@@ -39,7 +41,9 @@ def test_scripts_pass_on_the_installed_release(tmp_path: Path) -> None:
     }
     scripts = {}
     for name, line in lines.items():
-        made = make_script(failure_on(line), resolve_candidate("transformers"), "specification", {"torch": "2"})
+        made = make_script(
+            failure_on(line), resolve_candidate("transformers"), "specification", {"torch": "2"}
+        )
         assert made is not None
         text, tensors = made
         assert not tensors

@@ -49,7 +49,9 @@ def test_shared_stages_are_conformant_in_every_dtype(stage: str) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layers_are_conformant(name: str) -> None:
     """With padding, packed documents and shifted starts; one layout in low precision too."""
-    report = csa_spec.check(name, stage="layer", profile="smoke", dtype=LOW if name == "gather" else "float32")
+    report = csa_spec.check(
+        name, stage="layer", profile="smoke", dtype=LOW if name == "gather" else "float32"
+    )
     assert str(report.verdict) == "conformant"
     assert not any(result.not_applicable for result in report.results)
 
@@ -74,7 +76,9 @@ def test_triton_is_conformant_in_its_interpreter_and_reproduces_every_official_c
         (["vectors", str(VECTORS), "--attend", "triton"], "50 of 50 cases agree within 2e-05"),
     ):
         command = [sys.executable, "-m", "csa_spec", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1] == ending
 
@@ -83,7 +87,17 @@ def test_triton_says_how_it_can_run_here() -> None:
     """Without a GPU and without its interpreter it cannot, and one sentence says so."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "csa_spec", "check", "triton", "--stage", "attend", "--profile", "smoke"]
+    command = [
+        sys.executable,
+        "-m",
+        "csa_spec",
+        "check",
+        "triton",
+        "--stage",
+        "attend",
+        "--profile",
+        "smoke",
+    ]
     done = subprocess.run(
         command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False
     )

@@ -31,7 +31,12 @@ from csa_spec.spec import (
 
 
 def trace_batch(
-    hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, spec: Spec = SPEC
+    hidden: Tensor,
+    weights: LayerWeights,
+    geometry: Geometry,
+    positions: Tensor,
+    documents: Tensor,
+    spec: Spec = SPEC,
 ) -> BatchTrace:
     """Run the specification, or a variant of it, in float64 on what a candidate is given."""
     exact = Inputs(hidden, weights, positions, documents).double()
@@ -105,13 +110,17 @@ def vectorised(
     if weights.compressor is not None:
         starts = positions[:, :1]
         entries = _compress(hidden, weights.compressor, g, starts, frequencies)
-        visible = (torch.arange(entries.shape[1]) < (t[:, None] + 1) // g.compress_ratio).expand(len(hidden), -1, -1)
+        visible = (torch.arange(entries.shape[1]) < (t[:, None] + 1) // g.compress_ratio).expand(
+            len(hidden), -1, -1
+        )
         if weights.indexer is not None:
             index_keys = _compress(hidden, weights.indexer.compressor, g, starts, frequencies)
             index_q = (latent @ weights.indexer.wq_b.T).unflatten(-1, (g.index_heads, g.index_head_dim))
             index_q = _rotate(index_q, positions[..., None], frequencies)
             products = torch.relu(torch.einsum("bthd,bsd->bths", index_q, index_keys))
-            head_weights = (hidden @ weights.indexer.weights_proj.T) * (g.index_heads * g.index_head_dim) ** -0.5
+            head_weights = (hidden @ weights.indexer.weights_proj.T) * (
+                g.index_heads * g.index_head_dim
+            ) ** -0.5
             scores = (head_weights[..., None] * products).sum(2)
             visible = _highest(scores.masked_fill(~visible, -math.inf), g.top_k) & visible
         keys, attended = torch.cat((keys, entries), 1), torch.cat((attended, visible), 2)
@@ -124,7 +133,10 @@ def vectorised(
     grouped = _rotate(core, -positions[..., None], frequencies).flatten(2).unflatten(2, (g.o_groups, -1))
     low_rank = torch.einsum("btgi,gri->btgr", grouped, weights.wo_a.unflatten(0, (g.o_groups, -1)))
     return LayerOutput(
-        low_rank.flatten(2) @ weights.wo_b.T, entries=entries, index_scores=scores, probabilities=probabilities
+        low_rank.flatten(2) @ weights.wo_b.T,
+        entries=entries,
+        index_scores=scores,
+        probabilities=probabilities,
     )
 
 
@@ -141,7 +153,10 @@ def _frequencies(g: Geometry, dtype: torch.dtype) -> Tensor:
     plain = torch.exp(-pairs / g.rope_dim * math.log(g.compress_rope_theta))
     if g.yarn is None:
         return plain
-    turns = [math.log(g.yarn.original_max_position / (2 * math.pi * b)) for b in (g.yarn.beta_fast, g.yarn.beta_slow)]
+    turns = [
+        math.log(g.yarn.original_max_position / (2 * math.pi * b))
+        for b in (g.yarn.beta_fast, g.yarn.beta_slow)
+    ]
     ends = [g.rope_dim / 2 * turn / math.log(g.compress_rope_theta) for turn in turns]
     low, high = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), g.rope_dim - 1)
     kept = 1 - ((pairs / 2 - low) / (high - low or 1e-3)).clamp(0, 1)
@@ -156,7 +171,9 @@ def _rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat((plain, torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)), -1)
 
 
-def _compress(hidden: Tensor, weights: CompressorWeights, g: Geometry, starts: Tensor, frequencies: Tensor) -> Tensor:
+def _compress(
+    hidden: Tensor, weights: CompressorWeights, g: Geometry, starts: Tensor, frequencies: Tensor
+) -> Tensor:
     m, dim = g.compress_ratio, len(weights.norm)
     count = hidden.shape[1] // m
     blocks = hidden[:, : count * m].unflatten(1, (count, m))

@@ -71,7 +71,9 @@ def test_weights_may_hold_other_things_than_tensors() -> None:
     arrays = map_tensors(lambda _, tensor: to_library(tensor, "numpy"), {"weights": weights})["weights"]
     assert arrays.indexer is None
     assert isinstance(arrays.compressor, CompressorWeights)
-    assert all(isinstance(getattr(arrays.compressor, one.name), np.ndarray) for one in fields(CompressorWeights))
+    assert all(
+        isinstance(getattr(arrays.compressor, one.name), np.ndarray) for one in fields(CompressorWeights)
+    )
 
 
 # There and back.
@@ -83,7 +85,9 @@ def there_and_back(tensor: torch.Tensor, arrays: str) -> None:
     back = from_library(array)
     assert isinstance(back, torch.Tensor)
     assert same_bits(back, tensor)
-    assert share_memory(back, tensor) or not tensor.numel()  # the harness makes the copies, and watches the memory
+    assert (
+        share_memory(back, tensor) or not tensor.numel()
+    )  # the harness makes the copies, and watches the memory
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3), ()])
@@ -165,7 +169,9 @@ def test_a_library_is_known_or_what_is_wrong_with_it(arrays: str) -> None:
     assert problem == "" or "from_dlpack, such as jax.numpy" in problem
 
 
-@pytest.mark.parametrize("arrays", ["no_such_library", "numpy.no_such_part", "", "..", "csa_spec.nothing.at_all"])
+@pytest.mark.parametrize(
+    "arrays", ["no_such_library", "numpy.no_such_part", "", "..", "csa_spec.nothing.at_all"]
+)
 def test_a_module_that_is_not_there_is_named(arrays: str) -> None:
     """In one sentence."""
     assert f"the module {arrays!r} cannot be imported" in library_problem(arrays)
@@ -246,7 +252,9 @@ def changes_keys(out: np.ndarray, q: np.ndarray, kv: np.ndarray, *_: object) -> 
     return out
 
 
-def sorts_indices(out: np.ndarray, q: np.ndarray, kv: np.ndarray, indices: np.ndarray, *_: object) -> np.ndarray:
+def sorts_indices(
+    out: np.ndarray, q: np.ndarray, kv: np.ndarray, indices: np.ndarray, *_: object
+) -> np.ndarray:
     """Leave the indices sorted."""
     indices.sort()
     return out
@@ -255,13 +263,28 @@ def sorts_indices(out: np.ndarray, q: np.ndarray, kv: np.ndarray, indices: np.nd
 WRONG: dict[str, tuple[Callable[..., Any], str, str, str]] = {
     "returns-input": (in_queries, "memory", "SharesMemory", "memory of q"),
     "returns-view": (lambda out, *a: in_queries(out, *a)[...], "memory", "SharesMemory", "memory of q"),
-    "returns-read-only-view": (lambda out, *a: read_only(in_queries(out, *a)), "memory", "SharesMemory", "memory of q"),
+    "returns-read-only-view": (
+        lambda out, *a: read_only(in_queries(out, *a)),
+        "memory",
+        "SharesMemory",
+        "memory of q",
+    ),
     "writes-input": (in_queries, "inputs", "InputsChanged", "q"),
     "changes-keys": (changes_keys, "inputs", "InputsChanged", "kv"),
     "sorts-indices": (sorts_indices, "inputs", "InputsChanged", "indices"),
     "reuses-memory": (reused(), "memory", "OverwritesOutput", "changes when the candidate is called again"),
-    "reuses-read-only": (reused(read_only), "memory", "OverwritesOutput", "changes when the candidate is called again"),
-    "number": (lambda out, *_: out.sum(), "specification", "WrongShape", "expected [2, 2, 2, 4] [B, S, H, D], got []"),
+    "reuses-read-only": (
+        reused(read_only),
+        "memory",
+        "OverwritesOutput",
+        "changes when the candidate is called again",
+    ),
+    "number": (
+        lambda out, *_: out.sum(),
+        "specification",
+        "WrongShape",
+        "expected [2, 2, 2, 4] [B, S, H, D], got []",
+    ),
     "list": (lambda out, *_: out.tolist(), "specification", "WrongShape", "got a list of 2"),
     "tuple": (lambda out, *_: (out, None), "specification", "WrongShape", "got a tuple of 2"),
     "nothing": (lambda *_: None, "specification", "WrongShape", "got NoneType"),

@@ -64,7 +64,9 @@ def test_an_independent_layer_stays_within_half_of_its_budget(
     worst, where = 0.0, ""
     for trial in trials(kind, dtype):
         tally, mismatch = compare(trial.expected, trial.output)
-        assert mismatch is None, f"{trial.case} is {mismatch.over_budget:.3g} budgets off" if mismatch else ""
+        assert mismatch is None, (
+            f"{trial.case} is {mismatch.over_budget:.3g} budgets off" if mismatch else ""
+        )
         assert tally.unjudged == 0
         for document in trial.expected.documents:
             place, clear = document.trace.context.document, unambiguous(document)
@@ -89,7 +91,9 @@ def test_the_stages_of_an_independent_layer_stay_within_their_budgets(
             for stage, got, expected, budget in stages(document, trial.output):
                 if budget.numel():
                     worst[stage] = max(worst[stage], float(error_ratios(got, expected, budget).max()))
-    request.node.user_properties += [(f"worst error/budget of {stage}", ratio) for stage, ratio in worst.items()]
+    request.node.user_properties += [
+        (f"worst error/budget of {stage}", ratio) for stage, ratio in worst.items()
+    ]
     assert max(worst.values()) < 1, worst
 
 
@@ -145,14 +149,17 @@ def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> 
 
 def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
     """From float64 to float32 exactly, but for the specification's own; tables and accumulators stay in float32."""
-    case = Case.parse("csa m=2 k=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 HI=4 DI=6 o_lora=3 rows=9 values=gaussian seed=1")
+    case = Case.parse(
+        "csa m=2 k=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 HI=4 DI=6 o_lora=3 rows=9 values=gaussian seed=1"
+    )
     (document,) = LayerTrial(RIGHT, case).expected.documents
     weights = LayerTrial(RIGHT, case).expected.weights
 
     def growth(small: str, large: str) -> list[float]:
         """Return how much wider budgets are, per roundoff, at least, in the median and at most, over all stages."""
         one, other = (
-            document_budgets(document.trace, weights, case.geometry, getattr(torch, dtype)) for dtype in (small, large)
+            document_budgets(document.trace, weights, case.geometry, getattr(torch, dtype))
+            for dtype in (small, large)
         )
         pairs = ((other.out, one.out), (other.entries, one.entries), (other.scores, one.scores))
         # The smallest number squared is zero in float64, and so is the budget of a score that ReLU makes zero.
@@ -179,7 +186,9 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
 
     case = Case.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
     silent = LayerTrial(Candidate("silent", {"": through_float32}), case)
-    honest = LayerTrial(Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case)
+    honest = LayerTrial(
+        Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case
+    )
     assert compare(silent.expected, silent.output)[1] is not None
     assert compare(honest.expected, honest.output)[1] is None
     assert working_dtype("float64", "float32") is torch.float32

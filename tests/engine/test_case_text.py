@@ -16,7 +16,10 @@ from csa_spec.spec import Geometry, LayerKind, Yarn
 
 SMALL_ROWS = st.lists(
     st.builds(
-        Row, st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple), st.integers(0, 2), st.integers(0, 1)
+        Row,
+        st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple),
+        st.integers(0, 2),
+        st.integers(0, 1),
     ),
     min_size=1,
     max_size=3,
@@ -89,7 +92,9 @@ def test_every_field_counts_for_the_id() -> None:
     st.floats(1.001, 1e9),
     st.floats(1.001, 1e9),
     st.floats(1e-12, 1.0),
-    st.builds(Yarn, st.floats(0.1, 100.0), st.integers(1, 2**20), st.floats(2.0, 99.0), st.floats(0.01, 1.9)),
+    st.builds(
+        Yarn, st.floats(0.1, 100.0), st.integers(1, 2**20), st.floats(2.0, 99.0), st.floats(0.01, 1.9)
+    ),
 )
 def test_constants_keep_every_digit(theta: float, compress_theta: float, eps: float, yarn: Yarn) -> None:
     """A line that rounds a constant would show another case."""
@@ -176,7 +181,9 @@ def test_a_layout_spells_out_padding_documents_and_positions() -> None:
 
 @settings(max_examples=200)
 @given(SMALL_ROWS, st.frozensets(st.sampled_from(Feature)))
-def test_taking_features_out_leaves_none_of_them(rows: tuple[Row, ...], features: frozenset[Feature]) -> None:
+def test_taking_features_out_leaves_none_of_them(
+    rows: tuple[Row, ...], features: frozenset[Feature]
+) -> None:
     """And keeps the rest: all rows, their widths, and their tokens where no padding has to go."""
     case = Case(rows=rows)
     plainer = case.without(features)
@@ -190,7 +197,9 @@ def test_taking_features_out_leaves_none_of_them(rows: tuple[Row, ...], features
 @settings(max_examples=200)
 @given(SMALL_ROWS, st.frozensets(st.sampled_from(Feature)))
 @example((Row((3,), left_padding=1), Row((4,))), frozenset({Feature.LEFT_PADDING, Feature.RIGHT_PADDING}))
-def test_a_candidate_is_never_given_what_it_declines(rows: tuple[Row, ...], declined: frozenset[Feature]) -> None:
+def test_a_candidate_is_never_given_what_it_declines(
+    rows: tuple[Row, ...], declined: frozenset[Feature]
+) -> None:
     """Not even as a consequence of taking something else out: rows without left padding may differ in length."""
     capabilities = Capabilities(lacks={(LayerKind.CSA, feature): "reason" for feature in declined})
     case = Case(rows=rows)

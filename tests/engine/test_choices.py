@@ -64,7 +64,9 @@ def test_within_tolerances_no_valid_selection_is_lost(pairs: list[tuple[int, int
 
 @settings(max_examples=200)
 @given(SCORES, st.integers(0, 3), TOP_KS)
-def test_what_the_specification_selects_is_always_valid(scores: list[float], tolerance: int, top_k: int) -> None:
+def test_what_the_specification_selects_is_always_valid(
+    scores: list[float], tolerance: int, top_k: int
+) -> None:
     """In whatever order, but without duplicates, strangers or gaps."""
     visible = [10 + i for i in range(len(scores))]
     choice = valid_choice(visible, scores, [float(tolerance)] * len(scores), top_k)

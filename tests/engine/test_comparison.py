@@ -35,7 +35,11 @@ def _last_of_ties(visible: Sequence[int], scores: Sequence[float], top_k: int) -
 
 def _next_best(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
     """Leave the best out where that makes a difference."""
-    return select(visible, scores, top_k + 1)[1:] if 0 < top_k < len(visible) else select(visible, scores, top_k)
+    return (
+        select(visible, scores, top_k + 1)[1:]
+        if 0 < top_k < len(visible)
+        else select(visible, scores, top_k)
+    )
 
 
 def candidate(stages: bool = False, **rules: object) -> Candidate:
@@ -125,7 +129,8 @@ def test_each_choice_has_a_budget_of_its_own(seed: int) -> None:
 
 
 def showing(
-    shown: Callable[[LayerOutput], LayerOutput], rule: Callable[[Sequence[int], Sequence[float], int], list[int]]
+    shown: Callable[[LayerOutput], LayerOutput],
+    rule: Callable[[Sequence[int], Sequence[float], int], list[int]],
 ) -> Candidate:
     """Return a candidate that computes with one selection rule, and changes what it shows of it."""
     spec = replace(SPEC, select=rule)
@@ -133,7 +138,11 @@ def showing(
     def layer(
         hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
     ) -> LayerOutput:
-        return shown(expose(trace_batch(hidden, weights, geometry, positions, documents, spec), geometry, hidden.dtype))
+        return shown(
+            expose(
+                trace_batch(hidden, weights, geometry, positions, documents, spec), geometry, hidden.dtype
+            )
+        )
 
     return Candidate("shows", {"": layer})
 
@@ -175,7 +184,9 @@ def findings(one: Candidate, case: Case = STAGES) -> list[str]:
     """Return what the stages of a candidate show."""
     trial = LayerTrial(one, case)
     return [
-        finding.sentence for document in trial.expected.documents for finding in explain_stages(trial.output, document)
+        finding.sentence
+        for document in trial.expected.documents
+        for finding in explain_stages(trial.output, document)
     ]
 
 
@@ -207,7 +218,10 @@ def test_entries_that_no_query_selects_need_not_be_among_the_keys() -> None:
         ({"index_score": lambda q, w, key: (w * (q @ key)).sum()}, "index scores: query "),
         ({"select": _next_best}, "selection: query F (t=5) selects entries "),
         ({"softmax_scale": lambda g: 1 / g.head_dim}, "attention: query A (t=0), head "),
-        ({"attend": lambda q, keys, sink, scale: attend(q, keys, sink + 1, scale)}, "attention: query A (t=0), head "),
+        (
+            {"attend": lambda q, keys, sink, scale: attend(q, keys, sink + 1, scale)},
+            "attention: query A (t=0), head ",
+        ),
     ],
 )
 def test_the_first_stage_that_differs_is_named(rules: dict[str, object], first: str) -> None:
@@ -228,7 +242,9 @@ def test_what_is_shown_in_an_odd_form_does_not_stop_the_run() -> None:
                     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor,
                     spec: Spec = spec, shown: dict[str, object] = {name: value},  # noqa: B006
                 ) -> LayerOutput:  # fmt: skip
-                    out = attend_batch(hidden.double(), _double(weights), geometry, positions, documents, spec).out
+                    out = attend_batch(
+                        hidden.double(), _double(weights), geometry, positions, documents, spec
+                    ).out
                     return LayerOutput(out.to(hidden.dtype), **shown)  # type: ignore[arg-type]
 
                 if rule:
@@ -260,7 +276,9 @@ def test_only_tokens_of_documents_are_compared() -> None:
 def test_the_worst_query_is_shown() -> None:
     """Of all that are wrong, the one furthest over its budget; NaN is furthest."""
 
-    def off(hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor) -> Tensor:
+    def off(
+        hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
+    ) -> Tensor:
         out = trace_batch(hidden, weights, geometry, positions, documents).out.to(hidden.dtype)
         out[0, 1] *= 1.5
         out[0, 2] *= 3

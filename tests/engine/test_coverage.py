@@ -56,7 +56,11 @@ def kinds(line: str) -> set[str]:
         ("everything visible selected", "csa rows=1", "csa k=0 rows=1"),
         ("top_k of 0", "csa k=0 rows=1", "csa rows=1"),
         ("tie across k", "csa rows=2 scores=tied", "csa k=2 rows=2 scores=tied"),
-        ("selection without a tie", "csa E=4 D=4 rows=2 values=gaussian scores=separated seed=4", "csa k=2 rows=2"),
+        (
+            "selection without a tie",
+            "csa E=4 D=4 rows=2 values=gaussian scores=separated seed=4",
+            "csa k=2 rows=2",
+        ),
         ("several index heads", "csa HI=2 rows=1", "csa HI=2 rows=1 scores=plateau"),
         ("negative head weight", "csa HI=8 E=4 rows=3 values=gaussian", "csa HI=8 E=4 rows=3 scores=tied"),
     ],
@@ -140,7 +144,10 @@ def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.M
     assert report.missing["float32", LayerKind.CSA] == required(LayerKind.CSA, RIGHT.capabilities)
     text = summarise(report)
     assert "INCONCLUSIVE" in text
-    assert "inconclusive for hca in float32: no case of these kinds was reached: one token, several rows" in text
+    assert (
+        "inconclusive for hca in float32: no case of these kinds was reached: one token, several rows"
+        in text
+    )
 
 
 def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

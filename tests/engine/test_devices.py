@@ -64,7 +64,9 @@ def test_an_error_that_shows_when_the_device_is_synchronised_belongs_to_its_case
     assert raised.value.case == CASE
 
 
-def test_a_whole_run_on_a_device_passes_a_right_candidate(moves: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_on_a_device_passes_a_right_candidate(
+    moves: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every case has the device in its line."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     report = csa_spec.check(attend=attend_loops, profile="smoke", device="cuda")
@@ -87,7 +89,9 @@ def test_the_gpu_profile_has_the_sizes_of_the_released_models() -> None:
     assert not any(profile.production for name, profile in PROFILES.items() if name != "gpu")
     attend = [case.sizes for case in production_cases("attend")]
     assert all((one["H"], one["D"]) == (64, 512) and one["n"] == 512 + 128 for one in attend)
-    assert all((one["m"], one["k"]) == (4, 512) for one in (case.sizes for case in production_cases("select")))
+    assert all(
+        (one["m"], one["k"]) == (4, 512) for one in (case.sizes for case in production_cases("select"))
+    )
     assert {case.sizes["m"] for case in production_cases("compressor")} == {4, 128}
     assert production_cases("index_scores")[0].sizes["HI"] == 64
 

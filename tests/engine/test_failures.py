@@ -101,14 +101,20 @@ def test_an_independent_layer_passes_the_whole_suite() -> None:
     report = csa_spec.check(VECTORISED, profile="smoke")
     assert str(report.verdict) == "conformant"
     assert all(
-        result.not_applicable["packed documents"] for result in report.results if result.check == "specification"
+        result.not_applicable["packed documents"]
+        for result in report.results
+        if result.check == "specification"
     )
-    assert {result.check for result in report.results} == {one.name for one in LAYER_STAGE.checks} - {"gradients"}
+    assert {result.check for result in report.results} == {one.name for one in LAYER_STAGE.checks} - {
+        "gradients"
+    }
 
 
 def test_every_law_has_a_candidate_that_breaks_it() -> None:
     """A law that nothing breaks may be asleep. Gradients, which take long, have a test of their own."""
-    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER_STAGE.checks if one.law} - {"gradients"}
+    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER_STAGE.checks if one.law} - {
+        "gradients"
+    }
 
 
 def test_a_layer_without_a_path_for_gradients_is_told_to_which_input() -> None:
@@ -180,7 +186,9 @@ def test_a_wrong_selection_beside_a_right_output_is_wrong() -> None:
     )
     assert "selects entry 0 where the scores say entry 1" in failure.detail
     assert str(failure.place) == "row 0, query D (t=3)"
-    csa_spec.check_case(named("shows_the_oldest"), CROWDED.replace("k=1", "k=3"))  # all that is visible is right again
+    csa_spec.check_case(
+        named("shows_the_oldest"), CROWDED.replace("k=1", "k=3")
+    )  # all that is visible is right again
 
 
 @pytest.mark.parametrize(
@@ -213,7 +221,9 @@ def test_the_attention_is_judged_by_itself_where_a_wrong_selection_is_shown(name
 )
 def test_the_attention_is_not_judged_by_a_selection_that_says_nothing(name: str, line: str) -> None:
     """None shown, a right one, entries that are not there or there twice, a layer that selects nothing."""
-    assert not [one for one in check_text(name, line).findings if "selections that the candidate made" in one]
+    assert not [
+        one for one in check_text(name, line).findings if "selections that the candidate made" in one
+    ]
 
 
 def test_exceptions_of_different_types_are_different_failures() -> None:
@@ -259,7 +269,9 @@ def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
         "remembers_shapes": {"own-inputs", "rows", "batch-order", "weights"},
     }
     mine = LAWS[name]
-    line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[mine.kind]
+    line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[
+        mine.kind
+    ]
     case = Case.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
     for check in LAYER_STAGE.checks:
         if not check.law or check.name in implied.get(name, {mine.check}):

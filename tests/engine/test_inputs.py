@@ -94,7 +94,9 @@ def test_the_specification_gets_exactly_the_numbers_that_the_candidate_gets() ->
         ({"o_lora_rank": 2}, {"weights.wo_a", "weights.wo_b"}),
     ],
 )
-def test_changing_one_size_leaves_other_tensors_as_they_are(changes: dict[str, object], names: set[str]) -> None:
+def test_changing_one_size_leaves_other_tensors_as_they_are(
+    changes: dict[str, object], names: set[str]
+) -> None:
     """One generator per tensor: a shrunk case keeps most of what made the larger one fail."""
     assert changed(CASE, with_geometry(CASE, **changes)) <= names
 
@@ -109,7 +111,10 @@ def test_regimes_change_only_what_they_name() -> None:
 
 def test_layer_kinds_share_their_weights() -> None:
     """The same seed gives the same hidden states and the same common weights."""
-    csa, sliding = make_inputs(CASE).tensors(), make_inputs(with_geometry(CASE, kind=LayerKind.SLIDING)).tensors()
+    csa, sliding = (
+        make_inputs(CASE).tensors(),
+        make_inputs(with_geometry(CASE, kind=LayerKind.SLIDING)).tensors(),
+    )
     assert all(torch.equal(tensor, csa[name]) for name, tensor in sliding.items())
 
 
@@ -148,7 +153,9 @@ def test_sinks_are_of_the_kind_that_the_case_names() -> None:
     """Zero, about as large as logits, or far off and sometimes -inf."""
 
     def sinks(kind: Sinks) -> Tensor:
-        return torch.cat([make_inputs(replace(CASE, sinks=kind, seed=seed)).weights.attn_sink for seed in SEEDS])
+        return torch.cat(
+            [make_inputs(replace(CASE, sinks=kind, seed=seed)).weights.attn_sink for seed in SEEDS]
+        )
 
     assert (sinks(Sinks.ZERO) == 0).all()
     drawn, extreme = sinks(Sinks.DRAWN), sinks(Sinks.EXTREME)
@@ -189,7 +196,9 @@ def test_tied_scores_are_all_exactly_zero(values: Values) -> None:
             assert query.margin == 0
 
 
-@pytest.mark.parametrize("values", [one for one in Values if one is not Values.UNITS])  # without negative numbers
+@pytest.mark.parametrize(
+    "values", [one for one in Values if one is not Values.UNITS]
+)  # without negative numbers
 def test_plateau_scores_are_often_exactly_zero_but_not_always(values: Values) -> None:
     """One index head leaves ReLU's zeros standing."""
     scores = torch.cat(
@@ -207,7 +216,11 @@ def test_near_tied_scores_have_margins_that_are_small_but_not_zero() -> None:
 
     def closeness(scores: Scores) -> list[float]:
         chosen = [query for seed in SEEDS for query in queries(replace(CASE, scores=scores, seed=seed))]
-        return [float(query.margin or 0) / float(query.scores.abs().max()) for query in chosen if query.scores.any()]
+        return [
+            float(query.margin or 0) / float(query.scores.abs().max())
+            for query in chosen
+            if query.scores.any()
+        ]
 
     near, free = closeness(Scores.NEAR_TIED), closeness(Scores.FREE)
     assert statistics.median(near) < 0.1 * statistics.median(free)
@@ -233,4 +246,6 @@ def test_a_fresh_weight_replaces_that_weight_only() -> None:
             named = fresh_weight(CASE, inputs, name).weights.named()
             assert not torch.equal(named[name], old), name
             assert (named[name].shape, named[name].dtype) == (old.shape, old.dtype)
-            assert all(torch.equal(named[other], inputs.weights.named()[other]) for other in named if other != name)
+            assert all(
+                torch.equal(named[other], inputs.weights.named()[other]) for other in named if other != name
+            )

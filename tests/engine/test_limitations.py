@@ -51,7 +51,9 @@ def states(report: csa_spec.Report) -> dict[str, str]:
     ("function", "state"),
     [(nan_where_empty, "wrong"), (raises_where_empty, "raises an exception"), (attend_loops, "passes now")],
 )
-def test_what_is_declared_away_is_tried_and_does_not_count_against_the_candidate(function: Any, state: str) -> None:
+def test_what_is_declared_away_is_tried_and_does_not_count_against_the_candidate(
+    function: Any, state: str
+) -> None:
     """The verdict stays conformant, and says how many limitations there are."""
     report = csa_spec.check(candidate(function), profile="smoke")
     assert str(report.verdict) == "conformant"
@@ -93,7 +95,9 @@ reason = "not looked at"
 
 
 @pytest.mark.parametrize(("versions", "applies"), [(">=1.0,<2", True), ("", True), (">=2", False)])
-def test_a_file_adds_limitations_of_a_candidate_and_its_versions(versions: str, applies: bool, tmp_path: Path) -> None:
+def test_a_file_adds_limitations_of_a_candidate_and_its_versions(
+    versions: str, applies: bool, tmp_path: Path
+) -> None:
     """Those of other candidates are left alone."""
     path = tmp_path / "known.toml"
     path.write_text(TABLE.format(versions=versions), encoding="utf-8")

@@ -79,7 +79,12 @@ def test_json_names_the_case_in_three_ways_that_agree() -> None:
 def test_json_stays_json_when_numbers_are_not_finite() -> None:
     """Infinity and NaN become strings, also where they are all there is."""
     odd = NotFinite(
-        "odd", Case(), place=Place(0, 0, 0), expected=[1.0, -math.inf], got=[math.nan, math.inf], over_budget=math.inf
+        "odd",
+        Case(),
+        place=Place(0, 0, 0),
+        expected=[1.0, -math.inf],
+        got=[math.nan, math.inf],
+        over_budget=math.inf,
     )
     report = report_of(odd, failure_of("nan_without_entries", "hca m=2 rows=2"))
     text = json.dumps(to_json(report), allow_nan=False)
@@ -138,7 +143,8 @@ def test_a_leak_is_explained_to_someone_who_does_not_know_the_suite() -> None:
     ) in lines
     assert "smallest case found   csa m=2 rows=4" in lines
     assert any(
-        line.startswith("which is              B=1, S=4, window 1, compression ratio 2, top-k 1") for line in lines
+        line.startswith("which is              B=1, S=4, window 1, compression ratio 2, top-k 1")
+        for line in lines
     )
     assert any(line.startswith("hidden states         A=[") for line in lines)
     assert "output of             row 0, query A (t=0)" in lines
@@ -194,7 +200,9 @@ def test_findings_come_in_the_order_of_the_data() -> None:
     lines = [line.strip() for line in describe(found, "x", "specification").splitlines()]
     first, later = lines.index("first stage that differs"), lines.index("later stages")
     assert first < later
-    assert lines[first + 1].startswith("selection: query D (t=3) selects entries 0, 1 where the scores say entry 1")
+    assert lines[first + 1].startswith(
+        "selection: query D (t=3) selects entries 0, 1 where the scores say entry 1"
+    )
     assert lines[later + 1].startswith("attention: query D (t=3), head 0 attends to entry 0")
 
 

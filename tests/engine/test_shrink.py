@@ -61,7 +61,11 @@ def simpler(case: Case) -> Iterator[Case]:
         if len(row.lengths) > 1:
             yield replace(case, rows=(*rows[:index], Row(row.lengths[:1]), *rows[index + 1 :]))
     smallest = Geometry(kind=case.geometry.kind)
-    rules = {LayerKind.CSA: ("compress_ratio", "top_k"), LayerKind.HCA: ("compress_ratio",), LayerKind.SLIDING: ()}
+    rules = {
+        LayerKind.CSA: ("compress_ratio", "top_k"),
+        LayerKind.HCA: ("compress_ratio",),
+        LayerKind.SLIDING: (),
+    }
     names = (*rules[case.geometry.kind], "window", "hidden", "heads", "head_dim", "rope_dim", "q_lora_rank",
              "index_heads", "index_head_dim", "o_groups", "o_lora_rank")  # fmt: skip
     for name in names:

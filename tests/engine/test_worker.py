@@ -29,7 +29,9 @@ LIMIT = 1.0
 def ask(caller: Any, stage: str, x: Tensor | None = None, **options: Any) -> Answer:
     """Call a stage of the misbehaving candidate."""
     function: Callable[..., Any] = getattr(misbehaving, stage)
-    answer: Answer = caller(function, Request(stage, {"x": torch.ones(2) if x is None else x}, **options), "torch")
+    answer: Answer = caller(
+        function, Request(stage, {"x": torch.ones(2) if x is None else x}, **options), "torch"
+    )
     return answer
 
 
@@ -56,7 +58,11 @@ def ends(process: int) -> bool:
 
 def children() -> set[int]:
     """Return our own children, zombies among them."""
-    return {int(one) for task in Path("/proc/self/task").iterdir() for one in (task / "children").read_text().split()}
+    return {
+        int(one)
+        for task in Path("/proc/self/task").iterdir()
+        for one in (task / "children").read_text().split()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +124,11 @@ def test_calls_share_a_worker_as_long_as_it_lives(caller: WorkerCaller) -> None:
     [
         ("segfault", False, r"ended by SIGSEGV, in string_at \(.*\) < segfault \(misbehaving.py:\d+\)$"),
         ("exit_3", False, "exited with status 3$"),
-        ("kill", False, "ended by SIGKILL .*out-of-memory killer.*; the last it wrote to stderr: I need more memory$"),
+        (
+            "kill",
+            False,
+            "ended by SIGKILL .*out-of-memory killer.*; the last it wrote to stderr: I need more memory$",
+        ),
         ("close_everything", False, "exited with status"),
         ("hang", True, r"no answer within 1 s, in hang \(misbehaving.py:\d+\)$"),
         ("hang_without_the_interpreter", True, "no answer within 1 s, in hang_without_the_interpreter"),
@@ -154,7 +164,9 @@ def test_processes_that_a_hanging_call_started_end_with_it(caller: WorkerCaller)
         ("raise_nameless", "Nameless", "(no message: ValueError)"),
     ],
 )
-def test_exceptions_keep_the_name_of_their_class(caller: WorkerCaller, stage: str, name: str, message: str) -> None:
+def test_exceptions_keep_the_name_of_their_class(
+    caller: WorkerCaller, stage: str, name: str, message: str
+) -> None:
     """Also those that pickle refuses, and those that would end a process; the worker lives on."""
     before = process_of(caller)
     with pytest.raises(RemoteError) as caught:
@@ -182,7 +194,9 @@ def test_an_exception_of_one_name_has_one_class(caller: WorkerCaller) -> None:
         ("one_way", "an object that cannot be unpickled (ImportError: no such class here)"),
     ],
 )
-def test_what_cannot_be_sent_is_an_answer_of_the_wrong_type(caller: WorkerCaller, stage: str, said: str) -> None:
+def test_what_cannot_be_sent_is_an_answer_of_the_wrong_type(
+    caller: WorkerCaller, stage: str, said: str
+) -> None:
     """As in this process: it is neither a crash nor an exception of the candidate."""
     before = process_of(caller)
     assert type(ask(caller, stage).returned).__name__ == said
@@ -272,7 +286,9 @@ def test_an_interrupt_ends_the_worker_and_the_run(monkeypatch: pytest.MonkeyPatc
         (misbehaving.load_dying, "loading it: exited with status 4"),
     ],
 )
-def test_a_candidate_that_cannot_be_loaded_is_not_judged(loader: Callable[[], Candidate], message: str) -> None:
+def test_a_candidate_that_cannot_be_loaded_is_not_judged(
+    loader: Callable[[], Candidate], message: str
+) -> None:
     """One sentence, before anything is held against it; and no process is left."""
     before = children()
     with pytest.raises(CandidateError, match=message):
@@ -280,7 +296,9 @@ def test_a_candidate_that_cannot_be_loaded_is_not_judged(loader: Callable[[], Ca
     assert children() == before
 
 
-def test_a_candidate_that_cannot_be_loaded_again_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_candidate_that_cannot_be_loaded_again_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Then it is a fault of each further case, and what was found is reported."""
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     caller = WorkerCaller(misbehaving.load_once, LIMIT)
@@ -311,7 +329,11 @@ def test_a_script_on_stdin_is_not_run_twice_and_takes_its_processes_along(tmp_pa
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CHILD": str(tmp_path / "pid")},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "CHILD": str(tmp_path / "pid"),
+        },
     )
     with process:
         assert process.stdin is not None

@@ -119,7 +119,9 @@ drops_the_sink = leaves_the_sink_out
 
 # NUMBERS: every query sees the right tokens, but not in the right way; the stages are shown as well.
 
-selects_everything_and_shows_it = with_stages(replace(SPEC, select=lambda visible, scores, top_k: list(visible)))
+selects_everything_and_shows_it = with_stages(
+    replace(SPEC, select=lambda visible, scores, top_k: list(visible))
+)
 """No top-k at all: now it can be seen that it attends to too much."""
 selects_the_oldest_and_shows_it = with_stages(
     replace(SPEC, select=lambda visible, scores, top_k: list(visible)[:top_k])
@@ -175,18 +177,26 @@ class Bug:
 SPECIFICATION = "specification"
 BUGS = {
     "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, "ValueError: "),
-    "returns_nothing": Bug(SPECIFICATION, WrongShape, "expected one tensor, got NoneType", LayerKind.SLIDING),
+    "returns_nothing": Bug(
+        SPECIFICATION, WrongShape, "expected one tensor, got NoneType", LayerKind.SLIDING
+    ),
     "joins_rows": Bug(SPECIFICATION, WrongShape, "[B, S, hidden], got [", LayerKind.SLIDING),
     "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected float32, got float64", LayerKind.SLIDING),
     "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
     "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it"),
-    "sees_every_entry": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA),
-    "sees_one_token_more": Bug(SPECIFICATION, SeesTooMuch, "is neither in its window nor", LayerKind.SLIDING),
+    "sees_every_entry": Bug(
+        SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA
+    ),
+    "sees_one_token_more": Bug(
+        SPECIFICATION, SeesTooMuch, "is neither in its window nor", LayerKind.SLIDING
+    ),
     "sees_no_entry": Bug(SPECIFICATION, SeesTooLittle, "is part of an entry that it may see", LayerKind.HCA),
     "misses_the_oldest_token": Bug(SPECIFICATION, SeesTooLittle, "is in its window", LayerKind.SLIDING),
     "selects_everything": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
     "selects_the_lowest": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
-    "scales_by_the_dimension": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
+    "scales_by_the_dimension": Bug(
+        SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING
+    ),
     "drops_the_sink": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
     "uses_one_theta": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.HCA),
 }
@@ -194,16 +204,26 @@ BUGS = {
 LAWS = {
     "leaks_the_future": Bug("future", FutureLeak, "changes when the tokens from column"),
     "adds_the_batch_mean": Bug("rows", RowsInteract, "differs when its row is run alone", LayerKind.SLIDING),
-    "normalises_by_length": Bug("prefix", PrefixDiffers, "differs when the batch ends at column", LayerKind.SLIDING),
-    "counts_rows": Bug("batch-order", BatchOrderMatters, "differs when the rows come in the order", LayerKind.SLIDING),
-    "changes_by_a_hair": Bug("repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING),
+    "normalises_by_length": Bug(
+        "prefix", PrefixDiffers, "differs when the batch ends at column", LayerKind.SLIDING
+    ),
+    "counts_rows": Bug(
+        "batch-order", BatchOrderMatters, "differs when the rows come in the order", LayerKind.SLIDING
+    ),
+    "changes_by_a_hair": Bug(
+        "repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING
+    ),
     "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
-    "scales_the_sink_in_place": Bug("inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING),
+    "scales_the_sink_in_place": Bug(
+        "inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING
+    ),
     "rounds_with_the_batch": Bug("rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING),
     "draws_random_numbers": Bug(
         "state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING
     ),
-    "reuses_its_buffer": Bug("memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING),
+    "reuses_its_buffer": Bug(
+        "memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING
+    ),
     "remembers_shapes": Bug("own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING),
     "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
 }
@@ -224,5 +244,7 @@ def caught(name: str, check: str) -> CheckResult:
 def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
     """Hold a candidate to one check on a few small draws."""
     (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
-    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(lambda case: case.columns <= 10)
+    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(
+        lambda case: case.columns <= 10
+    )
     return run_check(found, candidate, LAYER_STAGE, kind, draw_cases(small, examples, 0))

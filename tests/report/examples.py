@@ -63,7 +63,9 @@ def report_of(candidate: str, failures: Sequence[Failure]) -> Report:
         results.append(
             CheckResult(check.name, check.sentence, stage.name, kind, cases=1, failing=1, failures=[failure])
         )
-    return Report(candidate, {"csa-spec": "example"}, "example", ("float32",), "cpu", 0, results, {}, {}, 0.0)
+    return Report(
+        candidate, {"csa-spec": "example"}, "example", ("float32",), "cpu", 0, results, {}, {}, 0.0
+    )
 
 
 def files() -> dict[str, str]:

@@ -38,7 +38,9 @@ class Page(HTMLParser):
         """Count a tag and keep what it links to."""
         self.tags[tag] += 1
         self.attributes |= {name for name, _ in attrs}
-        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href", "action", "data")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("href", "src", "xlink:href", "action", "data")
+        ]
 
     def handle_data(self, data: str) -> None:
         """Keep text."""
@@ -73,7 +75,9 @@ def test_a_page_needs_nothing_else_and_escapes_everything(report: Report) -> Non
     assert not {"script", "link", "img", "iframe", "object", "b"} & set(page.tags)
     assert not [name for name in page.attributes if name.startswith("on")]
     outside = {link for link in page.links if not link.startswith("#")}
-    assert outside == {f"https://github.com/huggingface/transformers/issues/{number}" for number in (45758, 45820)}
+    assert outside == {
+        f"https://github.com/huggingface/transformers/issues/{number}" for number in (45758, 45820)
+    }
     style = to_html(report).split("<style>")[1].split("</style>")[0]
     assert "url(" not in style
     assert "@import" not in style
@@ -121,7 +125,10 @@ def test_a_comment_says_the_verdict_first_and_then_why(report: Report) -> None:
     text = to_markdown(report)
     assert text.startswith("**NOT CONFORMANT** for csa, attend, select: `")
     assert text.count("<details>") == text.count("</details>") == 4
-    assert "[transformers \\#45758](https://github.com/huggingface/transformers/issues/45758), elsewhere" in text
+    assert (
+        "[transformers \\#45758](https://github.com/huggingface/transformers/issues/45758), elsewhere"
+        in text
+    )
     assert "javascript" not in text
     assert "what outputs depend on" in text
     assert examples.CASES["select"] in text
@@ -161,7 +168,9 @@ def test_a_comment_always_fits(report: Report) -> None:
     assert "<sub>" in text
 
 
-@pytest.mark.parametrize("field", ["candidate", "limitations", "declined", "results", "environment", "detail"])
+@pytest.mark.parametrize(
+    "field", ["candidate", "limitations", "declined", "results", "environment", "detail"]
+)
 def test_a_comment_fits_whatever_is_long(report: Report, field: str) -> None:
     """Any text may be long, and there may be many of each."""
     long = "x|" * 40_000
@@ -171,7 +180,8 @@ def test_a_comment_fits_whatever_is_long(report: Report, field: str) -> None:
         "limitations": [Limitation("csa", long, long)] * 500,
         "declined": {str(n): long for n in range(500)},
         "results": [
-            replace(report.results[0], check=str(n), sentence=f"{n} {long}"[:900], failures=[]) for n in range(99)
+            replace(report.results[0], check=str(n), sentence=f"{n} {long}"[:900], failures=[])
+            for n in range(99)
         ],
         "environment": {"torch": long},
         "detail": [replace(report.results[0], failures=[raised])],

@@ -201,7 +201,13 @@ def test_a_known_bug_is_named() -> None:
     """With where somebody reported it."""
     failure = fail("the smallest csa")
     like = Likeness(
-        "shares", "all queries share <everything>", "Why.", ("transformers #45758",), ("https://x.org",), 1, 1
+        "shares",
+        "all queries share <everything>",
+        "Why.",
+        ("transformers #45758",),
+        ("https://x.org",),
+        1,
+        1,
     )
     failure.diagnosis = Diagnosis((like,), "")
     assert "behaves like: all queries share <everything> (transformers #45758)" in words(parsed(failure))

@@ -75,9 +75,14 @@ def test_what_a_diagnosis_calls_a_bug_is_counted(extra: Callable[..., Bug]) -> N
     assert "Every bug" not in page  # whether all are found was not asked
 
 
-def test_a_survivor_is_said_and_makes_it_fail(extra: Callable[..., Bug], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_survivor_is_said_and_makes_it_fail(
+    extra: Callable[..., Bug], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rules in other words are no bug, so nothing finds them."""
-    extra("scores_three_times_as_much", index_score=lambda q, weights, key: 3 * SPEC.index_score(q, weights, key))
+    extra(
+        "scores_three_times_as_much",
+        index_score=lambda q, weights, key: 3 * SPEC.index_score(q, weights, key),
+    )
     arguments = ["--bug", "scores_three_times_as_much", "--profile", "smoke", "--seeds", "0", "--jobs", "1"]
     assert main(["selftest", *arguments, "--part", "kills"]) == 1
     said = capsys.readouterr().out
@@ -87,8 +92,16 @@ def test_a_survivor_is_said_and_makes_it_fail(extra: Callable[..., Bug], capsys:
 
 def test_what_is_said_to_be_equivalent_must_not_be_found(extra: Callable[..., Bug]) -> None:
     """The argument is held to the suite."""
-    extra("shows_one_block_more", visible_entries=lambda t, m: list(range(t // m + 1)), equivalent="So they say.")
-    extra("scores_twice_as_much", index_score=lambda q, w, key: 2 * SPEC.index_score(q, w, key), equivalent="Linear.")
+    extra(
+        "shows_one_block_more",
+        visible_entries=lambda t, m: list(range(t // m + 1)),
+        equivalent="So they say.",
+    )
+    extra(
+        "scores_twice_as_much",
+        index_score=lambda q, w, key: 2 * SPEC.index_score(q, w, key),
+        equivalent="Linear.",
+    )
     found = selftest(("shows_one_block_more", "scores_twice_as_much"), "smoke", (0,), 1, ("kills",))
     assert not found.passed
     assert {one.bug for one in found.not_equivalent} == {"shows_one_block_more"}
@@ -110,8 +123,12 @@ def test_the_matrix_tells_which_checks_find_a_bug(extra: Callable[..., Bug]) -> 
 
 def test_a_pool_tells_which_cases_a_bug_needs(extra: Callable[..., Bug]) -> None:
     """A window of which one token is lost only shows where there is more than one token; right ones never fail."""
-    wrong = extra("needs_several_rows", rules=lambda document, geometry: SPEC if document.row == 0 else _BROKEN)
-    pool = try_pool("layer", LayerKind.SLIDING, (wrong.name,), ("specification", "gather", "transformers"), SMOKE, 0)
+    wrong = extra(
+        "needs_several_rows", rules=lambda document, geometry: SPEC if document.row == 0 else _BROKEN
+    )
+    pool = try_pool(
+        "layer", LayerKind.SLIDING, (wrong.name,), ("specification", "gather", "transformers"), SMOKE, 0
+    )
     assert pool.needing("several rows") == [wrong.name]
     assert pool.needing("one token") == []
     assert {name: shown.failing for name, shown in pool.right.items()} == dict.fromkeys(pool.right, 0)
@@ -164,7 +181,9 @@ def test_the_grid_of_a_stage_passes_what_is_right(stage: str) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a process's children")
 def test_workers_end_with_a_self_test_that_is_killed() -> None:
     """Even where it has no chance to stop them."""
-    run = subprocess.Popen([sys.executable, "-m", "csa_spec", "selftest", "--jobs", "2"], stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "csa_spec", "selftest", "--jobs", "2"], stdout=subprocess.DEVNULL
+    )
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     workers: list[str] = []
     until = time.monotonic() + 60

@@ -58,7 +58,12 @@ NOTICED = {
     # They name tokens or entries that there are not.
     "sees_the_block_that_it_stands_in": (Verdict.CRASHES, Verdict.DISAGREES),
     **dict.fromkeys(
-        ("sees_every_entry", "inverts_the_mask_of_entries", "sees_the_next_token", "sees_the_window_on_both_sides"),
+        (
+            "sees_every_entry",
+            "inverts_the_mask_of_entries",
+            "sees_the_next_token",
+            "sees_the_window_on_both_sides",
+        ),
         (Verdict.CRASHES, Verdict.CRASHES),
     ),
     # The sliding layer of the vectors has no YaRN in its configuration that could be used by mistake.
@@ -112,8 +117,12 @@ NORMS: dict[str, Callable[[Tensor, Tensor | None, float], Tensor]] = {
     "queries without norm per head": lambda vector, weight, eps: (
         vector if weight is None else rms_norm(vector, weight, eps)
     ),
-    "mean subtracted": lambda vector, weight, eps: rms_norm(vector - vector.mean(-1, keepdim=True), weight, eps),
-    "norm by the length": lambda vector, weight, eps: rms_norm(vector, weight, eps) * vector.shape[-1] ** -0.5,
+    "mean subtracted": lambda vector, weight, eps: rms_norm(
+        vector - vector.mean(-1, keepdim=True), weight, eps
+    ),
+    "norm by the length": lambda vector, weight, eps: (
+        rms_norm(vector, weight, eps) * vector.shape[-1] ** -0.5
+    ),
     "eps of the released layers wired in": lambda vector, weight, eps: rms_norm(vector, weight, 1e-6),
 }
 
@@ -139,7 +148,11 @@ def test_every_rule_is_broken_at_least_once() -> None:
 
 def vectors_say(spec: Spec) -> Verdict:
     try:
-        return Verdict.AGREES if all(result.agrees for result in check_vectors(VECTORS, spec)) else Verdict.DISAGREES
+        return (
+            Verdict.AGREES
+            if all(result.agrees for result in check_vectors(VECTORS, spec))
+            else Verdict.DISAGREES
+        )
     except IndexError:
         return Verdict.CRASHES
 
@@ -185,4 +198,6 @@ def _chosen_and_drawn() -> list[tuple[Case, Inputs, Array]]:
 
         draw()
     inputs = [make_inputs(case).double() for case in found]
-    return [(case, each, second_batch(each, case.geometry)) for case, each in zip(found, inputs, strict=True)]
+    return [
+        (case, each, second_batch(each, case.geometry)) for case, each in zip(found, inputs, strict=True)
+    ]

@@ -128,7 +128,9 @@ def test_other_documents_do_not_matter(kind: str, row: int, number: int) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_documents_are_not_one_long_document(kind: str) -> None:
     packed, geometry = small_inputs(kind, "6+7")
-    joined = replace(packed, positions=torch.arange(13)[None], documents=torch.zeros(1, 13, dtype=torch.long))
+    joined = replace(
+        packed, positions=torch.arange(13)[None], documents=torch.zeros(1, 13, dtype=torch.long)
+    )
     packed_out, joined_out = run(packed, geometry).out, run(joined, geometry).out
     assert error(packed_out[:, :6], joined_out[:, :6]) <= TOLERANCE
     assert error(packed_out[:, 6:], joined_out[:, 6:]) > 1e-3
@@ -145,8 +147,12 @@ def test_a_batch_of_padding_only_has_no_documents_and_no_output(kind: str) -> No
 @pytest.mark.parametrize("kind", ["csa", "hca"])
 def test_each_document_of_a_batch_can_be_told_its_selections(kind: str) -> None:
     inputs, geometry = small_inputs(kind, "7+6", "1<9")
-    told = [[query.visible[:1] for query in document.queries] for document in run(inputs, geometry).documents]
-    trace = attend_batch(inputs.hidden, inputs.weights, geometry, inputs.positions, inputs.documents, selections=told)
+    told = [
+        [query.visible[:1] for query in document.queries] for document in run(inputs, geometry).documents
+    ]
+    trace = attend_batch(
+        inputs.hidden, inputs.weights, geometry, inputs.positions, inputs.documents, selections=told
+    )
     assert [[query.selection for query in document.queries] for document in trace.documents] == told
     assert error(trace.out, run(inputs, geometry).out) > 1e-3
 

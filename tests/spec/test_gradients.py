@@ -12,7 +12,15 @@ from torch import Tensor
 
 from csa_spec.engine.case import Scores, Sinks
 from csa_spec.engine.inputs import Inputs
-from csa_spec.spec import Document, DocumentTrace, Geometry, LayerKind, LayerWeights, attend_batch, attend_document
+from csa_spec.spec import (
+    Document,
+    DocumentTrace,
+    Geometry,
+    LayerKind,
+    LayerWeights,
+    attend_batch,
+    attend_document,
+)
 from csa_spec.spec.compressor import pooled_tokens
 
 KINDS = ("csa", "hca", "sliding")
@@ -63,24 +71,34 @@ def test_a_loss_of_the_output_reaches_every_weight_but_those_of_the_indexer(kind
     named = trainable(inputs)
     out = run(inputs.hidden[0], LayerWeights.from_named(named), geometry).out
     loss = (out * next(_random_like(iter([out])))).sum()
-    gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
+    gradients = dict(
+        zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True)
+    )
     unreached = {name for name, gradient in gradients.items() if gradient is None or not gradient.any()}
     assert unreached == {name for name in named if name.startswith("indexer.")}
     assert bool(unreached) == (kind == "csa")
     reached = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     assert all(gradient.isfinite().all() for gradient in reached.values())
-    assert all((gradient != 0).all() for name, gradient in reached.items() if name not in unreached | {"attn_sink"})
+    assert all(
+        (gradient != 0).all() for name, gradient in reached.items() if name not in unreached | {"attn_sink"}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_output_depends_on_its_window_and_on_what_its_selected_entries_pool_and_on_nothing_else(kind: str) -> None:
+def test_an_output_depends_on_its_window_and_on_what_its_selected_entries_pool_and_on_nothing_else(
+    kind: str,
+) -> None:
     inputs, geometry = small_inputs(kind, "19", window=2, scores=Scores.SEPARATED, index_heads=8)
     hidden = inputs.hidden[0].clone().requires_grad_()
     trace = run(hidden, inputs.weights, geometry)
     unselected = 0
     for query in trace.queries:
         (gradient,) = torch.autograd.grad(query.out.sum(), hidden, retain_graph=True)
-        pooled = {p.token for s in query.selection for p in pooled_tokens(s, geometry.compress_ratio, geometry.overlap)}
+        pooled = {
+            p.token
+            for s in query.selection
+            for p in pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
+        }
         assert set(gradient.any(-1).nonzero().flatten().tolist()) == pooled | set(query.window)
         assert max(pooled | set(query.window)) == query.t
         unselected += len(query.visible) - len(query.selection)
@@ -123,7 +141,9 @@ def test_gradients_stay_finite_however_far_the_sink_is_from_the_logits(sink: flo
     out = run(inputs.hidden[0], LayerWeights.from_named(named), geometry).out
     gradients = torch.autograd.grad(out.sum(), list(named.values()), allow_unused=True)
     assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
-    (sink_gradient,) = (gradient for name, gradient in zip(named, gradients, strict=True) if name == "attn_sink")
+    (sink_gradient,) = (
+        gradient for name, gradient in zip(named, gradients, strict=True) if name == "attn_sink"
+    )
     assert sink_gradient is not None
     assert sink_gradient.any(dim=0).item()
     assert sink_gradient[[0, 2]].tolist() == [0.0, 0.0]

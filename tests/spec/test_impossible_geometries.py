@@ -26,7 +26,9 @@ def says(sentence: str) -> str:
 def test_a_size_below_its_least_is_refused(name: str, least: int) -> None:
     for value in (least - 1, -5):
         sizes: dict[str, Any] = {name: value}
-        with pytest.raises(GeometryError, match=says(f"{name} {value} must be an integer of at least {least}")):
+        with pytest.raises(
+            GeometryError, match=says(f"{name} {value} must be an integer of at least {least}")
+        ):
             Geometry(**sizes)
 
 
@@ -88,9 +90,13 @@ def test_yarn_without_an_original_context_is_refused() -> None:
         Yarn(4.0, 0)
 
 
-@pytest.mark.parametrize(("fast", "slow"), [(1.0, 1.0), (1.0, 32.0), (32.0, 0.0), (-1.0, -2.0), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    ("fast", "slow"), [(1.0, 1.0), (1.0, 32.0), (32.0, 0.0), (-1.0, -2.0), (math.nan, 1.0)]
+)
 def test_yarn_with_betas_out_of_order_is_refused(fast: float, slow: float) -> None:
-    with pytest.raises(GeometryError, match=says(f"YaRN needs beta_fast > beta_slow > 0, not {fast} and {slow}")):
+    with pytest.raises(
+        GeometryError, match=says(f"YaRN needs beta_fast > beta_slow > 0, not {fast} and {slow}")
+    ):
         Yarn(4.0, 64, fast, slow)
 
 

@@ -41,7 +41,9 @@ def test_an_entry_is_visible_exactly_to_queries_that_follow_all_it_pools(m: int,
 
 @pytest.mark.parametrize("m", RATIOS)
 @pytest.mark.parametrize("kind", [LayerKind.CSA, LayerKind.HCA])
-def test_the_last_token_sees_every_entry_that_there_is_and_no_token_sees_more(m: int, kind: LayerKind) -> None:
+def test_the_last_token_sees_every_entry_that_there_is_and_no_token_sees_more(
+    m: int, kind: LayerKind
+) -> None:
     geometry = Geometry(kind=kind, compress_ratio=m)
     for length in range(1, LONGEST + 1):
         everything = list(range(geometry.entry_count(length)))
@@ -75,7 +77,9 @@ def test_every_token_of_a_complete_block_is_current_in_exactly_one_entry(m: int,
 
 
 @pytest.mark.parametrize("m", RATIOS)
-def test_with_overlap_every_token_but_those_of_the_last_block_is_previous_in_exactly_one_entry(m: int) -> None:
+def test_with_overlap_every_token_but_those_of_the_last_block_is_previous_in_exactly_one_entry(
+    m: int,
+) -> None:
     for entries in range(LONGEST // m + 1):
         pooled = [p for s in range(entries) for p in pooled_tokens(s, m, True)]
         assert [p.token for p in pooled if p.half is Half.PREVIOUS] == list(range(max(0, entries - 1) * m))
@@ -88,7 +92,9 @@ def test_without_overlap_no_token_is_previous(m: int) -> None:
 
 @pytest.mark.parametrize("m", RATIOS)
 @pytest.mark.parametrize("overlap", [True, False])
-def test_the_place_of_a_pooled_token_is_its_index_in_its_own_block_in_either_role(m: int, overlap: bool) -> None:
+def test_the_place_of_a_pooled_token_is_its_index_in_its_own_block_in_either_role(
+    m: int, overlap: bool
+) -> None:
     for s in range(8):
         for token, place, half in pooled_tokens(s, m, overlap):
             block = s - 1 if half is Half.PREVIOUS else s
@@ -118,7 +124,8 @@ def test_an_entry_is_selected_exactly_if_fewer_than_k_come_before_it(top_k: int)
         for scores in itertools.product((-1.0, -0.0, 0.0, 0.5), repeat=length):
             entries = range(length)
             before = [
-                sum(scores[r] > scores[s] or (scores[r] == scores[s] and r < s) for r in entries) for s in entries
+                sum(scores[r] > scores[s] or (scores[r] == scores[s] and r < s) for r in entries)
+                for s in entries
             ]
             best_first = sorted(entries, key=before.__getitem__)
             assert select(entries, scores, top_k) == [s for s in best_first if before[s] < top_k]

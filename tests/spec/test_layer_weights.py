@@ -22,7 +22,9 @@ def test_names_and_tensors_survive_the_way_there_and_back(kind: LayerKind) -> No
 @pytest.mark.parametrize("kind", list(LayerKind))
 def test_every_weight_has_its_listed_shape(kind: LayerKind) -> None:
     inputs, geometry = small_inputs(kind, "1")
-    assert {name: tuple(tensor.shape) for name, tensor in inputs.weights.named().items()} == weight_shapes(geometry)
+    assert {name: tuple(tensor.shape) for name, tensor in inputs.weights.named().items()} == weight_shapes(
+        geometry
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_the_second_oracle_reproduces_every_official_figure(entry: dict[str, Any
         "compress_rope_theta": entry["geometry"]["theta"],
     }
     for case in entry["cases"]:
-        recorded = {name.partition(".")[2]: array for name, array in tensors.items() if _belongs(name, case["case"])}
+        recorded = {
+            name.partition(".")[2]: array for name, array in tensors.items() if _belongs(name, case["case"])
+        }
         for row, x in enumerate(recorded["x"].astype(np.float64)):
             result = second_oracle.layer(x, weights, geometry)
             figures = [(result.out, "y"), (result.q, "core.q"), (result.core_out, "core.o")]

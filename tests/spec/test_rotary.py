@@ -74,7 +74,9 @@ def test_yarn_of_the_released_layers_leaves_16_pairs_alone_and_slows_7_down_by_1
 def test_both_oracles_blend_frequencies_alike_even_where_the_ramp_is_empty_or_reversed(
     rope_dim: int, theta: float
 ) -> None:
-    for factor, length, fast, slow in itertools.product((2.0, 16.0), (1, 4, 64, 65536), (32.0, 4.0, 1.5), (1.0, 0.25)):
+    for factor, length, fast, slow in itertools.product(
+        (2.0, 16.0), (1, 4, 64, 65536), (32.0, 4.0, 1.5), (1.0, 0.25)
+    ):
         yarn = Yarn(factor, length, fast, slow)
         theirs = second_oracle.rope_frequencies(rope_dim, theta, dataclasses.asdict(yarn))
         assert error(rope_frequencies(rope_dim, theta, yarn), theirs) <= TOLERANCE, yarn

@@ -132,14 +132,18 @@ def _second(document: DocumentTrace, case: Case, inputs: Inputs, tally: Tally) -
             tally.count["near ties" + " where they are to be expected" * expected] += 1
             forced |= not same
         else:
-            assert same, f"query {query.t} selects {query.selection}, the second oracle {result.selection[query.t]}"
+            assert same, (
+                f"query {query.t} selects {query.selection}, the second oracle {result.selection[query.t]}"
+            )
     if forced:
         chosen = [query.selection for query in document.queries]
         result = second_layer(hidden, inputs.weights, geometry, start, chosen)
     return result, forced
 
 
-def _compare_steps(document: DocumentTrace, result: Result, case: Case, inputs: Inputs, tally: Tally) -> None:
+def _compare_steps(
+    document: DocumentTrace, result: Result, case: Case, inputs: Inputs, tally: Tally
+) -> None:
     context, queries = document.context, document.queries
     tally.count["queries"] += len(queries)
     tally.count["entries"] += len(context.entries)

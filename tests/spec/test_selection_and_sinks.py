@@ -48,7 +48,9 @@ def test_among_entries_that_all_tie_the_lowest_are_selected(top_k: int) -> None:
 def test_entries_below_the_relu_tie_at_zero_and_the_lowest_of_them_is_selected() -> None:
     ties = 0
     for seed in range(4):
-        inputs, geometry = small_inputs("csa", "19", scores=Scores.PLATEAU, top_k=3, index_heads=1, seed=seed)
+        inputs, geometry = small_inputs(
+            "csa", "19", scores=Scores.PLATEAU, top_k=3, index_heads=1, seed=seed
+        )
         for query in run(inputs, geometry).queries:
             if query.margin == 0.0:
                 ties += 1
@@ -158,12 +160,19 @@ def test_a_sink_far_below_the_logits_is_no_sink(sink: float) -> None:
 
 
 def test_the_softmax_has_the_sink_in_its_denominator_unscaled() -> None:
-    q, keys, sink = doubles(2.0, 0.0)[None], torch.stack((doubles(1.0, 3.0), doubles(2.0, 5.0))), doubles(0.7)
+    q, keys, sink = (
+        doubles(2.0, 0.0)[None],
+        torch.stack((doubles(1.0, 3.0), doubles(2.0, 5.0))),
+        doubles(0.7),
+    )
     out, probabilities = attend(q, keys, sink, 0.5)
     weights = [math.exp(1.0), math.exp(2.0)]
     total = sum(weights) + math.exp(0.7)
     assert error(probabilities, doubles(*weights)[None] / total) <= TOLERANCE
-    assert error(out, doubles(weights[0] + 2 * weights[1], 3 * weights[0] + 5 * weights[1])[None] / total) <= TOLERANCE
+    assert (
+        error(out, doubles(weights[0] + 2 * weights[1], 3 * weights[0] + 5 * weights[1])[None] / total)
+        <= TOLERANCE
+    )
 
 
 def test_logits_that_overflow_the_exponential_are_fine() -> None:

@@ -38,7 +38,11 @@ Traced = tuple[Inputs, Geometry, BatchTrace]
 def traced(request: pytest.FixtureRequest) -> Traced:
     kind, top_k = request.param
     inputs, geometry = small_inputs(kind, *ROWS, top_k=top_k, sinks=Sinks.EXTREME, seed=1)
-    return inputs, geometry, attend_batch(inputs.hidden, inputs.weights, geometry, inputs.positions, inputs.documents)
+    return (
+        inputs,
+        geometry,
+        attend_batch(inputs.hidden, inputs.weights, geometry, inputs.positions, inputs.documents),
+    )
 
 
 def queries(traced: Traced) -> Iterator[tuple[DocumentTrace, QueryTrace]]:
@@ -120,7 +124,9 @@ def test_probabilities_and_the_share_of_the_sink_sum_to_1(traced: Traced) -> Non
     sink = inputs.weights.attn_sink
     assert sink.isinf().any()
     for document, query in queries(traced):
-        keys = torch.cat((document.context.window_keys[query.window], document.context.entries[query.selection]))
+        keys = torch.cat(
+            (document.context.window_keys[query.window], document.context.entries[query.selection])
+        )
         logits = torch.cat((geometry.head_dim**-0.5 * query.q @ keys.T, sink[:, None]), dim=1)
         shares = logits.softmax(dim=1)
         assert error(query.probabilities, shares[:, :-1], 1.0) <= TOLERANCE
@@ -154,7 +160,11 @@ def test_a_query_asked_alone_gets_the_same_trace(traced: Traced) -> None:
     for document, query in queries(traced):
         again = answer_query(query.t, document.context, inputs.weights, geometry)
         assert torch.equal(again.out, query.out)
-        assert (again.window, again.visible, again.selection) == (query.window, query.visible, query.selection)
+        assert (again.window, again.visible, again.selection) == (
+            query.window,
+            query.visible,
+            query.selection,
+        )
 
 
 def test_a_query_that_is_told_its_selection_keeps_its_scores_and_margin(traced: Traced) -> None:

@@ -79,7 +79,9 @@ def compressor_of(spec: Spec) -> Compressor:
     """Return a compressor that follows the given rules, entry by entry in float64."""
 
     def compressor(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
-        exact = CompressorWeights(*(x.double() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm)))
+        exact = CompressorWeights(
+            *(x.double() for x in (weights.wkv, weights.wgate, weights.ape, weights.norm))
+        )
         frequencies = spec.layer_frequencies(geometry)
         rows = [
             compress(row.double().clone(), 0, exact, geometry, frequencies, spec) for row in hidden
@@ -136,7 +138,9 @@ def attend_tiles(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: f
         logits = scale * torch.einsum("bshd,bsnd->bshn", q.to(accumulate), tile)
         logits = logits.masked_fill(~named[:, :, None, begin : begin + TILE], -math.inf)
         higher = torch.maximum(peak, logits.amax(-1))
-        safe = torch.where(higher == -math.inf, 0, higher).detach()  # a tile without a key must not make a NaN
+        safe = torch.where(
+            higher == -math.inf, 0, higher
+        ).detach()  # a tile without a key must not make a NaN
         factor, p = torch.exp(peak - safe), torch.exp(logits - safe[..., None])
         total = total * factor + p.sum(-1)
         out = out * factor[..., None] + torch.einsum("bshn,bsnd->bshd", p.to(q.dtype).to(accumulate), tile)
@@ -178,7 +182,9 @@ def index_scores_kernel(index_q: Tensor, index_k: Tensor, head_weights: Tensor) 
     """Products and ReLU in the dtype, the sum over heads in float32."""
     products = torch.einsum("bshd,btd->bsht", index_q, index_k).relu()
     accumulate = wide(index_q.dtype)
-    return torch.einsum("bsh,bsht->bst", head_weights.to(accumulate), products.to(accumulate)).to(index_q.dtype)
+    return torch.einsum("bsh,bsht->bst", head_weights.to(accumulate), products.to(accumulate)).to(
+        index_q.dtype
+    )
 
 
 def slots(x: Tensor, dim: int, overlap: bool, outside: float) -> Tensor:

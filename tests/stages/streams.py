@@ -28,7 +28,9 @@ class Tokens:
         outs = []
         for row in self.rows:
             positions = torch.arange(len(row))[None]
-            trace = attend_batch(torch.stack(row)[None].double(), *self.layer, positions, torch.zeros_like(positions))
+            trace = attend_batch(
+                torch.stack(row)[None].double(), *self.layer, positions, torch.zeros_like(positions)
+            )
             outs.append(trace.out[0, -hidden.shape[1] :])
         return torch.stack(outs).to(hidden.dtype)
 
@@ -148,7 +150,10 @@ WRONG = {
     **_table("select", ("SelectKeepsTheFirst", SLIDING), ("SelectKeepsTheOrder", SLIDING)),
     **_table("repeat", ("RepeatTiles", SLIDING), ("RepeatShares", SLIDING)),
     **_table(
-        "clear", ("ClearLeavesTheRemainder", HCA), "ClearLosesTheOverlapOfOthers", ("ClearKeepsOneLength", SLIDING)
+        "clear",
+        ("ClearLeavesTheRemainder", HCA),
+        "ClearLosesTheOverlapOfOthers",
+        ("ClearKeepsOneLength", SLIDING),
     ),
     **_table(
         "rollback",

@@ -75,7 +75,10 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
         ("cache csa calls=1,reset:1", "'reset:1' must have no numbers behind a colon"),
         ("cache csa calls=1,reorder,1", "'reorder' must have rows numbers behind a colon"),
         ("cache csa calls=1,rollback:2", "call 2 (rollback:2) rolls back 2 tokens; a row has 1"),
-        ("cache csa B=2 calls=2,clear:0,1,rollback:2,1", "call 4 (rollback:2) rolls back 2 tokens; a row has 1"),
+        (
+            "cache csa B=2 calls=2,clear:0,1,rollback:2,1",
+            "call 4 (rollback:2) rolls back 2 tokens; a row has 1",
+        ),
         ("cache csa calls=1,restore,1", "call 2 (restore) restores what was never saved"),
         ("cache csa B=2 calls=1,reorder:0,1", "call 2 (reorder:0) must name 2 rows"),
         ("cache csa B=2 calls=1,reorder:0.2,1", "call 2 (reorder:0.2) names row 2, but there are 2 rows"),
@@ -155,7 +158,9 @@ def test_tokens_have_the_shapes_that_the_model_says(kind: LayerKind) -> None:
         inputs = make_cache_inputs(case)
         shapes = {name: tuple(x.shape) for name, x in inputs.items() if name.startswith("tokens")}
         hidden = case.layer.geometry.hidden
-        assert shapes == {f"tokens {step.call}": (len(step.rows), step.tokens, hidden) for step in case.steps}
+        assert shapes == {
+            f"tokens {step.call}": (len(step.rows), step.tokens, hidden) for step in case.steps
+        }
         assert list(inputs) == ["weights", "geometry", "batch", "calls", *shapes]
         again = make_cache_inputs(parse_case(str(case)))
         assert all(torch.equal(inputs[name], again[name]) for name in shapes)
@@ -201,7 +206,9 @@ def test_what_cannot_be_kept_becomes_the_smallest_schedule() -> None:
     case = schedule("2,save,1,restore,1")
     assert str(fit(case, Capabilities(lacks={(CACHE, Op.SAVE): "no"}))[0]) == "cache csa calls=1"
     assert fit(case, Capabilities(lacks={(CACHE, Op.RESTORE): "no"}))[0] == schedule("2,save,1,1")
-    assert fit(schedule("1,repeat:2,select:1,1"), Capabilities(lacks={(CACHE, Op.REPEAT): "no"}))[0] == schedule("1")
+    assert fit(schedule("1,repeat:2,select:1,1"), Capabilities(lacks={(CACHE, Op.REPEAT): "no"}))[
+        0
+    ] == schedule("1")
 
 
 def test_fit_takes_the_nearest_ratio() -> None:

@@ -41,7 +41,9 @@ def gradients(stage: str) -> Check:
 def held(stage: str, function: Callable[..., Any], examples: int, dtype: str = "float32") -> CheckResult:
     """Hold the gradients of a function against the specification's."""
     candidate = as_candidate(declaring(function, gradients=True), function.__name__, stage)
-    return run_check(gradients(stage), candidate, STAGES[stage], None, draw(stage_cases(stage, dtype), examples))
+    return run_check(
+        gradients(stage), candidate, STAGES[stage], None, draw(stage_cases(stage, dtype), examples)
+    )
 
 
 def failures(wrong: Bug, enough: int) -> dict[str, WrongGradient]:

@@ -32,7 +32,9 @@ from stages.right import (
 KERNELS: dict[str, Any] = {
     "attend": attend_tiles,
     "select": select_topk,
-    "index_scores": declaring(index_scores_kernel, batch_invariant=False),  # matrix products depend on the rows
+    "index_scores": declaring(
+        index_scores_kernel, batch_invariant=False
+    ),  # matrix products depend on the rows
     "compressor": declaring(compressor_kernel, batch_invariant=False),
 }
 LOOPS: dict[str, Any] = {
@@ -161,7 +163,9 @@ def test_head_dims_and_ratios_are_kept() -> None:
     """The nearest that is supported is tried in place of another."""
     seen: set[tuple[int, int]] = set()
 
-    def compressor(hidden: Tensor, weights: csa_spec.CompressorWeights, geometry: csa_spec.Geometry) -> Tensor:
+    def compressor(
+        hidden: Tensor, weights: csa_spec.CompressorWeights, geometry: csa_spec.Geometry
+    ) -> Tensor:
         seen.add((geometry.compress_ratio, geometry.head_dim))
         return compressor_loops(hidden, weights, geometry)
 
@@ -227,14 +231,18 @@ def test_a_kind_of_data_that_is_declared_away_is_not_tried() -> None:
 def test_invalid_indices_are_tried_where_they_are_declared() -> None:
     """One function takes any index outside for none; the other one only -1."""
 
-    def reads_what_is_not_minus_one(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    def reads_what_is_not_minus_one(
+        q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+    ) -> Tensor:
         named = indices != -1
         rows = torch.where(named, indices, 0)
         if not kv.shape[1]:
             return torch.zeros_like(q)
         keys = kv[torch.arange(len(kv))[:, None, None], rows]  # raises IndexError
         keys = keys.masked_fill(~named[..., None], 0)
-        logits = (scale * torch.einsum("bshd,bsnd->bshn", q, keys)).masked_fill(~named[:, :, None], -torch.inf)
+        logits = (scale * torch.einsum("bshd,bsnd->bshn", q, keys)).masked_fill(
+            ~named[:, :, None], -torch.inf
+        )
         return torch.einsum("bshn,bsnd->bshd", sink_softmax(logits, sinks), keys)
 
     report = smoke(attend_gather, invalid_indices=True)
@@ -263,7 +271,11 @@ def test_a_promise_of_the_lowest_index_is_held() -> None:
     def takes_the_last(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
         visible = ((positions + 1) // compress_ratio)[..., None]
         hidden = torch.arange(scores.shape[-1]) >= visible
-        ranked = scores.nan_to_num(0.0, neginf=torch.finfo(scores.dtype).min).masked_fill(hidden, -torch.inf).flip(-1)
+        ranked = (
+            scores.nan_to_num(0.0, neginf=torch.finfo(scores.dtype).min)
+            .masked_fill(hidden, -torch.inf)
+            .flip(-1)
+        )
         picks = scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         return torch.where(picks >= visible, -1, picks)
 

@@ -74,7 +74,10 @@ def test_hashes_tell_cases_apart() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("attend Q=3", "'Q=3' is not part of a case of attend; known are seed, dtype, device, B, S, H, D, N, n,"),
+        (
+            "attend Q=3",
+            "'Q=3' is not part of a case of attend; known are seed, dtype, device, B, S, H, D, N, n,",
+        ),
         ("attend n=3 n=4", "'n=4' is the second n"),
         ("attend n=x", "'n=x' has no value that can be read"),
         ("attend n", "'n' has no value that can be read"),
@@ -86,7 +89,10 @@ def test_hashes_tell_cases_apart() -> None:
         ("select values=", "values '' is none of integers,"),
         ("select dtype=int8", "dtype 'int8' is none of"),
         ("compressor device=tpu", "device 'tpu' is none of"),
-        ("attention n=1", "a case starts with a layer kind (csa, hca, sliding) or a stage (compressor, index_scores,"),
+        (
+            "attention n=1",
+            "a case starts with a layer kind (csa, hca, sliding) or a stage (compressor, index_scores,",
+        ),
         ("", "a case starts with a layer kind"),
         ("index_scores seed=x", "'seed=x' has no value that can be read"),
     ],
@@ -142,7 +148,9 @@ def test_fitting_stays_within_what_is_declared_and_is_done_once(stage: str, decl
         for letter, size in fitting.sizes.items():
             assert size <= capabilities.limits.get(letter, size)
             assert size % capabilities.multiples.get(letter, 1) == 0
-        assert capabilities.compress_ratios is None or fitting.sizes.get("m", 2) in capabilities.compress_ratios
+        assert (
+            capabilities.compress_ratios is None or fitting.sizes.get("m", 2) in capabilities.compress_ratios
+        )
         assert capabilities.head_dims is None or fitting.sizes.get("D", 4) in capabilities.head_dims
         assert not any((stage, name) in capabilities.lacks for name in fitting.regime)
 

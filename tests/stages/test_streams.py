@@ -44,7 +44,11 @@ def smoke(stream: Any, kind: str = "sliding", dtype: str = "float32", **declared
     """Run the smallest profile on a stream."""
     opens = candidate_of(stream)
     return csa_spec.check(
-        declaring(opens, **declared) if declared else opens, stage="cache", layer=kind, profile="smoke", dtype=dtype
+        declaring(opens, **declared) if declared else opens,
+        stage="cache",
+        layer=kind,
+        profile="smoke",
+        dtype=dtype,
     )
 
 
@@ -84,7 +88,8 @@ def test_manners_are_held_to_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [(str(kind), "bfloat16") for kind in LayerKind] + [("csa", "float16"), ("sliding", "float16")]
+    ("kind", "dtype"),
+    [(str(kind), "bfloat16") for kind in LayerKind] + [("csa", "float16"), ("sliding", "float16")],
 )
 def test_a_stream_that_keeps_state_passes_in_16_bits(kind: str, dtype: str) -> None:
     """With its state in float32."""
@@ -159,8 +164,12 @@ def execute(failure: Failure, stream: type[Any]) -> list[float]:
 def test_there_are_enough_wrong_streams_of_every_operation() -> None:
     """Twelve within three calls are asked for; every operation has some."""
     assert sum(wrong.calls <= 3 for wrong in WRONG.values()) >= 40
-    assert all(wrong.after == "restore" for wrong in WRONG.values() if wrong.calls > 3 and wrong.layer != "csa")
-    assert set(Counter(wrong.after for wrong in WRONG.values())) == {str(op) for op in Op if op is not Op.SAVE}
+    assert all(
+        wrong.after == "restore" for wrong in WRONG.values() if wrong.calls > 3 and wrong.layer != "csa"
+    )
+    assert set(Counter(wrong.after for wrong in WRONG.values())) == {
+        str(op) for op in Op if op is not Op.SAVE
+    }
 
 
 def test_one_mistake_may_be_seen_after_several_operations() -> None:

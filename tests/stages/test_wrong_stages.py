@@ -21,7 +21,10 @@ from stages.wrong import WRONG, Wrong
 
 IN_FLOAT32 = [name for name, wrong in WRONG.items() if "float32" in wrong.dtypes]
 IN_16_BITS = [
-    (name, dtype) for name, wrong in WRONG.items() for dtype in ("bfloat16", "float16") if dtype in wrong.dtypes
+    (name, dtype)
+    for name, wrong in WRONG.items()
+    for dtype in ("bfloat16", "float16")
+    if dtype in wrong.dtypes
 ]
 ROUNDED = [(name, "bfloat16") for name, wrong in WRONG.items() if wrong.dtypes == ("float32", "float16")]
 

@@ -61,8 +61,16 @@ WRONG: dict[str, Wrong] = {
         ("reads_as_many_as_there_are", "SeesTooLittle ReturnsZeros", {"also": ("WrongNumbers",)}),
         ("reads_whole_tiles_only", "SeesTooLittle", {"also": ("WrongNumbers",), "size": 24}),
         ("has_no_running_maximum", "NotFinite"),
-        ("keeps_old_weights_when_the_maximum_grows", "WrongNumbers", {"also": ("SeesTooLittle",), "size": 24}),
-        ("takes_the_scale_from_the_head_dim", "WrongNumbers", {"also": ("SeesTooLittle",)}),  # one-hot where it is not
+        (
+            "keeps_old_weights_when_the_maximum_grows",
+            "WrongNumbers",
+            {"also": ("SeesTooLittle",), "size": 24},
+        ),
+        (
+            "takes_the_scale_from_the_head_dim",
+            "WrongNumbers",
+            {"also": ("SeesTooLittle",)},
+        ),  # one-hot where it is not
         ("confuses_powers_of_two_and_e", "WrongNumbers"),
         ("takes_keys_of_the_next_row", "SeesTooLittle", {"also": ("NotFinite", "WrongNumbers")}),
         ("sees_what_other_queries_gathered", "SeesTooMuch", {"also": ("WrongNumbers", "NotZero")}),
@@ -136,14 +144,22 @@ WRONG: dict[str, Wrong] = {
         ("overflows_with_large_gates", "NotFinite"),
         ("rotates_at_the_last_token", "WrongNumbers"),
         ("rotates_at_the_entry", "WrongNumbers"),
-        ("rotates_at_zero", "WrongNumbers", {"also": ("AnswersAnother",)}),  # where blocks are alike, all entries are
+        (
+            "rotates_at_zero",
+            "WrongNumbers",
+            {"also": ("AnswersAnother",)},
+        ),  # where blocks are alike, all entries are
         ("rotates_halves", "WrongNumbers"),
         ("rotates_leading_channels", "WrongNumbers"),
         ("ignores_yarn", "WrongNumbers"),
         ("rotates_with_the_main_theta", "WrongNumbers"),
         ("starts_from_zero_logits", "WrongNumbers"),
         # Logits of -20000 are coarser than a whole softmax in 16 bits.
-        ("starts_from_minus_ten_thousand", "SeesTooLittle", {"also": ("ReturnsZeros",), "dtypes": ("float32",)}),
+        (
+            "starts_from_minus_ten_thousand",
+            "SeesTooLittle",
+            {"also": ("ReturnsZeros",), "dtypes": ("float32",)},
+        ),
         ("forgets_the_norm", "WrongNumbers"),
         ("ignores_the_norm_weight", "WrongNumbers"),
         ("norms_after_the_rotation", "WrongNumbers"),

@@ -51,7 +51,9 @@ def test_every_drawn_case_is_a_legal_batch(case: Case) -> None:
     """The specification finds in the layout the documents that the rows name, with finite tensors to go with it."""
     positions, documents = (torch.tensor(rows) for rows in case.layout())
     assert positions.shape == documents.shape == (len(case.rows), case.columns)
-    found = [(document.row, document.length, document.start) for document in split_documents(positions, documents)]
+    found = [
+        (document.row, document.length, document.start) for document in split_documents(positions, documents)
+    ]
     assert found == [(n, length, row.start) for n, row in enumerate(case.rows) for length in row.lengths]
     inputs = make_inputs(case)
     assert inputs.hidden.isfinite().all()
@@ -164,8 +166,13 @@ def test_candidates_narrow_the_draws() -> None:
 
 def smallest(condition: Callable[[Case], bool], kind: LayerKind = LayerKind.CSA) -> Case:
     """Return what Hypothesis shrinks to."""
-    phases = [Phase.generate, Phase.shrink]  # to explain what it found costs Hypothesis several times as long
-    search = settings(max_examples=1000, phases=phases, database=None, deadline=None, report_multiple_bugs=False)
+    phases = [
+        Phase.generate,
+        Phase.shrink,
+    ]  # to explain what it found costs Hypothesis several times as long
+    search = settings(
+        max_examples=1000, phases=phases, database=None, deadline=None, report_multiple_bugs=False
+    )
     return find(cases(kind), condition, settings=search, random=random.Random(0))
 
 

@@ -222,7 +222,9 @@ def patched(mutant: Mutant | None, folder: Path) -> Candidate:
         spec.loader.exec_module(module)
     finally:
         del sys.modules[name]
-    return from_modules(module, configuration_deepseek_v4, {"transformers": f"{transformers.__version__}, patched"})
+    return from_modules(
+        module, configuration_deepseek_v4, {"transformers": f"{transformers.__version__}, patched"}
+    )
 
 
 class _Found(Exception):

@@ -74,7 +74,13 @@ class Cell:
         """One or two words."""
         if self.wrong:
             modes = {finding.mode for finding in self.wrong}
-            where = "" if len(modes) == self.modes else " with a cache" if "cache" in modes else " without a cache"
+            where = (
+                ""
+                if len(modes) == self.modes
+                else " with a cache"
+                if "cache" in modes
+                else " without a cache"
+            )
             return f"wrong{where}" + (" or refused" if self.refusals else "")
         if self.refusals:
             return "ok or refused" if self.right else "refused"
@@ -107,10 +113,16 @@ SCHEDULES: dict[str, tuple[set[Op], tuple[str, ...]]] = {
     "decode, blocks of drafts": (set(), ("4,2,2,2", "1,3,3", "3,4,4", "2x2,2,3")),
     "`reorder_cache`": ({Op.REORDER}, ("2x1,reorder:1.0,1", "2x3,reorder:1.0,1,1,1", "2x4,reorder:1.1,3")),
     "`reset`": ({Op.RESET}, ("1,reset,1", "5,reset,1,1,1", "3,reset,4", "7,reset,7")),
-    "`crop`": ({Op.ROLLBACK}, ("1,rollback:1,1", "2,rollback:1,2", "1,1,rollback:1,1,1", "7,rollback:2,2,1")),
+    "`crop`": (
+        {Op.ROLLBACK},
+        ("1,rollback:1,1", "2,rollback:1,2", "1,1,rollback:1,1,1", "7,rollback:2,2,1"),
+    ),
     "`batch_select_indices`": ({Op.SELECT}, ("2x1,select:1,1", "2x3,select:1.0,1,1", "2x4,select:1,3")),
     "`batch_repeat_interleave`": ({Op.REPEAT}, ("1,repeat:2,1", "3,repeat:2,1,2", "2x4,repeat:2,3")),
-    "`copy.deepcopy`": ({Op.FORK, Op.SAVE}, ("3,fork,2,2", "4,fork,1", "3,save,2,restore,3", "2x5,fork,1,1")),
+    "`copy.deepcopy`": (
+        {Op.FORK, Op.SAVE},
+        ("3,fork,2,2", "4,fork,1", "3,save,2,restore,3", "2x5,fork,1,1"),
+    ),
 }
 """Operation: calls of which one must be in a case, and schedules (``2x``: of two rows)."""
 RECORDED = "`crop` after `activate_past_recording`"
@@ -143,7 +155,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 MASKS: dict[str, Callable[[Geometry, Tensor], Tensor | None]] = {
     "additive 4-D mask": lambda geometry, hidden: additive(seen_by(geometry, hidden), hidden.dtype),
-    "additive 4-D mask of one row": lambda geometry, hidden: additive(seen_by(geometry, hidden)[:1], hidden.dtype),
+    "additive 4-D mask of one row": lambda geometry, hidden: additive(
+        seen_by(geometry, hidden)[:1], hidden.dtype
+    ),
     "bool 4-D mask": seen_by,
     "`attention_mask=None` at the layer": lambda geometry, hidden: None,
 }
@@ -175,7 +189,9 @@ def run_masked(
 # Measuring one release
 
 
-def cache_cases_of(kind: LayerKind, texts: Iterable[str], sizes: Iterable[Size] = SIZES) -> Iterator[CacheCase]:
+def cache_cases_of(
+    kind: LayerKind, texts: Iterable[str], sizes: Iterable[Size] = SIZES
+) -> Iterator[CacheCase]:
     """Yield schedules on layers of several sizes."""
     for text in texts:
         batch, _, calls = text.rpartition("x")
@@ -188,7 +204,9 @@ def layer_cases_of(kind: LayerKind, texts: Iterable[str], mode: str = "") -> Ite
     """Yield rows on layers of several sizes."""
     for text in texts:
         for seed, size in enumerate(SIZES):
-            yield replace(layer_of(kind, *size), rows=tuple(map(Row.parse, text.split(","))), seed=seed, mode=mode)
+            yield replace(
+                layer_of(kind, *size), rows=tuple(map(Row.parse, text.split(","))), seed=seed, mode=mode
+            )
 
 
 def look(candidate: Candidate, stage: str, cases: Iterable[Any], keeps: Callable[[Any], bool]) -> Cell:
@@ -236,7 +254,8 @@ def measure() -> dict[str, Any]:
     adapter = candidate.stages[CACHE].__self__  # type: ignore[attr-defined]
     bare = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
     recording = replace(
-        candidate, stages={CACHE: lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)}
+        candidate,
+        stages={CACHE: lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)},
     )
     cells: dict[str, dict[str, Cell]] = {}
     for kind in LayerKind:
@@ -267,7 +286,9 @@ def measure() -> dict[str, Any]:
             found[name] = look(masked, LAYER, layer_cases_of(kind, BATCHES), lambda case: not case.features)
     return {
         "versions": {**candidate.environment, "torch": torch.__version__},
-        "cells": {kind: {name: asdict(cell) for name, cell in found.items()} for kind, found in cells.items()},
+        "cells": {
+            kind: {name: asdict(cell) for name, cell in found.items()} for kind, found in cells.items()
+        },
     }
 
 
@@ -299,7 +320,16 @@ def install(release: str, folder: Path) -> dict[str, str]:
     if not (target / "installed").exists():
         print(f"installing transformers {release} ...", file=sys.stderr, flush=True)
         target.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target), f"transformers=={release}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--target",
+            str(target),
+            f"transformers=={release}",
+        ]
         subprocess.run(command, check=True)
         (target / "installed").touch()
     paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -391,9 +421,14 @@ def main() -> None:
     """Measure the installed release, or all and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="print the installed release's cells as JSON")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}; else print it")
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / ".pytest_cache" / "d", help="where releases are installed, and kept"
+        "--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}; else print it"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / ".pytest_cache" / "d",
+        help="where releases are installed, and kept",
     )
     parser.add_argument("--releases", nargs="+", help=f"default: {', '.join(RELEASES)} and the newest")
     options = parser.parse_args()

@@ -40,7 +40,9 @@ def run(case: Case) -> LayerOutput:
 @pytest.mark.parametrize("kind", list(LayerKind), ids=str)
 def test_both_modes_match_the_specification(kind: LayerKind, mode: str) -> None:
     """Without a cache, and filling one."""
-    tally = matches_specification(LayerTrial(find_candidate("transformers"), replace(of_kind(kind), mode=mode)))
+    tally = matches_specification(
+        LayerTrial(find_candidate("transformers"), replace(of_kind(kind), mode=mode))
+    )
     assert tally.queries == 15
 
 

@@ -56,12 +56,16 @@ def try_case(case: CacheCase, candidate: Candidate | None = None) -> str:
 def stream_of(case: CacheCase) -> CacheStream:
     """Open a stream by hand."""
     arguments = make_cache_inputs(case)
-    stream = find_candidate("transformers").stages[CACHE](*(arguments[n] for n in ("weights", "geometry", "batch")))
+    stream = find_candidate("transformers").stages[CACHE](
+        *(arguments[n] for n in ("weights", "geometry", "batch"))
+    )
     assert isinstance(stream, CacheStream)
     return stream
 
 
-@pytest.mark.parametrize("calls", ["7", *(f"{n},{7 - n}" for n in range(1, 7)), "1,1,1,1,1,1,1", "4,2,2,2", "1,5,3,1"])
+@pytest.mark.parametrize(
+    "calls", ["7", *(f"{n},{7 - n}" for n in range(1, 7)), "1,1,1,1,1,1,1", "4,2,2,2", "1,5,3,1"]
+)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_chunks_and_decode_are_right(kind: LayerKind, calls: str) -> None:
     """Prefill in one or two calls, token by token, in blocks."""
@@ -90,7 +94,9 @@ def test_reset_reorder_and_copies_are_right(kind: LayerKind, calls: str, batch: 
 
 
 @measured
-@pytest.mark.parametrize(("calls", "batch"), [("4,select:1,3", 2), ("3,repeat:2,1,2", 1), ("2,rollback:1,2", 1)])
+@pytest.mark.parametrize(
+    ("calls", "batch"), [("4,select:1,3", 2), ("3,repeat:2,1,2", 1), ("2,rollback:1,2", 1)]
+)
 def test_sliding_layers_support_more(calls: str, batch: int) -> None:
     """Their cache is the library's own."""
     assert try_case(case_of(LayerKind.SLIDING, calls, batch)) == "ok"
@@ -100,7 +106,11 @@ def test_sliding_layers_support_more(calls: str, batch: int) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_what_is_refused_counts_as_refused(kind: LayerKind) -> None:
     """``crop`` once the window is full; ``clear``, which no cache of the library has."""
-    cases = [case_of(kind, "7,rollback:1,2"), case_of(kind, "3,rollback:1,2"), case_of(kind, "4,clear:0,2", batch=2)]
+    cases = [
+        case_of(kind, "7,rollback:1,2"),
+        case_of(kind, "3,rollback:1,2"),
+        case_of(kind, "4,clear:0,2", batch=2),
+    ]
     candidate = find_candidate("transformers")
     everything = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
     result = run_check(SPECIFICATION, everything, CACHE_STAGE, kind, cases)

@@ -19,7 +19,8 @@ from csa_spec.candidates.transformers import configuration_of
 from csa_spec.spec import Geometry
 
 pytestmark = pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23), reason="older releases do not reorder entries"
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="older releases do not reorder entries",
 )
 
 PROMPT = torch.tensor([[5, 3, 9, 1, 12, 7, 2, 14, 4], [8, 8, 1, 0, 3, 15, 6, 2, 11]])
@@ -49,7 +50,9 @@ def model() -> Any:
 @torch.no_grad()
 def test_greedy_generation_with_the_cache_has_the_logits_of_the_whole_text(model: Any) -> None:
     """Prefill and 14 single tokens, over three borders of blocks and past the window."""
-    done = model.generate(PROMPT, max_new_tokens=14, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    done = model.generate(
+        PROMPT, max_new_tokens=14, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     whole = model(done.sequences, use_cache=False).logits[:, PROMPT.shape[1] - 1 : -1]
     stepwise = torch.stack(done.logits, dim=1)
     assert stepwise.shape == whole.shape == (2, 14, 16)
@@ -62,7 +65,8 @@ def test_beam_search_finds_the_same_beams_with_and_without_the_cache(model: Any)
     """Beams are reordered between tokens, in the middle of blocks, too."""
     options = {"max_new_tokens": 11, "num_beams": 3, "do_sample": False, "return_dict_in_generate": True}
     with_cache, without = (
-        model.generate(PROMPT, use_cache=use_cache, output_scores=True, **options) for use_cache in (True, False)
+        model.generate(PROMPT, use_cache=use_cache, output_scores=True, **options)
+        for use_cache in (True, False)
     )
     assert torch.equal(with_cache.sequences, without.sequences)
     torch.testing.assert_close(with_cache.sequences_scores, without.sequences_scores, rtol=1e-4, atol=1e-4)
@@ -71,7 +75,9 @@ def test_beam_search_finds_the_same_beams_with_and_without_the_cache(model: Any)
 
 
 @torch.no_grad()
-def test_a_cache_that_forgets_to_reorder_entries_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_forgets_to_reorder_entries_is_found(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As releases before 5.23.0 did."""
     module = sys.modules[type(model).__module__]
     for name in ("DeepseekV4HCACache", "DeepseekV4CSACache"):

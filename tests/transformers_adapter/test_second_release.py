@@ -24,7 +24,16 @@ def release(request: pytest.FixtureRequest) -> Path:
     folder = Path(request.config.cache.mkdir(f"transformers-{RELEASE}"))  # type: ignore[union-attr]
     done = folder / "installed"
     if not done.exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), f"transformers=={RELEASE}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--target",
+            str(folder),
+            f"transformers=={RELEASE}",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             pytest.fail(
@@ -56,7 +65,9 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
 
     for kind in ("csa", "hca"):
         (equality,) = (
-            r for r in report["results"] if (r["stage"], r["layer"], r["check"]) == ("layer", kind, "specification")
+            r
+            for r in report["results"]
+            if (r["stage"], r["layer"], r["check"]) == ("layer", kind, "specification")
         )
         (leak,) = (f for f in equality["failures"] if f["kind"] == "SeesTooMuch")
         case = Case.parse(leak["case_line"])
@@ -76,6 +87,8 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
 
     readme = Path(__file__).parents[2] / "README.md"
     shown = readme.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
-    lines = [line for line in shown.splitlines() if "off by" not in line]  # rounding differs between machines
+    lines = [
+        line for line in shown.splitlines() if "off by" not in line
+    ]  # rounding differs between machines
     missing = [line for line in lines if line not in result.stdout.splitlines()]
     assert not missing, "the README shows what the command no longer prints"

@@ -45,7 +45,9 @@ def frame(
     y = sheet.paragraph(MARGIN, y + 1, _sentence(failure.detail), width, TEXT)
     y = sheet.paragraph(MARGIN, y + 1, str(failure.case), width, SMALL, QUIET, mono=True)
     if failure.diagnosis is not None and failure.diagnosis.behaves_like:
-        y = sheet.paragraph(MARGIN, y + 4, _likely(failure.diagnosis.behaves_like[0]), width, TEXT, PURPLE, bold=True)
+        y = sheet.paragraph(
+            MARGIN, y + 4, _likely(failure.diagnosis.behaves_like[0]), width, TEXT, PURPLE, bold=True
+        )
     y = body(sheet, MARGIN, y + 8) + 16
     y = draw_legend(sheet, MARGIN, y, width, looks)
     if errors:

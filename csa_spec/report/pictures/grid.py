@@ -159,12 +159,16 @@ class Grid:
         look, side, across = self.look(row, column), self.square, self.across
         if look.sign:
             title = f"{self.row_name(row)}, {self.column_name(column)}: {look.meaning}"
-            sheet.rect(x + 1, y + 1, across - 3, side - 3, look.fill, look.stroke, look.weight, look.dash, title)
+            sheet.rect(
+                x + 1, y + 1, across - 3, side - 3, look.fill, look.stroke, look.weight, look.dash, title
+            )
         middle, number = x + across / 2 - 0.5, self.inside(row, column)
         lift = 0.2 * side if look.sign and number else 0
         if look.sign:
             size = 15 if side > 20 else SMALL
-            sheet.text(middle, y + side / 2 + size / 3 - lift, look.sign, size, look.ink, "middle", bold=True)
+            sheet.text(
+                middle, y + side / 2 + size / 3 - lift, look.sign, size, look.ink, "middle", bold=True
+            )
         if number:
             sheet.text(middle, y + side / 2 + 3.5 + 1.1 * lift, number, SMALL, look.ink, "middle")
 
@@ -213,7 +217,9 @@ def draw_errors(
     return max(end + 40, x + text_width(of_what, SMALL))
 
 
-def draw_legend(sheet: Sheet, x: float, y: float, width: float, looks: Sequence[Look], heading: str = "") -> float:
+def draw_legend(
+    sheet: Sheet, x: float, y: float, width: float, looks: Sequence[Look], heading: str = ""
+) -> float:
     """Draw what the squares mean, over as many lines as it takes; return where the next line is."""
     at = x
     if heading:

@@ -26,7 +26,9 @@ from csa_spec.stages.cache_cases import CacheCase
 
 WINDOW = Look("in the window", "#4ac26b", "#1a7f37")
 SELECTED = Look("entry selected", "#54aeff", "#0550ae")
-VISIBLE = Look("may be seen: entry not selected, or token in an entry that may be seen", "#ddf4ff", "#80b8ec")
+VISIBLE = Look(
+    "may be seen: entry not selected, or token in an entry that may be seen", "#ddf4ff", "#80b8ec"
+)
 HIDDEN = looking(NOTHING, "must not see")
 DEPENDS = Look("depends on it, rightly", "#8c959f", "#57606a")
 MUCH = looking(TOO_MUCH, "depends on it and must not")
@@ -133,7 +135,11 @@ def errors_of(failure: Failure) -> Callable[[int], Sequence[float] | None]:
     def of(t: int) -> Sequence[float] | None:
         if errors is not None:
             return [float(errors[t])]
-        return [failure.over_budget] if place is not None and place.t == t and failure.over_budget is not None else None
+        return (
+            [failure.over_budget]
+            if place is not None and place.t == t and failure.over_budget is not None
+            else None
+        )
 
     return of
 

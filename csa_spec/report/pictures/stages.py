@@ -90,12 +90,20 @@ def attend_picture(failure: Failure, check: str) -> str:
         for number, t in enumerate(rows):
             text = f"{none[t]} ×" if none[t] else "–"
             sheet.text(
-                right + 20, y + _HEADER + number * grid.square + grid.square / 2 + 4, text, SMALL, anchor="middle"
+                right + 20,
+                y + _HEADER + number * grid.square + grid.square / 2 + 4,
+                text,
+                SMALL,
+                anchor="middle",
             )
-        draw_errors(sheet, grid, right + text_width("no key", SMALL) + 20, y + _HEADER, _errors(failure, row))
+        draw_errors(
+            sheet, grid, right + text_width("no key", SMALL) + 20, y + _HEADER, _errors(failure, row)
+        )
         return bottom
 
-    looks = [NAMED, AGAIN, UNNAMED] if any(max(c.values(), default=0) > 1 for c in counts) else [NAMED, UNNAMED]
+    looks = (
+        [NAMED, AGAIN, UNNAMED] if any(max(c.values(), default=0) > 1 for c in counts) else [NAMED, UNNAMED]
+    )
     looks += [] if stray is None else [_MORE if isinstance(failure, SeesTooMuch) else _LESS]
     notes = [
         cut_note("Queries", rows, len(lists)),
@@ -129,7 +137,11 @@ def select_picture(failure: Failure, check: str) -> str:
 
     few = count <= _FEW
     square = 38 if few else side_of(len(rows), len(columns))
-    across = max((text_width(f"{scores[t][s]:.2g}", SMALL) for t in rows for s in columns), default=0) if few else 0
+    across = (
+        max((text_width(f"{scores[t][s]:.2g}", SMALL) for t in rows for s in columns), default=0)
+        if few
+        else 0
+    )
     grid = Grid(
         rows, columns, look, column_name=lambda s: f"e{s}", inside=inside, above=f"entries, row {row}",
         current=here, square=square, wide=max(square, int(across) + 6),
@@ -148,7 +160,9 @@ def select_picture(failure: Failure, check: str) -> str:
         cut_note("Queries", rows, case.queries),
         cut_note("Entries", columns, count),
         "The numbers in the squares are the scores." if few else "",
-        "Of other queries the candidate's selection is not recorded." if any(one is None for one in picks) else "",
+        "Of other queries the candidate's selection is not recorded."
+        if any(one is None for one in picks)
+        else "",
     ]
     looks = [PICKED, *([EXPECTED] if None in picks else []), SEEN, UNSEEN, WRONG_PICK, LEFT_OUT]
     return frame(failure, check, body, looks, notes, errors=False)
@@ -252,7 +266,9 @@ def _errors(failure: Failure, row: int) -> Callable[[int], Sequence[float] | Non
             return found
         place = failure.place
         return (
-            [failure.over_budget] if place is not None and place.t == item and failure.over_budget is not None else None
+            [failure.over_budget]
+            if place is not None and place.t == item and failure.over_budget is not None
+            else None
         )
 
     return of
@@ -266,7 +282,9 @@ def _picks(failure: Failure, row: int, t: int, here: int) -> list[int] | None:
     return [int(s) for s in failure.got if s != -1] if t == here and failure.got is not None else None
 
 
-def _pick_marks(scores: Sequence[float], visible: int, k: int, picks: Sequence[int] | None) -> dict[int, Look]:
+def _pick_marks(
+    scores: Sequence[float], visible: int, k: int, picks: Sequence[int] | None
+) -> dict[int, Look]:
     """Return how the entries look that are selected, or should be."""
     must = SPEC.select(range(visible), [x if x == x else -math.inf for x in scores], k)
     if picks is None:
