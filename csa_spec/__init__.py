@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csa_spec.checking import check, check_case
-    from csa_spec.engine.case import Case, CaseError, Feature, Row
+    from csa_spec.engine.case import CaseError
     from csa_spec.engine.failures import Failure
     from csa_spec.engine.results import Report, Verdict
-    from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities, LayerOutput, LayerStage
+    from csa_spec.plug.candidate import Candidate, CandidateError
+    from csa_spec.plug.capabilities import Capabilities
     from csa_spec.resolving import UsageError
     from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
+    from csa_spec.stages import parse_case
+    from csa_spec.stages.layer.case import Feature, LayerCase, Row
+    from csa_spec.stages.layer.output import LayerOutput, LayerStage
 
 __all__ = [
+    "AllBut",
     "Candidate",
     "CandidateError",
     "Capabilities",
@@ -30,6 +35,7 @@ __all__ = [
     "Failure",
     "Feature",
     "Geometry",
+    "LayerCase",
     "LayerKind",
     "LayerOutput",
     "LayerStage",
@@ -41,20 +47,23 @@ __all__ = [
     "Yarn",
     "check",
     "check_case",
+    "parse_case",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("check", "check_case"), "csa_spec.checking"),
-    "UsageError": "csa_spec.resolving",
-    **dict.fromkeys(
-        ("Candidate", "CandidateError", "Capabilities", "LayerOutput", "LayerStage"),
-        "csa_spec.plug.candidate",
-    ),
-    **dict.fromkeys(("Case", "CaseError", "Feature", "Row"), "csa_spec.engine.case"),
-    "Failure": "csa_spec.engine.failures",
-    **dict.fromkeys(("Report", "Verdict"), "csa_spec.engine.results"),
-    **dict.fromkeys(("CompressorWeights", "Geometry", "LayerKind", "LayerWeights", "Yarn"), "csa_spec.spec"),
+_IN = {
+    "csa_spec.checking": ("check", "check_case"),
+    "csa_spec.engine.case": ("Case", "CaseError"),
+    "csa_spec.engine.failures": ("Failure",),
+    "csa_spec.engine.results": ("Report", "Verdict"),
+    "csa_spec.plug.candidate": ("Candidate", "CandidateError"),
+    "csa_spec.plug.capabilities": ("AllBut", "Capabilities"),
+    "csa_spec.resolving": ("UsageError",),
+    "csa_spec.spec": ("CompressorWeights", "Geometry", "LayerKind", "LayerWeights", "Yarn"),
+    "csa_spec.stages": ("parse_case",),
+    "csa_spec.stages.layer.case": ("Feature", "LayerCase", "Row"),
+    "csa_spec.stages.layer.output": ("LayerOutput", "LayerStage"),
 }
+_HOMES = {name: home for home, names in _IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

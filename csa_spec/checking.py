@@ -13,7 +13,7 @@ from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_limitations
 from csa_spec.engine.results import Report
-from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
@@ -34,10 +34,6 @@ from csa_spec.target import Progress, make_targets, one_thread
 def check(
     candidate: Any = None,
     *,
-    compressor: Any = None,
-    index_scores: Any = None,
-    select: Any = None,
-    attend: Any = None,
     stage: str = "all",
     layer: str = "all",
     profile: str = "default",
@@ -48,6 +44,7 @@ def check(
     time_limit: float = TIME_LIMIT,
     known: Path | None = None,
     progress: Progress = lambda result: None,
+    **stages: Any,
 ) -> Report:
     """Hold a candidate against the specification and the laws.
 
@@ -57,13 +54,11 @@ def check(
         A shipped name (``"transformers"``), a name of the entry point group ``csa_spec.candidates``,
         ``"package.module:object"``, a function, or an object or module with stages as attributes (see
         ``docs/stages.md``).
-    compressor, index_scores, select, attend
-        Single stages, functions or ``"package.module:object"``, in place of a candidate.
     stage
-        Which of the candidate's stages: ``compressor``, ``index_scores``, ``select``, ``attend``, ``layer``, or
-        ``all`` that it offers. A bare function is this stage; a layer, where nothing is said.
+        Which of the candidate's stages, or ``all`` that it offers. A bare function is this stage; a layer, where
+        nothing is said.
     layer
-        Kinds of the stage ``layer``: ``csa``, ``hca``, ``sliding`` or ``all``.
+        Layer kinds, for stages that have some: ``csa``, ``hca``, ``sliding`` or ``all``.
     profile
         ``smoke``, ``default``, ``gpu`` or ``thorough``.
     dtype
@@ -81,6 +76,9 @@ def check(
         declares itself.
     progress
         Called after each case.
+    stages
+        Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of a
+        candidate. The names are those of :data:`csa_spec.stages.STAGES`.
 
     Raises
     ------
@@ -91,8 +89,7 @@ def check(
     """
     begin = time.perf_counter()
     amounts = resolve_profile(profile)
-    single = {"compressor": compressor, "index_scores": index_scores, "select": select, "attend": attend}
-    found = _resolve(candidate, {name: one for name, one in single.items() if one is not None}, stage)
+    found = _resolve(candidate, stages, stage)
     resolve_stages(stage, found)
     resolve_kinds(layer)
     if known is not None:
@@ -100,20 +97,19 @@ def check(
     if isolate:
         found = isolated(found, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
-    results, missing, limitations = [], {}, []
+    results, missing, left_out, limitations = [], {}, {}, []
     try:
         targets, declined = make_targets(found, stage, layer, dtypes, device, amounts, seed)
         for target in targets:
             failed = False
-            for each in target.stage.checks:
-                # What falls together with the equality has the same cause.
+            for each in target.checks:
+                # Failures that follow from the first one have the same cause.
                 result = target.run(each, progress, naming=not failed)
                 failed |= bool(result.failures)
-                if each.law and not result.cases and not result.failures and not target.offers(each):
-                    continue
                 results.append(result)
                 if each is target.stage.checks[0]:
                     missing[target.dtype, target.subject] = target.missing(result)
+                    left_out[target.dtype, target.subject] = target.left_out(result)
             if target.dtype == dtypes[0]:
                 limitations += target.limitations()
     finally:
@@ -121,10 +117,19 @@ def check(
             found.caller.close()
     environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **found.environment}
     return Report(
-        found.name, environment, profile, dtypes, device, seed, results, missing,
-        {subject: reason for (_, subject), reason in declined.items()},
-        time.perf_counter() - begin, limitations,
-    )  # fmt: skip
+        candidate=found.name,
+        environment=environment,
+        profile=profile,
+        dtypes=dtypes,
+        device=device,
+        seed=seed,
+        results=results,
+        missing=missing,
+        left_out=left_out,
+        declined={subject: reason for (_, subject), reason in declined.items()},
+        seconds=time.perf_counter() - begin,
+        limitations=limitations,
+    )
 
 
 def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
@@ -150,10 +155,11 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     resolve_stages(stage.name, found)
     names = {one.name: one for one in stage.checks}
     if check not in names:
-        raise UsageError(f"unknown check {check!r} of {stage.name}: it is none of {', '.join(names)}")
-    if stage.name == LAYER and parsed.mode not in found.layers:
+        raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
+    modes = found.modes(stage.name)
+    if parsed.mode not in modes:
         raise UsageError(
-            f"{found.name} has no mode {parsed.mode!r}: it is none of {', '.join(map(repr, found.layers))}"
+            f"{found.name} has no mode {parsed.mode!r}; choose from {', '.join(map(repr, modes))}"
         )
     resolve_device(parsed.device)
     reason = unsupported(found, stage, parsed.dtype, parsed.device)
@@ -162,7 +168,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     with one_thread():
         try:
             if names[check].run(stage.trial(found, parsed)) is None:
-                raise UsageError(f"this case gives the check {check!r} nothing to do")
+                raise UsageError(f"check {check!r} does not apply to this case")
         except Failure as failure:
             failure.diagnosis = diagnose(found, names[check], failure)
             failure.add_note("\n" + describe(failure, found.name, check))

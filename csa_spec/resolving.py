@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from csa_spec.candidates import find_candidate
-from csa_spec.engine.case import DEVICES, DTYPES
-from csa_spec.engine.stage import Stage
-from csa_spec.plug.candidate import LAYER, Candidate, CandidateError, as_candidate
+from csa_spec.candidates.recognise import as_candidate
+from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.plug.worker import WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
-from csa_spec.stages import STAGES
+from csa_spec.stages import STAGES, AnyStage
 
 
 class UsageError(Exception):
@@ -37,32 +37,21 @@ def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
 
 def resolve_single(single: Mapping[str, Any]) -> Candidate:
     """Return the candidate that has these functions (or names of functions) for its stages."""
-    unknown = [name for name in single if name not in STAGES or name == LAYER]
+    unknown = [name for name in single if name not in STAGES]
     if unknown:
-        raise UsageError(
-            f"unknown stage {unknown[0]!r}: it is none of {', '.join(one for one in STAGES if one != LAYER)}"
-        )
+        raise UsageError(f"unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
     parts = {name: resolve_candidate(one, name) for name, one in single.items()}
     for name, part in parts.items():
         if name not in part.offers:
             raise UsageError(
                 f"{part.name} is not a function and has no {name}; it offers {', '.join(part.offers)}"
             )
-    functions = {name: _with_capabilities(part, name) for name, part in parts.items()}
-    environment = {key: value for part in parts.values() for key, value in part.environment.items()}
     return Candidate(
-        ", ".join(part.name for part in parts.values()), {}, environment=environment, stages=functions
+        ", ".join(part.name for part in parts.values()),
+        {name: part.functions(name) for name, part in parts.items()},
+        environment={key: value for part in parts.values() for key, value in part.environment.items()},
+        own={name: part.capabilities_of(name) for name, part in parts.items()},
     )
-
-
-def _with_capabilities(part: Candidate, stage: str) -> Callable[..., Any]:
-    """Return a stage's function with its own capabilities, which in company of others the candidate's cannot give."""
-
-    def function(*arguments: Any) -> Any:
-        return part.stages[stage](*arguments)
-
-    function.capabilities = part.capabilities_of(stage)  # type: ignore[attr-defined]
-    return function
 
 
 def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) -> Candidate:
@@ -106,7 +95,7 @@ def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
 
 def _hold_stage(stage: str) -> None:
     if stage not in STAGES:
-        raise UsageError(f"unknown stage {stage!r}: it is none of {', '.join(STAGES)}, all")
+        raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}, all")
 
 
 def resolve_kinds(layer: str) -> list[LayerKind]:
@@ -114,32 +103,38 @@ def resolve_kinds(layer: str) -> list[LayerKind]:
     if layer == "all":
         return list(LayerKind)
     if layer not in list(LayerKind):
-        raise UsageError(f"unknown layer {layer!r}: it is none of {', '.join(LayerKind)}, all")
+        raise UsageError(f"unknown layer {layer!r}; choose from {', '.join(LayerKind)}, all")
     return [LayerKind(layer)]
+
+
+def resolve_variants(layer: str, stage: AnyStage) -> list[str]:
+    """Return what of a stage is checked one by one: the layer kinds asked for, or the stage as a whole."""
+    kinds = resolve_kinds(layer)
+    return [variant for variant in stage.variants if not variant or variant in kinds]
 
 
 def resolve_profile(profile: str) -> Profile:
     """Return a profile by its name."""
     if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}: it is none of {', '.join(PROFILES)}")
+        raise UsageError(f"unknown profile {profile!r}; choose from {', '.join(PROFILES)}")
     return PROFILES[profile]
 
 
 def resolve_dtype(dtype: str) -> None:
     """Refuse a dtype that is not known."""
     if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}: it is none of {', '.join(DTYPES)}")
+        raise UsageError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
 
 
 def resolve_device(device: str) -> None:
     """Refuse a device that is not known, or not there."""
     if device not in DEVICES:
-        raise UsageError(f"unknown device {device!r}: it is none of {', '.join(DEVICES)}")
+        raise UsageError(f"unknown device {device!r}; choose from {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch finds no CUDA device here")
 
 
-def unsupported(candidate: Candidate, stage: Stage, dtype: str, device: str) -> str:
+def unsupported(candidate: Candidate, stage: AnyStage, dtype: str, device: str) -> str:
     """Say why a candidate's stage cannot run in a dtype on a device; nothing if it can."""
     capabilities = candidate.capabilities_of(stage.name)
     name = candidate.name if candidate.offers == (stage.name,) else f"{stage.name} of {candidate.name}"

@@ -1,37 +1,55 @@
-"""Hypothesis strategies for cases of DeepSeek-V4's attention layers.
+"""Hypothesis strategies for cases of DeepSeek-V4's attention: a module for each stage.
 
 >>> from hypothesis import given
->>> from csa_spec.strategies import cases
+>>> from csa_spec.strategies import cases, stage_cases
 >>> @given(cases("csa"))
 ... def test_my_layer(case): ...
+>>> @given(stage_cases("attend"))
+... def test_my_kernel(case): ...
 
-Import them as ``csa_spec.strategies``.
+Import them as ``csa_spec.strategies``. The module of a stage has its name, and ``DRAWS``: what a run tries.
 """
 
-from csa_spec.strategies.cache import cache_cases, cache_corners
-from csa_spec.strategies.cases import cases, top_ks, windows
-from csa_spec.strategies.corners import corner_cases, law_corners
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis.strategies import SearchStrategy
+
+from csa_spec.engine.stage import Setting
+from csa_spec.stages import STAGES
 from csa_spec.strategies.geometry import compress_ratios, geometries, yarns
+from csa_spec.strategies.layer import cases, top_ks, windows
 from csa_spec.strategies.rows import batches, lengths, rows, starts
-from csa_spec.strategies.stages import gradient_corners, production_cases, stage_cases, stage_corners
 
 __all__ = [
     "batches",
-    "cache_cases",
-    "cache_corners",
     "cases",
     "compress_ratios",
-    "corner_cases",
     "geometries",
-    "gradient_corners",
-    "law_corners",
     "lengths",
-    "production_cases",
     "rows",
     "stage_cases",
-    "stage_corners",
     "starts",
     "top_ks",
     "windows",
     "yarns",
 ]
+
+
+def stage_cases(
+    stage: str, dtype: str = "float32", device: str = "cpu", layer: str = ""
+) -> SearchStrategy[Any]:
+    """Cases of one stage.
+
+    Parameters
+    ----------
+    stage
+        Its name.
+    dtype, device
+        Where the case runs.
+    layer
+        The layer kind, for stages that have some; the first of them where nothing is said.
+    """
+    found = STAGES[stage]
+    return found.draws.cases(layer or found.variants[0], Setting(dtype, device))

@@ -12,15 +12,16 @@ from dataclasses import replace
 from hypothesis import event
 from hypothesis import strategies as st
 
-from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
-from csa_spec.engine.stream import Call, Op
+from csa_spec.engine.stage import Draws, Setting
 from csa_spec.spec import Geometry, LayerKind
-from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.layer.case import Sinks, Values
+from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
 
 LONGEST = 28
 """Tokens of a row; what goes wrong between calls goes wrong early."""
-_SEEDS = st.integers(0, 2**16 - 1)
 
 
 def _boundaries(ratio: int, window: int) -> list[int]:
@@ -112,46 +113,50 @@ def _mix(others: Sequence[Op]) -> st.SearchStrategy[Op]:
 
 @st.composite
 def cache_cases(
-    draw: st.DrawFn, kind: LayerKind = LayerKind.CSA, *, dtype: str = "float32", device: str = "cpu"
+    draw: st.DrawFn,
+    kind: LayerKind | str = LayerKind.CSA,
+    setting: Setting = Setting(),
 ) -> CacheCase:
     """Schedules on small layers; a third of them only extend."""
     ratio = min(8, draw(compress_ratios(), label="compress_ratio"))
     window = draw(st.integers(1, 4) | st.sampled_from((ratio, ratio + 1, 8)), label="window")
     geometry = replace(
-        draw(geometries(kind), label="geometry"),
-        compress_ratio=1 if kind is LayerKind.SLIDING else ratio,
+        draw(geometries(LayerKind(kind)), label="geometry"),
+        compress_ratio=1 if kind == LayerKind.SLIDING else ratio,
         window=window,
-        top_k=draw(st.integers(0, 4), label="top_k") if kind is LayerKind.CSA else 1,
+        top_k=draw(st.integers(0, 4), label="top_k") if kind == LayerKind.CSA else 1,
     )
-    layer = Case(
-        geometry=geometry,
-        values=draw(
-            st.sampled_from((Values.GAUSSIAN, Values.INTEGERS, Values.LARGE_LOGITS)), label="values"
-        ),
-        sinks=draw(st.sampled_from((Sinks.DRAWN, Sinks.ZERO, Sinks.EXTREME)), label="sinks"),
-        seed=draw(_SEEDS, label="seed"),
-        dtype=dtype,
-        device=device,
-    )
+    values = draw(st.sampled_from((Values.GAUSSIAN, Values.INTEGERS, Values.LARGE_LOGITS)), label="values")
+    sinks = draw(st.sampled_from((Sinks.DRAWN, Sinks.ZERO, Sinks.EXTREME)), label="sinks")
+    seed = draw(SEEDS, label="seed")
     batch = draw(st.sampled_from((1, 1, 2, 3)), label="batch")
     ops = draw(st.sampled_from((tuple(Op), tuple(Op), (Op.EXTEND,))), label="operations")
-    case = CacheCase(layer, batch, draw(schedules(ratio, window, batch, ops), label="calls"))
+    case = CacheCase.of(
+        geometry,
+        batch=batch,
+        calls=draw(schedules(ratio, window, batch, ops), label="calls"),
+        values=values,
+        sinks=sinks,
+        seed=seed,
+        dtype=setting.dtype,
+        device=setting.device,
+    )
     for call in case.calls:
         event("call", str(call.op))
     return case
 
 
-def cache_corners(kind: LayerKind, *, dtype: str = "float32", device: str = "cpu") -> list[CacheCase]:
+def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[CacheCase]:
     """Return the ready-made schedules of one layer kind."""
     m, window = 4, 6
     geometry = Geometry(
-        kind=kind, compress_ratio=1 if kind is LayerKind.SLIDING else m, window=window, hidden=6, heads=2, head_dim=8,
+        kind=LayerKind(kind), compress_ratio=1 if kind == LayerKind.SLIDING else m, window=window, hidden=6, heads=2, head_dim=8,
         rope_dim=4, q_lora_rank=4, index_head_dim=6, o_groups=2, o_lora_rank=3,
     )  # fmt: skip
-    if kind is LayerKind.CSA:
+    if kind == LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = Case(
-        geometry, (Row((1,)),), Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, dtype=dtype, device=device
+    plain = CacheCase.of(
+        geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN, dtype=setting.dtype, device=setting.device
     )
     total = 3 * m + 1
     texts = [
@@ -189,13 +194,17 @@ def cache_corners(kind: LayerKind, *, dtype: str = "float32", device: str = "cpu
         f"{window},clear:0,{window + 1},reorder:1.0,3",
         f"{m + 2},1,1,1",
     ]
-    found = [CacheCase(layer, 1, _calls(text)) for text in texts] + [
-        CacheCase(layer, 2, _calls(text)) for text in several
+    narrow = replace(plain, window=1)
+    corners = [
+        *(replace(plain, calls=_calls(text)) for text in texts),
+        *(replace(plain, batch=2, calls=_calls(text)) for text in several),
+        *(replace(narrow, calls=_calls(text)) for text in (f"{m + 1},1,{m}", "1,1,1,1,1")),
     ]
-    narrow = replace(layer, geometry=replace(geometry, window=1))
-    found += [CacheCase(narrow, 1, _calls(text)) for text in (f"{m + 1},1,{m}", "1,1,1,1,1")]
-    return [replace(case, layer=replace(case.layer, seed=n)) for n, case in enumerate(found)]
+    return [replace(case, seed=n) for n, case in enumerate(corners)]
 
 
 def _calls(text: str) -> tuple[Call, ...]:
     return tuple(map(Call.parse, text.split(",")))
+
+
+DRAWS = Draws(cases=cache_cases, corners=cache_corners)

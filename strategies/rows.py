@@ -9,7 +9,7 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-from csa_spec.engine.case import Row
+from csa_spec.stages.layer.case import Row
 
 
 @cache

@@ -24,9 +24,10 @@ from smaller_cases import letters, shape_of, smaller_cases
 
 from csa_spec.bugs import bugs, find_bug
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.running import failure_of, subject_of
+from csa_spec.engine.running import failure_of
+from csa_spec.bundle.subjects import subject_of
 from csa_spec.engine.shrink import shrink
-from csa_spec.plug.candidate import CACHE, LAYER, Candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

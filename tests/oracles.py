@@ -12,8 +12,8 @@ import second_oracle
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
-from csa_spec.engine.inputs import Inputs, make_inputs
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -35,13 +35,13 @@ def small_case(
     sinks: Sinks = Sinks.DRAWN,
     seed: int = 0,
     **geometry: Any,
-) -> Case:
+) -> LayerCase:
     """Return a case of a small layer without symmetries (no two of its sizes that could be mixed up are equal)."""
     sizes = {
         "compress_ratio": 3, "top_k": 2, "window": 4, "hidden": 7, "heads": 4, "head_dim": 8, "rope_dim": 4,
         "q_lora_rank": 5, "index_heads": 3, "index_head_dim": 6, "o_groups": 2, "o_lora_rank": 3,
     }  # fmt: skip
-    return Case(
+    return LayerCase(
         geometry=Geometry(kind=LayerKind(kind), **(sizes | geometry)),
         rows=tuple(map(Row.parse, rows)),
         values=values,

@@ -12,12 +12,13 @@ from dataclasses import fields, replace
 from itertools import islice, product
 from typing import Any
 
-from csa_spec.engine.case import Case, CaseError, Row, Scores, Sinks, Values
-from csa_spec.engine.recipe import Recipe
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.engine.case import CaseError
+from csa_spec.engine.case import LayerCase
 from csa_spec.engine.shrink import shape
-from csa_spec.engine.stream import Call, Op
+from csa_spec.stages.cache.stream import Call, Op
 from csa_spec.spec import Geometry, GeometryError, LayerKind
-from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.stages.cache.case import CacheCase
 
 HEADS = 2
 """Most heads of a layer that are tried, unless the reported case has more"""
@@ -27,7 +28,7 @@ SHAPES = 3000
 
 def shape_of(case: Any) -> tuple[int, ...]:
     """Order cases of any stage by their shape."""
-    if isinstance(case, Recipe):
+    if isinstance(case, Case):
         return (sum(case.sizes.values()),)
     if isinstance(case, CacheCase):
         numbers = sum(sum(call.numbers) for call in case.calls)
@@ -37,7 +38,7 @@ def shape_of(case: Any) -> tuple[int, ...]:
 
 def letters(case: Any) -> dict[str, int]:
     """Return the sizes of a case by their letters; S of a cache is the number of all its tokens."""
-    if isinstance(case, Recipe):
+    if isinstance(case, Case):
         return case.sizes
     layer = case.layer if isinstance(case, CacheCase) else case
     g = layer.geometry
@@ -59,7 +60,7 @@ def smaller_cases(reported: Any, found: Any, count: int) -> Iterator[list[Any]]:
     count
         Cases to try at each shape.
     """
-    if isinstance(reported, Recipe):
+    if isinstance(reported, Case):
         return islice(_smaller_recipes(reported, found, count), SHAPES)
     if isinstance(reported, CacheCase):
         return islice(_smaller_schedules(reported, found, count), SHAPES)
@@ -69,7 +70,7 @@ def smaller_cases(reported: Any, found: Any, count: int) -> Iterator[list[Any]]:
 # LAYERS
 
 
-def _smaller_layers(reported: Case, found: Case, count: int) -> Iterator[list[Case]]:
+def _smaller_layers(reported: LayerCase, found: LayerCase, count: int) -> Iterator[list[LayerCase]]:
     shapes = [
         replace(reported, geometry=sizes, rows=rows)
         for rows in _layouts(reported)
@@ -90,7 +91,7 @@ def _geometries(g: Geometry, longest: int) -> Iterator[Geometry]:
             yield replace(g, compress_ratio=m, top_k=k, window=window, heads=h, o_groups=groups)
 
 
-def _layouts(reported: Case) -> Iterator[tuple[Row, ...]]:
+def _layouts(reported: LayerCase) -> Iterator[tuple[Row, ...]]:
     """Yield the rows to try: single ones, and such as the reported case has."""
     yield from product(*map(_shorter, reported.rows))
     if len(reported.rows) > 1 or reported.features:
@@ -104,7 +105,7 @@ def _shorter(row: Row) -> Iterator[Row]:
                 yield Row(lengths, padding, start)
 
 
-def _layer_probes(case: Case, found: Case, count: int) -> Iterator[Case]:
+def _layer_probes(case: LayerCase, found: LayerCase, count: int) -> Iterator[LayerCase]:
     """Yield cases of one shape that differ in everything else."""
     rng = random.Random(str(case))
     g, f = case.geometry, found.geometry
@@ -129,7 +130,7 @@ def _layer_probes(case: Case, found: Case, count: int) -> Iterator[Case]:
 # STAGES
 
 
-def _smaller_recipes(reported: Recipe, found: Recipe, count: int) -> Iterator[list[Recipe]]:
+def _smaller_recipes(reported: Case, found: Case, count: int) -> Iterator[list[Case]]:
     declared = [one for one in fields(reported) if "letter" in one.metadata]
     options = [_options(getattr(reported, one.name), one.metadata["least"]) for one in declared]
     shapes = [dict(zip((one.name for one in declared), sizes, strict=True)) for sizes in product(*options)]
@@ -145,7 +146,7 @@ def _options(value: int, least: int) -> list[int]:
     return sorted({least, least + 1, least + 2, value // 4, value // 2, value - 2, value - 1, value})
 
 
-def _recipe_probes(case: Recipe, found: Recipe, count: int) -> Iterator[Recipe]:
+def _recipe_probes(case: Case, found: Case, count: int) -> Iterator[Case]:
     rng = random.Random(str(case))
     names = {one.name: list(one.metadata["kind"]) for one in fields(case) if "kind" in one.metadata}
     as_found = {name: getattr(found, name) for name in names}

@@ -12,8 +12,8 @@ from engine.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
 from csa_spec.candidates import GROUP
-from csa_spec.engine.case import Scores, Sinks, Values
-from csa_spec.engine.comparison import Tally
+from csa_spec.stages.layer.case import Scores, Sinks, Values
+from csa_spec.engine.tally import Tally
 from csa_spec.engine.coverage import required
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report, Verdict
@@ -22,7 +22,8 @@ from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind
-from csa_spec.stages import LAYER_STAGE, SPECIFICATION
+from csa_spec.stages.layer.stage import LAYER
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.target import Target
 
 RIGHT = Candidate("right", {"": as_specified()})
@@ -31,7 +32,7 @@ TINY = Profile("tiny", specification=3, stage=3, law=2, costly=1)
 
 def target(dtype: str = "float32") -> Target:
     """Return a small target."""
-    return Target(RIGHT, LAYER_STAGE, LayerKind.CSA, dtype, "cpu", TINY, 0)
+    return Target(RIGHT, LAYER, LayerKind.CSA, dtype, "cpu", TINY, 0)
 
 
 def result_with(regime: Scores, queries: int, ambiguous: int) -> CheckResult:
@@ -61,10 +62,10 @@ def test_a_right_candidate_stays_below_that_share() -> None:
 
 def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> None:
     """Counts of queries are a fingerprint of the cases."""
-    twice = [target().run(LAYER_STAGE.checks[1]).tally.queries for _ in range(2)]
+    twice = [target().run(LAYER.checks[1]).tally.queries for _ in range(2)]
     assert twice[0] == twice[1]
-    others = [Target(RIGHT, LAYER_STAGE, LayerKind.CSA, "float32", "cpu", TINY, seed) for seed in range(4)]
-    assert len({one.run(LAYER_STAGE.checks[1]).tally.queries for one in others}) > 1
+    others = [Target(RIGHT, LAYER, LayerKind.CSA, "float32", "cpu", TINY, seed) for seed in range(4)]
+    assert len({one.run(LAYER.checks[1]).tally.queries for one in others}) > 1
 
 
 @pytest.mark.parametrize(

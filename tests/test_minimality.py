@@ -10,9 +10,9 @@ from smaller_cases import letters, shape_of, smaller_cases
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
-from csa_spec.engine.case import Case, Values
+from csa_spec.stages.layer.case import LayerCase, Values
 from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
-from csa_spec.plug.candidate import as_candidate
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
@@ -48,10 +48,10 @@ def test_what_is_reported_has_the_smallest_shape() -> None:
 
 def test_the_exhaustive_search_finds_what_shrinking_missed() -> None:
     """A case that is reported too large is named, with what is smaller."""
-    found = WrongNumbers("always", Case.parse("csa m=2 k=2 rows=4"))
+    found = WrongNumbers("always", LayerCase.parse("csa m=2 k=2 rows=4"))
     hidden = {"S": 2, "m": 2, "k": 1, "W": 2, "H": 2}
 
-    def judge(case: Case) -> Failure | None:
+    def judge(case: LayerCase) -> Failure | None:
         return WrongNumbers("here", case) if letters(case) == hidden and case.seed > 999 else None
 
     measured = measure_failure(found, judge, probes=24)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from csa_spec.profiles import PROFILES, Profile
-from csa_spec.stages import LAYER_STAGE, STAGES
+from csa_spec.stages.layer.stage import LAYER
+from csa_spec.stages import STAGES
 
 pytest_plugins = ["pytester"]
 
@@ -23,8 +24,8 @@ REPOSITORY = TESTS.parent
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
 CHECKS, OTHERS = (
-    len(LAYER_STAGE.checks),
-    sum(len(one.checks) for one in STAGES.values() if one is not LAYER_STAGE),
+    len(LAYER.checks),
+    sum(len(one.checks) for one in STAGES.values() if one is not LAYER),
 )
 """Tests of a layer, and of all other stages: one per check."""
 

@@ -11,7 +11,7 @@ import csa_spec
 from csa_spec.cli import _parser
 from csa_spec.resolving import resolve_candidate, resolve_profile
 from csa_spec.spec import LayerKind
-from csa_spec.stages import LAYER_STAGE
+from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def test_its_python_plugs_a_layer_in_and_declares_what_it_lacks() -> None:
     assert candidate.name == "my_layer:layer"
     assert candidate.capabilities.compress_ratios == {4}
     with pytest.raises(csa_spec.UsageError, match="does not support float16"):
-        Target(candidate, LAYER_STAGE, LayerKind.CSA, "float16", "cpu", resolve_profile("smoke"), 0)
+        Target(candidate, LAYER, LayerKind.CSA, "float16", "cpu", resolve_profile("smoke"), 0)
 
 
 def test_its_options_are_those_of_the_command() -> None:

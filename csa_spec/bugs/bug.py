@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from csa_spec.plug.candidate import LAYER, Candidate, LayerStage, as_candidate
+from csa_spec.candidates.recognise import as_candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import (
     SPEC,
     Context,
@@ -40,6 +41,7 @@ from csa_spec.spec import (
     document_context,
     split_documents,
 )
+from csa_spec.stages.layer.output import LayerStage
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Rules = Callable[[Document, Geometry], Spec]
@@ -165,7 +167,7 @@ def layer_bug(
     layer = by_document(answer or _following(rules or replace(SPEC, **broken)), weights, geometry)
     layer.__name__ = layer.__qualname__ = name  # type: ignore[attr-defined]
     layer.__doc__ = cause
-    bug(LAYER, *urls, kinds=kinds or _kinds_of(broken), broken=broken, equivalent=equivalent)(layer)
+    bug("layer", *urls, kinds=kinds or _kinds_of(broken), broken=broken, equivalent=equivalent)(layer)
     return layer
 
 

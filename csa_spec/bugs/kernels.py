@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from csa_spec.candidates.batched import key_or_none, softmax_with_sink, wide
-from csa_spec.plug.candidate import Capabilities
+from csa_spec.plug.capabilities import Capabilities
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 

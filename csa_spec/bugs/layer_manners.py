@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import COMPRESSED, CSA, Asked, bug, following, layer_bug
-from csa_spec.plug.candidate import LAYER, Capabilities
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
 
@@ -31,7 +31,7 @@ def _answer(
 # FORM
 
 
-@bug(LAYER, kinds=COMPRESSED)
+@bug("layer", kinds=COMPRESSED)
 def raises_on_a_tail(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -41,7 +41,7 @@ def raises_on_a_tail(
     return _answer(hidden, weights, geometry, positions, documents)
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def returns_nothing(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> None:
@@ -49,7 +49,7 @@ def returns_nothing(
     _answer(hidden, weights, geometry, positions, documents)
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def joins_rows(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -57,7 +57,7 @@ def joins_rows(
     return _answer(hidden, weights, geometry, positions, documents).flatten(0, 1)
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def returns_float64(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -65,7 +65,7 @@ def returns_float64(
     return _answer(hidden, weights, geometry, positions, documents).double()
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def infinite_at_first(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -78,7 +78,7 @@ def infinite_at_first(
 # LAWS: wrong in a way that needs no specification to see.
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def adds_the_batch_mean(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -87,7 +87,7 @@ def adds_the_batch_mean(
     return out + out.mean(0, keepdim=True)
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def counts_rows(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -108,7 +108,7 @@ normalises_by_length = layer_bug(
 _calls = itertools.count()
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def changes_by_a_hair(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -139,7 +139,7 @@ layer_bug(
 )
 
 
-@bug(LAYER, "https://github.com/vllm-project/vllm-ascend/issues/9496", kinds=SLIDING_FIRST)
+@bug("layer", "https://github.com/vllm-project/vllm-ascend/issues/9496", kinds=SLIDING_FIRST)
 def rounds_with_the_batch(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -151,7 +151,7 @@ def rounds_with_the_batch(
 # MANNERS
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def centres_hidden_in_place(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -161,7 +161,7 @@ def centres_hidden_in_place(
     return out
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def scales_the_sink_in_place(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -171,7 +171,7 @@ def scales_the_sink_in_place(
     return out
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def replaces_minus_infinity_in_place(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -180,7 +180,7 @@ def replaces_minus_infinity_in_place(
     return _answer(hidden, weights, geometry, positions, documents)
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def draws_random_numbers(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -192,7 +192,7 @@ def draws_random_numbers(
 _buffers: dict[tuple[int, ...], Tensor] = {}
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def reuses_its_buffer(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -204,7 +204,7 @@ def reuses_its_buffer(
 _answers: dict[tuple[object, ...], Tensor] = {}
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def remembers_shapes(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:
@@ -218,7 +218,7 @@ def remembers_shapes(
 # GRADIENTS
 
 
-@bug(LAYER, kinds=SLIDING_FIRST)
+@bug("layer", kinds=SLIDING_FIRST)
 def detaches_hidden(
     hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor
 ) -> Tensor:

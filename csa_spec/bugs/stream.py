@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import bug
-from csa_spec.plug.candidate import CACHE
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import Half
 from csa_spec.spec.indexer import index_scale
@@ -269,7 +268,7 @@ def cache_bug(*urls: str, kinds: tuple[LayerKind, ...] = ANY, **more: Any) -> Ca
         opened.__name__ = opened.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", stream.__name__).lower()
         opened.__module__ = "csa_spec.bugs"  # where it is found by its name, in a worker's process too
         opened.__doc__ = stream.__doc__
-        bug(CACHE, *urls, kinds=kinds, **more)(opened)
+        bug("cache", *urls, kinds=kinds, **more)(opened)
         return stream
 
     return register

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from csa_spec.bundle.literals import Literals, number, shorten
 from csa_spec.bundle.streams import all_answers
-from csa_spec.engine.expected import ALTERNATIVES
 from csa_spec.engine.failures import Failure, Place, WrongShape
+from csa_spec.engine.numbers import NumbersTrial
 from csa_spec.engine.trial import Trial
 from csa_spec.spec import SPEC
-from csa_spec.stages.cache import CacheTrial
-from csa_spec.stages.layer_trial import LayerTrial
-from csa_spec.stages.numbers import NumbersTrial
-from csa_spec.stages.select import SelectTrial
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.layer.expected import ALTERNATIVES
+from csa_spec.stages.layer.trial import LayerTrial
+from csa_spec.stages.select.trial import SelectTrial
 
 
 def right(trial: Trial, failure: Failure, literals: Literals) -> list[str]:

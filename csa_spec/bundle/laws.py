@@ -29,16 +29,16 @@ from csa_spec.engine.failures import (
     WrongSelection,
 )
 from csa_spec.engine.gradients import cotangent_of
-from csa_spec.engine.inputs import fresh_tokens, fresh_weight
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.arrays import named_tensors, same_bits
-from csa_spec.stages.attend import AttendTrial
-from csa_spec.stages.attend_cases import IndexLists
-from csa_spec.stages.cache import CacheTrial
-from csa_spec.stages.compressor import CompressorTrial
-from csa_spec.stages.layer import cut_column
-from csa_spec.stages.layer_trial import LayerTrial
-from csa_spec.stages.select import SelectTrial
+from csa_spec.stages.attend.case import IndexLists
+from csa_spec.stages.attend.trial import AttendTrial
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.compressor.trial import CompressorTrial
+from csa_spec.stages.layer.checks import cut_column
+from csa_spec.stages.layer.inputs import fresh_tokens, fresh_weight
+from csa_spec.stages.layer.trial import LayerTrial
+from csa_spec.stages.select.trial import SelectTrial
 
 Body = Callable[[Trial, Failure, Subject, Literals], "list[str] | None"]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csa_spec.bundle.wording import plain
-from csa_spec.engine.case import AnyCase, Case
+from csa_spec.engine.case import LayerCase
 from csa_spec.engine.failures import CandidateRaised, Failure
-from csa_spec.plug.candidate import LAYER
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.spec import LayerKind
-from csa_spec.stages import SPECIFICATION, stage_of
-from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.stages import stage_of
+from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.layer.case import LayerCase
 
 _HOME = "an executable specification of DeepSeek-V4's compressed sparse attention with a property-based test suite"
 _KINDS = {
@@ -84,9 +85,9 @@ def _wanted(check: str, sentence: str) -> str:
     return f"What should hold: {plain(sentence)}."
 
 
-def _entries(case: AnyCase) -> str:
+def _entries(case: LayerCase) -> str:
     """Say what an entry is, where failures may speak of one."""
-    if not isinstance(case, Case) or case.geometry.kind is LayerKind.SLIDING:
+    if not isinstance(case, LayerCase) or case.geometry.kind is LayerKind.SLIDING:
         return ""
     ratio = case.geometry.compress_ratio
     return f" Entries are the compressed keys, one for every {'token' if ratio == 1 else f'{ratio} tokens'}."

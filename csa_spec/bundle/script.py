@@ -14,10 +14,11 @@ from csa_spec.bundle.literals import WIDTH, Literals
 from csa_spec.bundle.subjects import subject_of
 from csa_spec.bundle.wording import plain
 from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages import SPECIFICATION, stage_of
-from csa_spec.stages.cache import CacheTrial
+from csa_spec.stages import stage_of
+from csa_spec.stages.cache.trial import CacheTrial
 
 _MOST_NUMBERS, _MOST_LINES = 4000, 200
 TENSORS_FILE = "tensors.safetensors"

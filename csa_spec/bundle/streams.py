@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csa_spec.engine.expected import ALTERNATIVES, Expected
 from csa_spec.engine.failures import Failure, Place, WrongShape
-from csa_spec.engine.stream import Call, Op
-from csa_spec.stages.cache import CacheTrial
-from csa_spec.stages.cache_cases import CacheCase, Step, Token
+from csa_spec.stages.cache.case import CacheCase, Step, Token
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.layer.expected import ALTERNATIVES, Expected
 
 OWN = {
     Op.ROLLBACK: "{stream}.rollback({numbers})",

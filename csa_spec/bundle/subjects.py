@@ -18,9 +18,9 @@ from csa_spec.candidates import GROUP, SHIPPED
 from csa_spec.candidates.transformers import WEIGHT_NAMES, configuration_of, rows_arguments
 from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
 from csa_spec.engine.trial import Trial
-from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights
-from csa_spec.stages.cache import CacheTrial
+from csa_spec.stages.cache.trial import CacheTrial
 
 
 @dataclass

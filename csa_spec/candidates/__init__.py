@@ -7,7 +7,8 @@ import importlib.util
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
-from csa_spec.plug.candidate import Candidate, CandidateError, as_candidate, import_candidate, one_line
+from csa_spec.candidates.recognise import as_candidate, import_candidate
+from csa_spec.plug.candidate import Candidate, CandidateError, one_line
 
 SHIPPED = {
     name: f"csa_spec.candidates.{name}"

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from csa_spec.plug.candidate import Candidate, Capabilities, LayerOutput, LayerStage
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import PADDING, CompressorWeights, Geometry, LayerKind, LayerWeights
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """``attend(q [B, S, H, D], kv [B, N, D], indices [B, S, n], sinks [H], scale) -> [B, S, H, D]``: the keys, which are
@@ -25,13 +27,17 @@ the values too, that ``indices`` name for each query. An index outside of the ke
 def make_candidate(name: str, attend: Attend, **capabilities: Any) -> Candidate:
     """Return a candidate that offers every stage, with ``attend`` as its core."""
     stages: dict[str, Callable[..., Any]] = {
-        "compressor": compressor, "index_scores": index_scores, "select": select, "attend": attend,
-    }  # fmt: skip
+        "compressor": compressor,
+        "index_scores": index_scores,
+        "select": select,
+        "attend": attend,
+        "layer": make_layer(attend),
+    }
     # Matrix products of another shape may sum in another order, so a row alone can give other bits.
     declared = Capabilities(
         invalid_indices=True, lowest_index_first=True, batch_invariant=False, **capabilities
     )
-    return Candidate(name, {"": make_layer(attend)}, declared, {"torch": torch.__version__}, stages=stages)
+    return Candidate(name, stages, declared, {"torch": torch.__version__})
 
 
 def wide(x: Tensor) -> torch.dtype:

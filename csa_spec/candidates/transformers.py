@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from csa_spec.candidates.transformers_cache import CacheStream
-from csa_spec.engine.case import Feature
-from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities, LayerOutput, one_line
+from csa_spec.plug.candidate import Candidate, CandidateError, one_line
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import PADDING, Geometry, LayerKind, LayerWeights
+from csa_spec.stages.layer.case import Feature
+from csa_spec.stages.layer.output import LayerOutput
 
 _LAYER_TYPES = {
     LayerKind.CSA: "compressed_sparse_attention",
@@ -120,14 +122,14 @@ def from_modules(
 ) -> Candidate:
     """Make a candidate of a modeling module and its configuration module (a patched copy, for instance)."""
     adapter = _Adapter(modeling, configuration)
+    # In training the model runs without a cache; its default at inference is to fill one.
+    modes = {"": partial(adapter.run, use_cache=False), "cache": partial(adapter.run, use_cache=True)}
     return Candidate(
         "transformers",
-        # In training the model runs without a cache; its default at inference is to fill one.
-        {"": partial(adapter.run, use_cache=False), "cache": partial(adapter.run, use_cache=True)},
+        {"layer": modes, "cache": adapter.open},
         # Norms, rotary tables and index scores are float32 inside, whatever the dtype of the model.
         Capabilities(lacks=_LACKS, internal_dtype="float32", batch_invariant=False),
         dict(environment),
-        {"cache": adapter.open},
     )
 
 

@@ -6,6 +6,8 @@ specification another one. Where several bugs give that answer, further cases on
 
 from __future__ import annotations
 
+from typing import Any
+
 from csa_spec.diagnosis.summary import summary
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Diagnosis, Failure, Likeness
 from csa_spec.engine.stage import Check
@@ -19,7 +21,7 @@ SECONDS = 10.0
 
 
 def diagnose(
-    candidate: Candidate, check: Check | str, failure: Failure, seconds: float = SECONDS
+    candidate: Candidate, check: Check[Any] | str, failure: Failure, seconds: float = SECONDS
 ) -> Diagnosis | None:
     """Say what a failure looks like.
 
@@ -40,7 +42,7 @@ def diagnose(
         None where the candidate cannot be asked again.
     """
     stage = stage_of(failure.case)
-    named = check if isinstance(check, Check) else next(one for one in stage.checks if one.name == check)
+    named = check if isinstance(check, Check) else stage.check(check)
     trial = stage.trial(candidate, failure.case)
     found: tuple[Likeness, ...] = ()
     try:

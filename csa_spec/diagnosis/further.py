@@ -7,47 +7,29 @@ from functools import cache
 from typing import Any
 
 from csa_spec.engine.running import draw_cases
-from csa_spec.engine.stage import Stage
-from csa_spec.plug.candidate import CACHE, LAYER, Candidate
-from csa_spec.spec import LayerKind
-from csa_spec.strategies import cache_cases, cache_corners, cases, corner_cases, stage_cases, stage_corners
+from csa_spec.engine.stage import Setting
+from csa_spec.plug.candidate import Candidate
+from csa_spec.stages import STAGES, AnyStage
 
 DRAWN = 24
 SEED = 20_26
 """Of the drawn cases; any number, but always the same, so that a diagnosis can be repeated."""
-MOST_TOKENS = 40
-"""Layers are asked about short rows only: a diagnosis must not take long."""
 
 
-def kind_of(case: Any) -> LayerKind | None:
-    """Return the layer kind of a case of a layer or a cache; None for other stages."""
-    if getattr(case, "stage", LAYER) == CACHE:
-        return LayerKind(case.kind)
-    return case.geometry.kind if not hasattr(case, "stage") else None
-
-
-def further_cases(case: Any, candidate: Candidate, stage: Stage) -> Iterator[Any]:
+def further_cases(case: Any, candidate: Candidate, stage: AnyStage) -> Iterator[Any]:
     """Yield other cases of the same stage, kind, mode, dtype and device that a candidate supports, each once."""
     capabilities = candidate.capabilities_of(stage.name)
-    ratios = None if capabilities.compress_ratios is None else frozenset(capabilities.compress_ratios)
+    ratios = stage.setting(candidate, case.variant, case.dtype, case.device).ratios
     seen = {case}
-    for other in _cases(stage.name, kind_of(case), case.dtype, case.device, ratios, case.mode):
-        fitting, _ = stage.fit(other, capabilities)
+    for other in _cases(stage.name, case.variant, Setting(case.dtype, case.device, (case.mode,), ratios)):
+        fitting, _ = other.fit(capabilities)
         if fitting not in seen:
             seen.add(fitting)
             yield fitting
 
 
 @cache
-def _cases(
-    stage: str, kind: LayerKind | None, dtype: str, device: str, ratios: frozenset[int] | None, mode: str
-) -> list[Any]:
-    if stage == CACHE and kind is not None:
-        written: list[Any] = cache_corners(kind, dtype=dtype, device=device)
-        return written + draw_cases(cache_cases(kind, dtype=dtype, device=device), DRAWN, SEED)
-    if kind is None:
-        written = stage_corners(stage, dtype, device)
-        return written + draw_cases(stage_cases(stage, dtype, device), DRAWN, SEED)
-    options: dict[str, Any] = {"ratios": ratios, "modes": (mode,), "dtype": dtype, "device": device}
-    both = corner_cases(kind, **options) + draw_cases(cases(kind, **options), DRAWN, SEED)
-    return [one for one in both if one.columns * len(one.rows) <= MOST_TOKENS]
+def _cases(stage: str, variant: str, setting: Setting) -> list[Any]:
+    draws = STAGES[stage].draws
+    both = [*draws.corners(variant, setting), *draw_cases(draws.cases(variant, setting), DRAWN, SEED)]
+    return [one for one in both if one.quick]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from csa_spec.bugs import Bug
-from csa_spec.diagnosis.further import further_cases, kind_of
+from csa_spec.diagnosis.further import further_cases
 from csa_spec.diagnosis.outcome import UNFORMED, Outcome, alike, equal, fails, outcome
 from csa_spec.engine.failures import Likeness
-from csa_spec.engine.stage import Check, Stage
+from csa_spec.engine.stage import Check
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
+from csa_spec.stages import AnyStage
 
 ASKED = 16
 """Further cases on which the candidate is asked at most, of those that tell bugs apart."""
@@ -40,7 +42,12 @@ class _Suspect:
 
 
 def likenesses(
-    candidate: Candidate, check: Check, stage: Stage, known: Trial, bugs: Sequence[Bug], seconds: float
+    candidate: Candidate,
+    check: Check[Any],
+    stage: AnyStage,
+    known: Trial[Any],
+    bugs: Sequence[Bug],
+    seconds: float,
 ) -> tuple[Likeness, ...]:
     """Return the known bugs that a candidate behaves like, the likeliest first.
 
@@ -59,10 +66,10 @@ def likenesses(
     got = outcome(check, known, candidate)
     if got is None:
         return ()
-    kind = kind_of(known.case)
+    kind = known.case.variant
     suspects = []
     for bug in bugs:
-        if bug.stage != stage.name or bug.equivalent or (kind is not None and kind not in bug.kinds):
+        if bug.stage != stage.name or bug.equivalent or (kind and kind not in bug.kinds):
             continue
         theirs = _asked(check, known, bug, got)
         if theirs is not None and alike(check, known, got, theirs) and fails(check, known, theirs):
@@ -76,7 +83,7 @@ def likenesses(
     return tuple(_likeness(one) for one in suspects[:REPORTED])
 
 
-def _asked(check: Check, known: Trial, bug: Bug, like: Outcome | None = None) -> Outcome | None:
+def _asked(check: Check[Any], known: Trial[Any], bug: Bug, like: Outcome | None = None) -> Outcome | None:
     try:
         return outcome(check, known, bug.candidate, like)
     except Exception:
@@ -86,9 +93,9 @@ def _asked(check: Check, known: Trial, bug: Bug, like: Outcome | None = None) ->
 def _tell_apart(
     suspects: list[_Suspect],
     candidate: Candidate,
-    check: Check,
-    stage: Stage,
-    known: Trial,
+    check: Check[Any],
+    stage: AnyStage,
+    known: Trial[Any],
     first: Outcome,
     deadline: float,
 ) -> None:

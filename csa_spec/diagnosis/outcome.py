@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from csa_spec.diagnosis.agreement import agree, is_wrong, roughly, same_answer, same_case
+from csa_spec.engine.agreement import roughly
 from csa_spec.engine.failures import (
     CandidateRaised,
     Failure,
@@ -16,9 +16,8 @@ from csa_spec.engine.failures import (
     WrongShape,
 )
 from csa_spec.engine.stage import Check
-from csa_spec.engine.stream import NotOffered
 from csa_spec.engine.trial import Trial, main_output
-from csa_spec.plug.call import Answer, Caller, Request
+from csa_spec.plug.call import Answer, Caller, NotOffered, Request
 from csa_spec.plug.candidate import Candidate
 
 UNFORMED = (CandidateRaised, WrongShape, WrongDtype)
@@ -50,17 +49,19 @@ class _Recorder:
         return answer
 
 
-def outcome(check: Check, known: Trial, candidate: Candidate, like: Outcome | None = None) -> Outcome | None:
+def outcome(
+    check: Check[Any], known: Trial[Any], candidate: Candidate, like: Outcome | None = None
+) -> Outcome | None:
     """Run a check on a case; None where it has nothing to do, or the candidate declines.
 
     A law takes many calls. If ``like`` is given and the first answer is another than there, None is returned at once.
     """
     recorder = _Recorder(candidate.caller)
-    trial = same_case(known, replace(candidate, caller=recorder))
+    trial = known.of(replace(candidate, caller=recorder))
     try:
         first = trial.answer
         steady = like is not None and like.answers and not isinstance(like.failure, UNFORMED + UNSTEADY)
-        if check.law and like is not None and steady and not same_answer(known, like.answers[0], first):
+        if check.law and like is not None and steady and not known.same(like.answers[0], first):
             return None
         if check.law and check.run(trial) is None:
             return None
@@ -71,28 +72,28 @@ def outcome(check: Check, known: Trial, candidate: Candidate, like: Outcome | No
     return Outcome(None, tuple(recorder.answers))
 
 
-def fails(check: Check, known: Trial, one: Outcome) -> bool:
+def fails(check: Check[Any], known: Trial[Any], one: Outcome) -> bool:
     """Whether an outcome is a failure."""
     if check.law or one.failure is not None:
         return one.failure is not None
-    return is_wrong(known, one.answers[0])
+    return known.is_wrong(one.answers[0])
 
 
-def alike(check: Check, known: Trial, got: Outcome, wrong: Outcome) -> bool:
+def alike(check: Check[Any], known: Trial[Any], got: Outcome, wrong: Outcome) -> bool:
     """Whether a candidate does what a bug does, and the specification would not."""
     if isinstance(got.failure, UNFORMED) or isinstance(wrong.failure, UNFORMED):
         return _same_failure(got, wrong)
     if not check.law:
-        return agree(known, got.answers[0], wrong.answers[0])
+        return known.same_and_wrong(got.answers[0], wrong.answers[0])
     return got.failure is not None and _same_law(known, got, wrong)
 
 
-def equal(check: Check, known: Trial, one: Outcome, other: Outcome) -> bool:
+def equal(check: Check[Any], known: Trial[Any], one: Outcome, other: Outcome) -> bool:
     """Whether two candidates do the same, right or wrong."""
     if isinstance(one.failure, UNFORMED) or isinstance(other.failure, UNFORMED):
         return _same_failure(one, other)
     if not check.law:
-        return same_answer(known, one.answers[0], other.answers[0])
+        return known.same(one.answers[0], other.answers[0])
     return _same_law(known, one, other)
 
 
@@ -105,14 +106,14 @@ def _same_failure(one: Outcome, other: Outcome) -> bool:
     )
 
 
-def _same_law(known: Trial, one: Outcome, other: Outcome) -> bool:
+def _same_law(known: Trial[Any], one: Outcome, other: Outcome) -> bool:
     """Whether two candidates break a law in the same way, with the same answers on the way, or both keep it."""
     first, second = one.failure, other.failure
     if (first is None) != (second is None) or (first and second and first.kind != second.kind):
         return False
     if isinstance(first, UNSTEADY):
         return True
-    if not one.answers or not other.answers or not same_answer(known, one.answers[0], other.answers[0]):
+    if not one.answers or not other.answers or not known.same(one.answers[0], other.answers[0]):
         return False
     return all(_same_call(mine, theirs) for mine, theirs in zip(one.answers, other.answers, strict=False))
 

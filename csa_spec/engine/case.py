@@ -1,354 +1,339 @@
-"""A case: everything that decides one trial, in one line of text."""
+"""A case: everything that decides one trial, in one line of text.
+
+A stage's case is a frozen dataclass that derives from :class:`Case` and declares its fields with :func:`size`,
+:func:`drawn` and :func:`coded`. Text, JSON, a stable hash, what declared limits make of it, and shrinking follow
+from the fields.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Protocol
-from urllib.parse import quote, unquote
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
-from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn
+from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
 
 
 class CaseError(ValueError):
     """A case that cannot be read; the message says why."""
 
 
-class AnyCase(Protocol):
-    """What every case has, of whatever stage: one line of text that ``csa_spec.stages.parse_case`` reads back."""
+def size(
+    letter: str, least: int, words: str, default: int | None = None, bucketed: bool = True, rank: int = 1
+) -> Any:
+    """Declare a size, written ``letter=...``.
 
-    @property
-    def seed(self) -> int:
-        """Seed of its tensors."""
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype."""
-
-    @property
-    def device(self) -> str:
-        """``cpu`` or ``cuda``."""
-
-    @property
-    def mode(self) -> str:
-        """One of the candidate's ways to run a layer; empty elsewhere."""
-
-    @property
-    def id(self) -> str:
-        """A stable hash."""
-
-    @property
-    def regime(self) -> tuple[str, ...]:
-        """How its values are drawn; reports count by it."""
-
-    def in_words(self) -> str:
-        """Return its sizes in words."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON data."""
-
-
-class Feature(StrEnum):
-    """What the rows of a batch can have beyond one document from position 0, each as long as the others."""
-
-    LEFT_PADDING = "left padding"
-    RIGHT_PADDING = "right padding"
-    PACKING = "packed documents"
-    SHIFTED_START = "positions that do not start at 0"
-
-
-class Values(StrEnum):
-    """How hidden states and weights are drawn. The simplest comes first; shrinking goes there."""
-
-    UNITS = "units"
-    """Zeros and ones; only shrinking makes such cases"""
-    INTEGERS = "integers"
-    """Small integers that a person can follow"""
-    GAUSSIAN = "gaussian"
-    LARGE_LOGITS = "large-logits"
-    """Gaussian, with keys 4 to 16 times as long: the softmax is nearly one-hot"""
-
-
-class Scores(StrEnum):
-    """What the index scores look like. Only CSA layers have any."""
-
-    FREE = "free"
-    """Whatever the drawn weights give"""
-    SEPARATED = "separated"
-    """The widest margin between selected and rejected out of a few draws; only written by hand"""
-    TIED = "tied"
-    """All scores of a query are exactly 0; only written by hand, since small integers tie often enough"""
-    PLATEAU = "plateau"
-    """One index head only, so that ReLU sets about half of the scores to exactly 0; only written by hand, since
-    layers with a single index head are drawn"""
-    NEAR_TIED = "near-tied"
-    """Blocks repeat but for a small perturbation, and so do the index keys"""
-
-
-DRAWN_VALUES = (Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS)
-DRAWN_SCORES = (Scores.FREE, Scores.NEAR_TIED)
-"""What strategies draw: no known bug is found by the others alone"""
-
-
-class Sinks(StrEnum):
-    """Sink logits."""
-
-    ZERO = "zero"
-    DRAWN = "drawn"
-    """About as large as the logits"""
-    EXTREME = "extreme"
-    """-inf, or far above or below the logits, in some of the heads"""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a batch: padding, then documents one after another, then padding up to the longest row."""
-
-    lengths: tuple[int, ...] = (1,)
-    """Tokens of each document packed into the row"""
-    left_padding: int = 0
-    start: int = 0
-    """Position of the first token of each document"""
-
-    def __post_init__(self) -> None:
-        """Refuse empty rows and negative numbers."""
-        if not self.lengths or min(self.lengths) < 1 or self.left_padding < 0 or self.start < 0:
-            raise CaseError(f"row {self} needs documents of at least one token, and nothing negative")
-
-    @property
-    def width(self) -> int:
-        """Columns from the first to the end of the last document."""
-        return self.left_padding + sum(self.lengths)
-
-    def __str__(self) -> str:
-        """Return e.g. ``2<3+4@8``: two pads, documents of 3 and 4 tokens, each starting at position 8."""
-        text = f"{self.left_padding}<" if self.left_padding else ""
-        text += "+".join(map(str, self.lengths))
-        return text + (f"@{self.start}" if self.start else "")
-
-    @classmethod
-    def parse(cls, text: str) -> Row:
-        """Read what ``str`` wrote."""
-        match = re.fullmatch(r"(?:(\d+)<)?(\d+(?:\+\d+)*)(?:@(\d+))?", text)
-        if match is None:
-            raise CaseError(
-                f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
-            )
-        padding, lengths, start = match.groups()
-        return cls(tuple(map(int, lengths.split("+"))), int(padding or 0), int(start or 0))
-
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One trial: the layer, the rows, how values are drawn, and where it runs.
-
-    ``str(case)`` is one line that leaves out defaults; ``Case.parse`` reads it back.
+    Parameters
+    ----------
+    letter, words
+        How it is written in cases and in capabilities, and what it is.
+    least, default
+        The smallest legal size, and what it is where nothing is said: the smallest.
+    bucketed
+        Whether a candidate that compiles for every new shape gets it from a few powers of four.
+    rank
+        Its place in the text: 0 first.
     """
+    value = least if default is None else default
+    what = {"letter": letter, "least": least, "words": words, "bucketed": bucketed, "rank": rank}
+    return field(default=value, metadata=what)
 
-    geometry: Geometry = field(default_factory=Geometry)
-    rows: tuple[Row, ...] = (Row(),)
-    values: Values = Values.INTEGERS
-    scores: Scores = Scores.FREE
-    sinks: Sinks = Sinks.ZERO
-    seed: int = 0
-    mode: str = ""
-    """One of the candidate's ways to run; empty where it has only one"""
-    dtype: str = "float32"
-    device: str = "cpu"
+
+def drawn(kind: type[StrEnum], default: StrEnum | None = None) -> Any:
+    """Declare how something is drawn. The first name is the simplest, and the default where nothing is said."""
+    return field(default=default or next(iter(kind)), metadata={"kind": kind})
+
+
+def coded(
+    read: Callable[[str], Any],
+    write: Callable[[Any], str] = str,
+    *,
+    default: Any,
+    text: str = "",
+    rank: int = 1,
+) -> Any:
+    """Declare anything else that has a text of its own.
+
+    Parameters
+    ----------
+    read, write
+        From and to text without blanks; ``read`` may raise ``ValueError``.
+    default
+        Is left out of the text.
+    text
+        How it is written, where not as the field.
+    rank
+        Its place in the text: 0 first, 2 after the sizes.
+    """
+    return field(default=default, metadata={"read": read, "write": write, "text": text, "rank": rank})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What the cases of all stages have in common. ``str`` gives the line of text, ``parse`` reads it."""
+
+    stage: ClassVar[str]
+    """Name of the stage, the first word of the text"""
+    seed: int = field(default=0, metadata={"read": int, "rank": 3})
+    mode: str = field(default="", metadata={"rank": 3})
+    """One of the candidate's ways to run the stage; empty where it has only one"""
+    dtype: str = field(default="float32", metadata={"rank": 3})
+    device: str = field(default="cpu", metadata={"rank": 3})
 
     def __post_init__(self) -> None:
-        """Check names and that there is a row."""
-        for name, kind in (("values", Values), ("scores", Scores), ("sinks", Sinks)):
-            try:
-                object.__setattr__(self, name, kind(getattr(self, name)))
-            except ValueError:
-                raise CaseError(f"{name} {getattr(self, name)!r} is none of {', '.join(kind)}") from None
+        """Check sizes and names."""
+        for one in fields(self):
+            if "letter" in one.metadata:
+                _check_size(one, getattr(self, one.name))
+            elif "kind" in one.metadata:
+                kind, value = one.metadata["kind"], getattr(self, one.name)
+                if value not in list(kind):
+                    raise CaseError(f"unknown {one.name} {str(value)!r}; choose from {', '.join(kind)}")
+                object.__setattr__(self, one.name, kind(value))
         for name, known in (("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in known:
-                raise CaseError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
-        if not self.rows:
-            raise CaseError("a case needs at least one row")
+                raise CaseError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}")
 
-    @property
-    def regime(self) -> tuple[str, ...]:
-        """How values, scores and sinks are drawn."""
-        return (self.values, self.scores, self.sinks)
+    # Text.
 
-    def in_words(self) -> str:
-        """Return its sizes in words."""
-        g = self.geometry
-        parts = [f"B={len(self.rows)}", f"S={self.columns}", f"window {g.window}"]
-        if g.kind is not LayerKind.SLIDING:
-            parts.append(f"compression ratio {g.compress_ratio}")
-        if g.kind is LayerKind.CSA:
-            parts.append(f"top-k {g.top_k}")
-        parts += [f"{g.heads} heads of {g.head_dim}", f"hidden {g.hidden}", self.dtype, self.device]
-        return ", ".join(parts) + (f", mode {self.mode!r}" if self.mode else "")
+    @classmethod
+    def first_words(cls) -> tuple[str, ...]:
+        """Return the words that a case of this stage may start with."""
+        return (cls.stage,)
 
-    @property
-    def columns(self) -> int:
-        """S, the width of the batch: that of its longest row."""
-        return max(row.width for row in self.rows)
+    @classmethod
+    def _read_head(cls, words: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+        """Return what the first words decide, and the other words."""
+        return {}, words[1:]
 
-    @property
-    def features(self) -> frozenset[Feature]:
-        """What the rows have beyond one document each, from position 0, all of one length."""
-        found = set()
-        for row in self.rows:
-            if row.left_padding:
-                found.add(Feature.LEFT_PADDING)
-            if row.width < self.columns:
-                found.add(Feature.RIGHT_PADDING)
-            if len(row.lengths) > 1:
-                found.add(Feature.PACKING)
-            if row.start:
-                found.add(Feature.SHIFTED_START)
-        return frozenset(found)
-
-    def without(self, features: frozenset[Feature]) -> Case:
-        """Return the case with these features taken out of its rows."""
-        rows = []
-        for row in self.rows:
-            lengths = (sum(row.lengths),) if Feature.PACKING in features else row.lengths
-            padding = row.left_padding
-            if (
-                Feature.LEFT_PADDING in features
-            ):  # real tokens in its place: the row must not get shorter than others
-                lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
-            start = 0 if Feature.SHIFTED_START in features else row.start
-            rows.append(Row(lengths, padding, start))
-        if Feature.RIGHT_PADDING in features:
-            columns = max(row.width for row in rows)
-            rows = [
-                replace(row, lengths=(*row.lengths[:-1], row.lengths[-1] + columns - row.width))
-                for row in rows
-            ]
-        return replace(self, rows=tuple(rows))
-
-    def layout(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""
-        positions, documents = [], []
-        for row in self.rows:
-            columns = [0] * row.left_padding
-            ids = [PADDING] * row.left_padding
-            for number, length in enumerate(row.lengths):
-                columns += range(row.start, row.start + length)
-                ids += [number] * length
-            rest = self.columns - row.width
-            positions.append(columns + [0] * rest)
-            documents.append(ids + [PADDING] * rest)
-        return positions, documents
-
-    @property
-    def id(self) -> str:
-        """A stable hash of the case, 12 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+    def _head(self) -> list[str]:
+        """Return the first words of the text."""
+        return [self.stage]
 
     def __str__(self) -> str:
-        """Return the case as one line."""
-        words = [str(self.geometry.kind)]
-        for name, value in _numbers(self.geometry).items():
-            if value != getattr(_SMALLEST, name):
-                words.append(f"{_SHORT[name]}={_digits(value)}")
-        if self.geometry.yarn is not None:
-            y = self.geometry.yarn
-            numbers = (y.factor, y.original_max_position, y.beta_fast, y.beta_slow)
-            words.append("yarn=" + "/".join(map(_digits, numbers)))
-        words.append("rows=" + ",".join(map(str, self.rows)))
-        for name in _PLAIN:
-            if getattr(self, name) != getattr(_DEFAULT, name):
-                words.append(f"{name}={quote(str(getattr(self, name)))}")
+        """Return the case as one line, without what is at its default."""
+        words = self._head()
+        for one in sorted(self._written(), key=lambda one: one.metadata.get("rank", 1)):
+            value = getattr(self, one.name)
+            if value != one.default:
+                words.append(f"{_text_of(one)}={one.metadata.get('write', str)(value)}")
         return " ".join(words)
 
     @classmethod
-    def parse(cls, text: str) -> Case:
-        """Read the one line that ``str`` wrote.
+    def _written(cls) -> list[Field[Any]]:
+        """Return the fields that are written as ``name=value``."""
+        return [one for one in fields(cls) if one.init and one.default is not MISSING]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str`` wrote.
 
         Raises
         ------
         CaseError
-            If a word is not known, or the geometry is impossible.
+            If a word is not known or its value cannot be used.
         """
-        kind, *words = text.split() or [""]
-        geometry: dict[str, Any] = {"kind": kind}
-        plain: dict[str, Any] = {}
-        seen: set[str] = set()
+        values, words = cls._read_head(text.split())
+        known = {_text_of(one): one for one in cls._written()}
         for word in words:
             name, _, value = word.partition("=")
-            if name in seen:
+            if name not in known:
+                raise CaseError(
+                    f"{word!r} is not part of a {cls.stage} case; choose from {', '.join(known)}"
+                )
+            one = known[name]
+            if one.name in values:
                 raise CaseError(f"{word!r} is the second {name}")
-            seen.add(name)
-            try:
-                if name in _LONG:
-                    kind_of = type(getattr(_SMALLEST, _LONG[name]))
-                    geometry[_LONG[name]] = kind_of(value)
-                elif name == "yarn":
-                    factor, length, fast, slow = value.split("/")
-                    geometry["yarn"] = Yarn(float(factor), int(length), float(fast), float(slow))
-                elif name == "rows":
-                    plain["rows"] = tuple(map(Row.parse, value.split(",")))
-                elif name in _PLAIN:
-                    plain[name] = int(value) if name == "seed" else unquote(value)
-                else:
-                    raise CaseError(f"{word!r} is not part of a case")
-            except GeometryError as error:
-                raise CaseError(str(error)) from None
-            except CaseError:
-                raise
-            except ValueError:
-                raise CaseError(f"{word!r} has no value that can be read") from None
-        try:
-            return cls(Geometry(**geometry), **plain)
-        except GeometryError as error:
-            raise CaseError(str(error)) from None
+            values[one.name] = _read(one, word, value)
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the case as plain JSON data."""
-        yarn = self.geometry.yarn
-        geometry = {"kind": str(self.geometry.kind), **_numbers(self.geometry)}
-        geometry["yarn"] = None if yarn is None else {f.name: getattr(yarn, f.name) for f in fields(yarn)}
-        return {"geometry": geometry, "rows": [str(row) for row in self.rows]} | {
-            name: getattr(self, name) if name == "seed" else str(getattr(self, name)) for name in _PLAIN
-        }
+        """Return the case as plain JSON data: numbers, and the texts of everything else."""
+        data: dict[str, Any] = {"stage": self.stage}
+        for one in fields(self):
+            if one.init:
+                value = getattr(self, one.name)
+                plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+                data[_text_of(one)] = value if plain else one.metadata.get("write", str)(value)
+        return data
+
+    @cached_property
+    def id(self) -> str:
+        """A stable hash of the case, 12 hexadecimal digits."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:12]
+
+    def in_words(self) -> str:
+        """Return its sizes in words."""
+        sizes = [one for one in fields(self) if "letter" in one.metadata]
+        parts = [f"{one.metadata['words']} {getattr(self, one.name)}" for one in sizes]
+        return ", ".join([*parts, self.dtype, self.device])
+
+    # What it is made of.
+
+    @property
+    def variant(self) -> str:
+        """The layer kind, for stages that have some."""
+        return ""
+
+    @property
+    def quick(self) -> bool:
+        """Whether a diagnosis, which must not take long, may ask about it."""
+        return True
+
+    @property
+    def regime(self) -> tuple[str, ...]:
+        """How its data are drawn; reports count by it."""
+        return tuple(str(getattr(self, one.name)) for one in fields(self) if "kind" in one.metadata)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Orders cases as a person would: smaller sizes first, then simpler data, then the seed."""
+        simple = sum(
+            list(one.metadata["kind"]).index(getattr(self, one.name))
+            for one in fields(self)
+            if "kind" in one.metadata
+        )
+        return (sum(self.sizes.values()), simple, self.seed)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Case:
-        """Read what ``to_json`` wrote."""
+    def names(cls) -> list[str]:
+        """Return every name that its data may have."""
+        return [str(name) for one in fields(cls) if "kind" in one.metadata for name in one.metadata["kind"]]
+
+    @classmethod
+    def letters(cls) -> dict[str, int]:
+        """Return the smallest legal value of every size, by its letter."""
+        return {
+            one.metadata["letter"]: one.metadata["least"] for one in fields(cls) if "letter" in one.metadata
+        }
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its sizes by their letters."""
+        return {
+            one.metadata["letter"]: getattr(self, one.name)
+            for one in fields(self)
+            if "letter" in one.metadata
+        }
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Self:
+        """Return the case with other sizes, given by their letters."""
+        names = {one.metadata["letter"]: one.name for one in fields(self) if "letter" in one.metadata}
+        changes: dict[str, Any] = {names[letter]: value for letter, value in sizes.items()}
+        return replace(self, **changes) if changes else self
+
+    # What a candidate supports of it.
+
+    @classmethod
+    def may_lack(cls) -> dict[str, list[str]]:
+        """Return what ``Capabilities.lacks`` may name: by the first half of its keys, the second halves."""
+        return {cls.stage: cls.names()}
+
+    def without_lacks(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
+        """Return the case without what a candidate declares not to support beside sizes, and the names of that."""
+        lacking = {
+            one.name: one
+            for one in fields(self)
+            if "kind" in one.metadata and (self.stage, str(getattr(self, one.name))) in capabilities.lacks
+        }
+        changes: dict[str, Any] = {name: one.default for name, one in lacking.items()}
+        names = [f"{name} {getattr(self, name)}" for name in lacking]
+        return (replace(self, **changes) if changes else self), names
+
+    def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
+        """Return the nearest case that a candidate supports, and what of this one it does not support.
+
+        Raises
+        ------
+        CaseError
+            If what the candidate declares leaves no case.
+        """
+        case, lacking = self.without_lacks(capabilities)
+        for _ in range(_ROUNDS):
+            wanted, reasons = case._misfits(capabilities)
+            if not wanted:
+                return case, lacking
+            case = case.with_sizes(wanted)
+            lacking += [reason for reason in reasons if reason not in lacking]
+        raise CaseError(f"the declared sizes leave no {self.stage} case near {self}")
+
+    def _misfits(self, capabilities: Capabilities) -> tuple[dict[str, int], list[str]]:
+        """Return the sizes that are not supported, as they must be, and why; a mere bucket needs no reason."""
+        wanted: dict[str, int] = {}
+        reasons = []
+        for letter, value in self._fitted_sizes().items():
+            rule = capabilities.rule(letter, self.variant)
+            size = self._bucket(letter, value) if capabilities.static_shapes else value
+            reason = rule.reason(size, letter)
+            nearest = rule.nearest(size) if reason else size
+            if nearest is None or nearest < self.letters()[letter]:
+                raise CaseError(f"capabilities leave no size {letter} for {self.stage}: {rule}")
+            if nearest != value:
+                wanted[letter] = nearest
+            reasons += [reason] if reason else []
+        return wanted, reasons
+
+    def _fitted_sizes(self) -> dict[str, int]:
+        """Return the sizes that can be made to fit one by one."""
+        return self.sizes
+
+    def _bucket(self, letter: str, value: int) -> int:
+        bucketed = {
+            one.metadata["letter"]: one.metadata["bucketed"]
+            for one in fields(self)
+            if "letter" in one.metadata
+        }
+        if not bucketed.get(letter):
+            return value
+        return next(bucket for bucket in (0, *(4**n for n in range(16))) if bucket >= value)
+
+    def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
+        """Yield cases just outside of each size that a candidate declares, with what is declared."""
+        least = self.letters()
+        for letter, value in self.sizes.items():
+            rule = capabilities.rule(letter, self.variant)
+            for options in rule.just_outside(value) if rule.declared else ():
+                sizes = [size for size in options if size >= least[letter]]
+                cases = (self._resized(letter, size) for size in sizes)
+                case = next((case for case in cases if case is not None), None)
+                if case is not None:
+                    yield case, rule.reason(case.sizes[letter], letter)
+
+    def _resized(self, letter: str, value: int) -> Self | None:
+        """Return the case with another size; None where there is no such case."""
         try:
-            geometry = dict(data["geometry"])
-            yarn = geometry.pop("yarn")
-            return cls(
-                Geometry(**geometry, yarn=None if yarn is None else Yarn(**yarn)),
-                tuple(map(Row.parse, data["rows"])),
-                **{name: data[name] for name in _PLAIN},
-            )
-        except (KeyError, TypeError, GeometryError) as error:
-            raise CaseError(f"this is not a case: {error!r}") from None
+            case = self.with_sizes({letter: value})
+        except ValueError:
+            return None
+        return case if case.sizes.get(letter) == value else None
 
 
-_SHORT = {
-    "compress_ratio": "m", "top_k": "k", "window": "W", "hidden": "E", "heads": "H", "head_dim": "D",
-    "rope_dim": "R", "q_lora_rank": "q_lora", "index_heads": "HI", "index_head_dim": "DI", "o_groups": "groups",
-    "o_lora_rank": "o_lora", "rope_theta": "theta", "compress_rope_theta": "compress_theta", "norm_eps": "eps",
-}  # fmt: skip
-_LONG = {short: name for name, short in _SHORT.items()}
-_PLAIN = ("values", "scores", "sinks", "seed", "mode", "dtype", "device")
-_SMALLEST = Geometry()
-_DEFAULT = Case()
+_ROUNDS = 4
+"""A size that gives way for another may have to be changed once more."""
 
 
-def _digits(value: float) -> str:
-    """Write a number in the shortest way that gives it back."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def _check_size(one: Field[Any], value: object) -> None:
+    letter, least = one.metadata["letter"], one.metadata["least"]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CaseError(
+            f"{letter} ({one.metadata['words']}) must be an integer of at least {least}, not {value!r}"
+        )
 
 
-def _numbers(geometry: Geometry) -> dict[str, Any]:
-    return {name: getattr(geometry, name) for name in _SHORT}
+def _text_of(one: Field[Any]) -> str:
+    """Return how a field is written."""
+    return str(one.metadata.get("letter") or one.metadata.get("text") or one.name)
+
+
+def _read(one: Field[Any], word: str, value: str) -> Any:
+    if "kind" in one.metadata:
+        return value  # checked with the others
+    try:
+        return (int if "letter" in one.metadata else one.metadata.get("read", str))(value)
+    except CaseError:
+        raise
+    except ValueError:
+        raise CaseError(f"{word!r} has no value that can be read") from None

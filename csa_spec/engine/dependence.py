@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-from csa_spec.spec import SPEC, DocumentTrace, Geometry
-
-LONGEST = 48
-"""Documents with more tokens are not probed: a probe runs the candidate once per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +27,6 @@ class Dependence:
     def too_little(self) -> list[tuple[int, int]]:
         """Pairs that must depend on each other and do not."""
         return _pairs(self.needed & ~self.observed)
-
-
-def allowed_tokens(trace: DocumentTrace, geometry: Geometry) -> Tensor:
-    """Return ``[queries, tokens]``: the window, and every token that a visible entry pools.
-
-    Entries that are visible but not selected count: their scores decide the selection.
-    """
-    length = len(trace.queries)
-    allowed = torch.zeros(length, length, dtype=torch.bool)
-    for query in trace.queries:
-        allowed[query.t, query.window] = True
-        for s in query.visible:
-            pooled = SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
-            allowed[query.t, [token.token for token in pooled]] = True
-    return allowed
-
-
-def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tensor) -> Tensor:
-    """Return ``[queries, tokens]``: whose output moves by more than ``threshold`` when a token is replaced.
-
-    Parameters
-    ----------
-    length
-        Tokens in the document.
-    run
-        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token replaced by a
-        fresh one times the sign, or with none replaced. Two signs, because a norm over very few channels lets
-        little more than the sign of a token through.
-    threshold
-        ``[S, hidden]``.
-    """
-    base = run(None, 1)
-    moved = [
-        torch.stack([((run(token, sign) - base).abs() > threshold).any(dim=1) for sign in (1, -1)]).any(
-            dim=0
-        )
-        for token in range(length)
-    ]
-    return torch.stack(moved, dim=1)
 
 
 def _pairs(matrix: Tensor) -> list[tuple[int, int]]:

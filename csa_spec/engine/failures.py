@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from csa_spec.engine.case import AnyCase
+from csa_spec.engine.case import Case
 from csa_spec.engine.dependence import Dependence
 from csa_spec.spec import DocumentTrace
 
@@ -91,7 +91,7 @@ class Failure(AssertionError):
     def __init__(
         self,
         detail: str,
-        case: AnyCase,
+        case: Case,
         *,
         place: Place | None = None,
         expected: list[float] | None = None,
@@ -148,7 +148,7 @@ class CandidateRaised(Failure):
 
     title = "the candidate raised an exception"
 
-    def __init__(self, error: BaseException, case: AnyCase) -> None:
+    def __init__(self, error: BaseException, case: Case) -> None:
         super().__init__(f"{type(error).__name__}: {error}", case)
         self.error = error
 
@@ -271,7 +271,7 @@ class WrongGradient(Failure):
 
     title = "a gradient is wrong"
 
-    def __init__(self, of: str, detail: str, case: AnyCase, **details: Any) -> None:
+    def __init__(self, of: str, detail: str, case: Case, **details: Any) -> None:
         super().__init__(detail, case, **details)
         self.of = of
 
@@ -298,7 +298,7 @@ class StreamDiffers(Failure):
 
     title = "calls in sequence give other answers than all tokens at once"
 
-    def __init__(self, after: str, detail: str, case: AnyCase, **details: Any) -> None:
+    def __init__(self, after: str, detail: str, case: Case, **details: Any) -> None:
         super().__init__(detail, case, **details)
         self.after = after
 
@@ -355,7 +355,7 @@ class StateChanged(Failure):
 
     title = "the candidate changes the state of the process"
 
-    def __init__(self, what: str, detail: str, case: AnyCase) -> None:
+    def __init__(self, what: str, detail: str, case: Case) -> None:
         super().__init__(detail, case)
         self.what = what
 
@@ -406,7 +406,7 @@ class WeightIgnored(Failure):
 
     title = "a weight has no effect where it must have one"
 
-    def __init__(self, weight: str, detail: str, case: AnyCase, **details: Any) -> None:
+    def __init__(self, weight: str, detail: str, case: Case, **details: Any) -> None:
         super().__init__(detail, case, **details)
         self.weight = weight
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csa_spec.engine.budget import Arithmetic
-from csa_spec.engine.comparison import Tally, error_ratios
 from csa_spec.engine.failures import NoGradient, StrayGradient, WrongGradient
-from csa_spec.engine.inputs import generator, normal
+from csa_spec.engine.tally import Tally, error_ratios
+from csa_spec.engine.tensors import generator, normal
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.arrays import map_tensors, named_tensors
 from csa_spec.spec import Geometry, Spec
@@ -106,7 +106,7 @@ class RoundingNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return torch.randn(like.shape, generator=self._rng, dtype=like.dtype)
 
 
-def gradients_match(trial: Trial) -> Tally | None:
+def gradients_match(trial: Trial[Any]) -> Tally | None:
     """Gradients equal the specification's: within the budget, exactly zero where nothing flows, none to the indexer."""
     if not trial.capabilities.gradients:
         return None
@@ -156,7 +156,7 @@ def gradients_match(trial: Trial) -> Tally | None:
     return tally
 
 
-def cotangent_of(trial: Trial) -> Tensor | None:
+def cotangent_of(trial: Trial[Any]) -> Tensor | None:
     """Return what the output is multiplied with: random numbers, at one query alone in half of the cases."""
     shape, dtypes, _ = trial.form(trial.arguments)
     if 0 in shape:
@@ -171,7 +171,7 @@ def cotangent_of(trial: Trial) -> Tensor | None:
 
 
 def _gradient(
-    trial: Trial, exact: Mapping[str, Any], cotangent: Tensor, noise: RoundingNoise | None = None
+    trial: Trial[Any], exact: Mapping[str, Any], cotangent: Tensor, noise: RoundingNoise | None = None
 ) -> dict[str, Tensor]:
     """Return the gradients of the specification by the name of the argument; zero where it finds no path."""
     given = map_tensors(

@@ -18,8 +18,9 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.shrink import shrink
 from csa_spec.engine.stage import Stage
-from csa_spec.engine.stream import NotOffered
+from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.capabilities import Capabilities
 
 TRIED = 20
 """Cases tried for one limitation."""
@@ -56,10 +57,9 @@ class Limitation:
 
 def probe(
     candidate: Candidate,
-    stage: Stage,
+    stage: Stage[Any, Any],
     subject: str,
-    place: str,
-    name: str,
+    place: tuple[str, str],
     cases: Iterable[Any],
     shrinking: bool = True,
 ) -> Limitation:
@@ -69,23 +69,22 @@ def probe(
     ----------
     candidate, stage, subject
         Who, which stage, and what to call it.
-    place, name
-        The entry of ``lacks``.
+    place
+        The key of ``lacks``.
     cases
         Tried are those that have this limitation and no other.
     shrinking
         Whether to look for the smallest case that fails.
     """
-    declared: Mapping[Any, str] = candidate.capabilities.lacks
-    others = {key: reason for key, reason in declared.items() if key != (place, name)}
-    lifted = replace(candidate, capabilities=replace(candidate.capabilities, lacks=others))
-    found = Limitation(subject, str(name), declared[place, name])
+    declared = candidate.capabilities_of(stage.name)
+    others = {key: reason for key, reason in declared.lacks.items() if key != place}
+    lifted = replace(declared, lacks=others)
+    free = candidate.declaring(stage.name, lifted)
+    limitation = Limitation(subject, str(place[1]), declared.lacks[place])
     check = stage.checks[0]
 
     def has_it(case: Any) -> bool:
-        return bool(
-            stage.fit(case, lifted.capabilities)[0] == case != stage.fit(case, candidate.capabilities)[0]
-        )
+        return bool(case.fit(lifted)[0] == case != case.fit(declared)[0])
 
     refusals: list[Any] = []
 
@@ -93,7 +92,7 @@ def probe(
         if not has_it(case):
             return None
         try:
-            check.run(stage.trial(lifted, case))
+            check.run(stage.trial(free, case))
         except Failure as failure:
             return failure
         except NotOffered:
@@ -101,17 +100,17 @@ def probe(
         return None
 
     for case in cases:
-        if found.cases >= TRIED:
+        if limitation.cases >= TRIED:
             break
         if not has_it(case):
             continue
-        found = replace(found, cases=found.cases + 1)
+        limitation = replace(limitation, cases=limitation.cases + 1)
         failure = judge(case)
         if failure is not None:
             if shrinking:
-                failure = shrink(failure, judge, stage.shrinking, SHRUNK)
-            return replace(found, failure=failure)
-    return replace(found, refused=len(refusals))
+                failure = shrink(failure, judge, stage.passes, SHRUNK)
+            return replace(limitation, failure=failure)
+    return replace(limitation, refused=len(refusals))
 
 
 def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
@@ -149,5 +148,17 @@ def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
         if version is None or wanted.contains(version, prereleases=True):
             reason = table["reason"] + (f": {table['url']}" if "url" in table else "")
             added[table["stage"], table["name"]] = reason
-    declared = replace(candidate.capabilities, lacks={**candidate.capabilities.lacks, **added})
-    return replace(candidate, capabilities=declared)
+    return _lacking(candidate, added)
+
+
+def _lacking(candidate: Candidate, added: Mapping[tuple[str, str], str]) -> Candidate:
+    """Return a candidate that lacks more, in whatever place it declares what it lacks."""
+
+    def more(declared: Capabilities) -> Capabilities:
+        return replace(declared, lacks={**declared.lacks, **added})
+
+    for stage in candidate.offers:
+        own = candidate.capabilities_of(stage)
+        if own is not candidate.capabilities:
+            candidate = candidate.declaring(stage, more(own))
+    return replace(candidate, capabilities=more(candidate.capabilities))

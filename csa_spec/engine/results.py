@@ -35,6 +35,8 @@ class Report:
     results: list[CheckResult]
     missing: Mapping[tuple[str, str], list[str]]
     """By dtype and stage or layer kind, the required kinds of case that the run never reached"""
+    left_out: Mapping[tuple[str, str], list[str]]
+    """The same for those that cannot be reached within what the candidate declares"""
     declined: Mapping[str, str]
     """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
     seconds: float

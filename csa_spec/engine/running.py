@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from csa_spec.engine.case import Scores
-from csa_spec.engine.comparison import Tally
 from csa_spec.engine.failures import CandidateHung, Failure
 from csa_spec.engine.shrink import SECONDS, shrink
 from csa_spec.engine.stage import Check, Stage
-from csa_spec.engine.stream import NotOffered
-from csa_spec.plug.candidate import LAYER, Candidate
-from csa_spec.spec import LayerKind
+from csa_spec.engine.tally import Tally
+from csa_spec.plug.call import NotOffered
+from csa_spec.plug.candidate import Candidate
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
@@ -44,13 +42,15 @@ class RegimeCount:
 
 @dataclass(slots=True)
 class CheckResult:
-    """What one check of one stage, or of one layer kind, covered and found."""
+    """What one check of one stage, or of one of its layer kinds, covered and found."""
 
     check: str
     sentence: str
     stage: str
-    kind: LayerKind | None
-    """Layer kind of the stage ``layer``; None for other stages"""
+    variant: str = ""
+    """The layer kind, for stages that have some"""
+    subject: str = ""
+    """What was checked: the layer kind, or the stage"""
     dtype: str = "float32"
     cases: int = 0
     """Cases that gave the check something to do"""
@@ -64,23 +64,6 @@ class CheckResult:
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
     seconds: float = 0.0
-
-    @property
-    def subject(self) -> str:
-        """What was checked: the layer kind, or the stage."""
-        return subject_of(self.stage, self.kind)
-
-    def ambiguous_share(self, scores: Collection[Scores]) -> float:
-        """Return which share of the queries was ambiguous in the regimes with such scores."""
-        tallies = [count.tally for regime, count in self.regimes.items() if set(regime) & set(scores)]
-        return sum(tally.ambiguous for tally in tallies) / max(1, sum(tally.queries for tally in tallies))
-
-
-def subject_of(stage: str, kind: LayerKind | None) -> str:
-    """Return what a run checks in one or two words: the layer kind, the stage, or e.g. ``cache csa``."""
-    if kind is None:
-        return stage
-    return str(kind) if stage == LAYER else f"{stage} {kind}"
 
 
 def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list[Any]:
@@ -106,13 +89,14 @@ def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list
 
 
 def run_check(
-    check: Check,
+    check: Check[Any],
     candidate: Candidate,
-    stage: Stage,
-    kind: LayerKind | None,
+    stage: Stage[Any, Any],
     cases: Iterable[Any],
-    progress: Callable[[CheckResult], None] = lambda result: None,
+    *,
+    variant: str = "",
     dtype: str = "float32",
+    progress: Callable[[CheckResult], None] = lambda result: None,
     enough: int = ENOUGH,
     shrinking: bool = True,
 ) -> CheckResult:
@@ -122,22 +106,20 @@ def run_check(
     ----------
     check, candidate, stage
         What is checked, who, and which of its stages.
-    kind
-        Layer kind of all cases, where the stage is a layer; a label here.
     cases
         Tried in this order.
+    variant, dtype
+        Layer kind and dtype of all cases; labels here.
     progress
         Called after each case.
-    dtype
-        Dtype of all cases; a label here.
     enough
         Failing cases after which no more are tried.
     shrinking
         Whether to look for the smallest case of each kind of failure.
     """
-    result = CheckResult(check.name, check.sentence, stage.name, kind, dtype)
-    found: dict[str, Failure] = {}
-    begin, size, hung = time.perf_counter(), stage.shrinking.size, 0
+    result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
+    smallest: dict[str, Failure] = {}
+    begin, hung = time.perf_counter(), 0
 
     def tell() -> None:
         result.seconds = time.perf_counter() - begin
@@ -147,9 +129,9 @@ def run_check(
         failure = _try(check, candidate, stage, case, result)
         if failure is not None:
             hung += isinstance(failure, CandidateHung)
-            known = found.get(failure.kind)
-            if known is None or size(failure.case) < size(known.case):
-                found[failure.kind] = failure
+            known = smallest.get(failure.kind)
+            if known is None or failure.case.order < known.case.order:
+                smallest[failure.kind] = failure
         tell()
         if result.failing >= enough or hung >= HUNG_ENOUGH:
             break
@@ -158,25 +140,22 @@ def run_check(
         tell()
         return failure_of(check, candidate, stage, case)
 
-    result.failures = list(found.values())
+    result.failures = list(smallest.values())
     if shrinking:
-        result.failures = [
-            shrink(
-                failure,
-                judge,
-                stage.shrinking,
-                seconds=HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS,
-            )
-            for failure in result.failures
-        ]
-    result.failures.sort(key=lambda failure: size(failure.case))
+        result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
+    result.failures.sort(key=lambda failure: failure.case.order)
     result.seconds = time.perf_counter() - begin
     return result
 
 
-def failure_of(check: Check, candidate: Candidate, stage: Stage, case: Any) -> Failure | None:
-    """Return how a candidate fails on a case, if it does; a case that it does not support is none that it fails."""
-    if stage.fit(case, candidate.capabilities_of(stage.name))[0] != case:
+def _shrunk(failure: Failure, judge: Callable[[Any], Failure | None], stage: Stage[Any, Any]) -> Failure:
+    seconds = HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS
+    return shrink(failure, judge, stage.passes, seconds=seconds)
+
+
+def failure_of(check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any) -> Failure | None:
+    """Return how a candidate fails on a case, if it does; it never fails on a case that it does not support."""
+    if case.fit(candidate.capabilities_of(stage.name))[0] != case:
         return None  # shrinking must not leave what the candidate supports
     try:
         check.run(stage.trial(candidate, case))
@@ -187,9 +166,11 @@ def failure_of(check: Check, candidate: Candidate, stage: Stage, case: Any) -> F
     return None
 
 
-def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: CheckResult) -> Failure | None:
+def _try(
+    check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any, result: CheckResult
+) -> Failure | None:
     """Try one case and count what it covered."""
-    case, lacking = stage.fit(case, candidate.capabilities_of(stage.name))
+    case, lacking = case.fit(candidate.capabilities_of(stage.name))
     result.not_applicable.update(lacking)
     trial = stage.trial(candidate, case)
     failure, tally = None, None
@@ -213,5 +194,5 @@ def _try(check: Check, candidate: Candidate, stage: Stage, case: Any, result: Ch
     result.tally.add(tally)
     regime.tally.add(tally)
     if not check.law:
-        result.reached.update(stage.kinds(trial))
+        result.reached.update(trial.kinds())
     return None

@@ -6,9 +6,10 @@ covered, or None where the case gives it nothing to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from csa_spec.engine.comparison import Tally
 from csa_spec.engine.failures import (
     Failure,
     InputsChanged,
@@ -22,12 +23,13 @@ from csa_spec.engine.failures import (
     SharesMemory,
     StateChanged,
 )
+from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial, main_output
 from csa_spec.plug.arrays import same_bits
 from csa_spec.plug.call import Answer
 
 
-def inputs_are_not_changed(trial: Trial) -> Tally:
+def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
     """Inputs are not mutated."""
     changed = trial.answer.changed_inputs
     if changed:
@@ -35,14 +37,14 @@ def inputs_are_not_changed(trial: Trial) -> Tally:
     return Tally(queries=trial.queries)
 
 
-def state_is_left_alone(trial: Trial) -> Tally:
+def state_is_left_alone(trial: Trial[Any]) -> Tally:
     """The process is left as it was: random generators, default dtype, threads, grad mode, working directory."""
     for what in trial.answer.changed_state:
         raise StateChanged(what, f"what the call changes: {what}", trial.case)
     return Tally(queries=trial.queries)
 
 
-def output_has_its_own_memory(trial: Trial) -> Tally:
+def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
     """The output shares no memory with inputs, stays when the candidate is called again, and is all written."""
     if trial.answer.shared_with:
         raise SharesMemory(
@@ -67,7 +69,7 @@ def output_has_its_own_memory(trial: Trial) -> Tally:
     return Tally(queries=trial.queries)
 
 
-def a_call_answers_its_own_inputs(trial: Trial) -> Tally | None:
+def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
     """A call does not return what the call before returned, or should have."""
     other = trial.sibling()
     first, second = trial.answer, other.ask(other.arguments)
@@ -91,7 +93,7 @@ def a_call_answers_its_own_inputs(trial: Trial) -> Tally | None:
     return None  # wrong in another way: the equality with the specification says how
 
 
-def two_runs_agree(trial: Trial) -> Tally:
+def two_runs_agree(trial: Trial[Any]) -> Tally:
     """Two runs agree bit for bit, unless the candidate declares otherwise."""
     again = trial.ask(trial.arguments)
     if not trial.capabilities.deterministic:
@@ -110,10 +112,10 @@ def two_runs_agree(trial: Trial) -> Tally:
     return Tally(queries=trial.queries)
 
 
-def rows_do_not_interact(trial: Trial) -> Tally | None:
+def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
     """Each row alone gives what it gives in the batch: within the budget, and bit for bit unless declared otherwise."""
     rows = len(trial.arguments[trial.batched[0]])
-    if rows < 2 or _wrong(trial, trial.answer) is not None:
+    if rows < 2 or not trial.allows("B", 1) or _wrong(trial, trial.answer) is not None:
         return None  # what is wrong in the batch is the business of another check
     batch = trial.relevant(trial.answer)
     alone = [trial.relevant(trial.ask(trial.rows([row]))) for row in range(rows)]
@@ -128,11 +130,11 @@ def rows_do_not_interact(trial: Trial) -> Tally | None:
             got=wrong.got,
             over_budget=wrong.over_budget,
         )
-    hold_bits(trial, whole, batch)
+    check_bits(trial, whole, batch)
     return Tally(queries=trial.queries)
 
 
-def hold_bits(trial: Trial, alone: torch.Tensor, batch: torch.Tensor) -> None:
+def check_bits(trial: Trial[Any], alone: torch.Tensor, batch: torch.Tensor) -> None:
     """Hold rows run alone to the bits that they have in the batch, unless the candidate declares otherwise."""
     if trial.capabilities.batch_invariant and not same_bits(alone, batch):
         raise NotBatchInvariant(
@@ -143,7 +145,7 @@ def hold_bits(trial: Trial, alone: torch.Tensor, batch: torch.Tensor) -> None:
 
 
 def _first_difference(
-    trial: Trial, again: Answer
+    trial: Trial[Any], again: Answer
 ) -> tuple[Place | None, list[float] | None, list[float] | None]:
     """Return where two answers to the same arguments differ first, and what each has there."""
     one, other = main_output(trial.answer), main_output(again)
@@ -172,7 +174,7 @@ def _side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[-1]), value=-1) for row in rows])
 
 
-def _wrong(trial: Trial, answer: Answer) -> Failure | None:
+def _wrong(trial: Trial[Any], answer: Answer) -> Failure | None:
     try:
         trial.judge(answer)
     except Failure as failure:

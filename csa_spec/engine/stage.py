@@ -1,14 +1,23 @@
-"""What the engine has to know of a stage: its trials, its checks, what its cases are and how they get smaller."""
+"""What the house asks of a stage. It never asks which stage it is.
+
+A stage lives in one place: a room of ``csa_spec/stages`` and a module of ``strategies/`` of the same name. Everything
+that differs by stage is a field of :class:`Stage`, a method of its trial (:mod:`csa_spec.engine.trial`) or of its case
+(:mod:`csa_spec.engine.case`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
-from csa_spec.engine.comparison import Tally
-from csa_spec.engine.recipe import Recipe
-from csa_spec.engine.shrink_recipe import RECIPE_PASSES, recipe_size
+from hypothesis.strategies import SearchStrategy
+
+from csa_spec.engine.case import Case
+from csa_spec.engine.declared_limits import SENTENCE, declares_sizes, limits_check
+from csa_spec.engine.failures import Failure
+from csa_spec.engine.shrink_flat import FLAT_PASSES
 from csa_spec.engine.side_effects import (
     a_call_answers_its_own_inputs,
     inputs_are_not_changed,
@@ -17,63 +26,147 @@ from csa_spec.engine.side_effects import (
     state_is_left_alone,
     two_runs_agree,
 )
+from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial
-from csa_spec.plug.candidate import Candidate, Capabilities
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
+
+C = TypeVar("C", bound=Case)
+SPECIFICATION = "specification"
+"""Name of the check that every stage has first."""
+T = TypeVar("T", bound=Trial[Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Check(Generic[T]):
     """One property of a candidate."""
 
     name: str
     """As in ``--check`` and in reports"""
     sentence: str
     """The property"""
-    run: Callable[[Any], Tally | None]
-    """Takes a trial of the stage"""
-    law: bool
+    run: Callable[[T], Tally | None]
+    """Takes a trial of the stage: raises a failure, or returns what it covered, or None where it does not apply"""
+    law: bool = True
     """Whether it needs no specification; a law is tried on fewer cases"""
     costly: bool = False
     """Whether one case takes as long as many: tried on very few"""
+    two_runs: bool = False
+    """Whether what is shown of a failure are two runs of the candidate, in place of expected and got"""
+    needs: Callable[[Capabilities], bool] = lambda capabilities: True
+    """Whether a candidate declares what the check is about"""
 
 
-MANNERS = (
-    Check("repeat", "two runs agree", two_runs_agree, True),
-    Check("inputs", "inputs are not mutated", inputs_are_not_changed, True),
-    Check("state", "the process is left as it was", state_is_left_alone, True),
-    Check("memory", "the output has memory of its own", output_has_its_own_memory, True),
-    Check("own-inputs", "a call answers its own inputs", a_call_answers_its_own_inputs, True),
+SIDE_EFFECTS: tuple[Check[Any], ...] = (
+    Check("repeat", "two runs agree", two_runs_agree, two_runs=True),
+    Check("inputs", "inputs are not mutated", inputs_are_not_changed),
+    Check("state", "the process is left as it was", state_is_left_alone),
+    Check("memory", "the output has memory of its own", output_has_its_own_memory),
+    Check("own-inputs", "a call answers its own inputs", a_call_answers_its_own_inputs),
 )
 """Of every stage."""
-ROWS = Check("rows", "rows do not change each other", rows_do_not_interact, True)
+ROWS: Check[Any] = Check("rows", "rows do not change each other", rows_do_not_interact)
+
+
+LIMITS: Check[Any] = Check("limits", SENTENCE, limits_check, needs=declares_sizes)
+
+
+def gradients_check(run: Callable[[Any], Tally | None]) -> Check[Any]:
+    """Return the check of gradients, for candidates that declare them."""
+    return Check(
+        "gradients",
+        "gradients match the specification's",
+        run,
+        costly=True,
+        needs=lambda capabilities: capabilities.gradients,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How reports speak of a stage."""
+
+    title: Callable[[str], str]
+    """What it is, for people who have never heard of it, given the layer kind: "the CSA layer" """
+    output: str = "output of"
+    """What stands before the place of a failure"""
 
 
 @dataclass(frozen=True, slots=True)
-class Shrinking:
-    """How cases of a stage get smaller."""
+class Setting:
+    """Where cases run, and what strategies must know of the candidate to draw cases that suit it."""
 
-    size: Callable[[Any], tuple[int, ...]]
-    """Orders cases; a smaller one is a better explanation"""
-    passes: tuple[Callable[[Any], Iterator[Any]], ...]
-    """Each yields simpler cases; the first that fails in the same way is taken"""
+    dtype: str = "float32"
+    device: str = "cpu"
+    modes: tuple[str, ...] = ("",)
+    ratios: frozenset[int] | None = None
+    """Compression ratios that the candidate supports; None for any"""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of the layer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws(Generic[C]):
+    """The cases of a stage, given a layer kind (empty for stages that have none) and a setting."""
+
+    cases: Callable[[str, Setting], SearchStrategy[C]]
+    """Drawn by Hypothesis"""
+    corners: Callable[[str, Setting], Sequence[C]]
+    """Written by hand: together they reach every required kind"""
+    for_laws: Callable[[str, Setting, bool], Sequence[C]] = lambda variant, setting, costly: ()
+    """The few that every law, or every costly law, is tried on beside what is drawn"""
+    production: Callable[[str, Setting], Sequence[C]] = lambda variant, setting: ()
+    """Of the sizes of the released models"""
+
+
+Picture = Callable[[Failure, Sequence[str]], str | None]
+"""Draws a failure, and the lines that say what was expected and what came, as SVG text; None where it cannot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[C, T]):
+    """One stage: what it takes, its cases, how an answer is judged, and how it is spoken of."""
 
     name: str
-    trial: Callable[[Candidate, Any], Trial]
-    checks: tuple[Check, ...]
-    """The first is the equality with the specification"""
-    fit: Callable[[Any, Capabilities], tuple[Any, list[str]]]
-    """Returns the nearest case that a candidate supports, and what of the case it does not support"""
-    kinds: Callable[[Any], set[str]]
-    """The kinds that a trial's case belongs to"""
-    required: Callable[[Any, Capabilities], list[str]]
-    """The kinds of case that a run (over a layer kind, or None) must reach to mean anything"""
-    parse: Callable[[str], Any]
-    """Reads one line of text"""
-    recipe: type[Recipe] | None = None
-    """The class of its cases, where they are flat"""
-    shrinking: Shrinking = Shrinking(recipe_size, RECIPE_PASSES)
+    arguments: tuple[str, ...]
+    """What a candidate's function is called with, by position"""
+    case: type[C]
+    trial: type[T]
+    checks: tuple[Check[T], ...]
+    """The first compares with the specification"""
+    words: Words
+    required: Callable[[str, Capabilities], Sequence[str]]
+    """The kinds of case that a run must reach to mean anything, given layer kind and what the candidate declares"""
+    variants: tuple[str, ...] = ("",)
+    """The layer kinds that are checked one by one, for stages that have some"""
+    effort: str = "light"
+    """How much one case costs: the profile's ``light``, ``medium`` or ``heavy`` amount of cases is drawn"""
+    passes: tuple[Callable[[C], Iterator[C]], ...] = FLAT_PASSES
+    """How a failing case gets smaller: each yields simpler cases"""
+    wanting: Callable[[Any, str], list[str]] = lambda result, dtype: []
+    """What else a result of the specification check lacks to mean anything"""
+    picture: Picture | None = None
+    """None: the sentences and numbers alone"""
+    drawn: Draws[C] | None = field(default=None)
+    """None: those of the module of ``strategies/`` that has the stage's name"""
+
+    @property
+    def draws(self) -> Draws[C]:
+        """The cases of the stage. Strategies build on stages, so they are looked up when they are needed."""
+        if self.drawn is not None:
+            return self.drawn
+        found: Draws[C] = import_module(f"csa_spec.strategies.{self.name}").DRAWS
+        return found
+
+    def setting(self, candidate: Candidate, variant: str, dtype: str, device: str) -> Setting:
+        """Return where cases run, and what strategies must know of a candidate."""
+        allowed = candidate.capabilities_of(self.name).rule("m", variant).allowed
+        sets = [frozenset(sizes) for sizes in allowed if isinstance(sizes, Set)]
+        ratios = frozenset.intersection(*sets) if sets else None
+        return Setting(dtype, device, candidate.modes(self.name), ratios)
+
+    def subject(self, variant: str) -> str:
+        """Return what a run checks in one or two words, given the layer kind."""
+        return " ".join(filter(None, (self.name, variant)))
+
+    def check(self, name: str) -> Check[T]:
+        """Return a check by its name; ``KeyError`` if there is none."""
+        return {check.name: check for check in self.checks}[name]

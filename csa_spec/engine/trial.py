@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import AnyCase
-from csa_spec.engine.comparison import Tally
+from csa_spec.engine import agreement
+from csa_spec.engine.agreement import Part
+from csa_spec.engine.case import Case
 from csa_spec.engine.failures import (
     CandidateDied,
     CandidateHung,
     CandidateRaised,
+    Failure,
     Place,
     WrongDtype,
     WrongShape,
 )
-from csa_spec.engine.stream import NotOffered
-from csa_spec.plug.call import Answer, Fault, Request
-from csa_spec.plug.candidate import Candidate, CandidateError, Capabilities
+from csa_spec.engine.tally import Tally
+from csa_spec.engine.tensors import dtype_of
+from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
+from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.capabilities import Capabilities
 
 
 class Form(NamedTuple):
@@ -39,14 +43,21 @@ class Form(NamedTuple):
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
-class Trial(ABC):
+C = TypeVar("C", bound=Case)
+
+
+class Trial(ABC, Generic[C]):
     """One candidate on one case. What is computed once is kept."""
 
     stage: ClassVar[str]
     batched: ClassVar[tuple[str, ...]]
     """Arguments whose first dimension is the rows of the batch"""
+    through: ClassVar[Callable[..., Any] | None] = None
+    """Calls the candidate's function, where one question takes more than one call"""
+    of_case: ClassVar[tuple[str, ...]] = ("arguments", "expected")
+    """What is computed of the case alone, whoever the candidate is"""
 
-    def __init__(self, candidate: Candidate, case: Any) -> None:
+    def __init__(self, candidate: Candidate, case: C) -> None:
         self.candidate = candidate
         self.case = case
 
@@ -96,16 +107,19 @@ class Trial(ABC):
         Failure
             If it raises, hangs or dies, or returns something other than a tensor of the right form.
         """
-        request = Request(self.stage, arguments, self.case.mode, self.case.device, **options)
+        through = type(self).through
+        request = Request(self.stage, arguments, self.case.mode, self.case.device, through, **options)
         try:
             answer = self.candidate.ask(request)
         except CandidateError:
             raise  # it could not be loaded in a worker: nothing is known of it
         except Fault as fault:
             raise (CandidateHung if fault.hung else CandidateDied)(str(fault), self.case) from None
+        except MisshapenAnswer as error:
+            raise WrongShape(str(error), self.case) from None
+        except NotOffered:
+            raise
         except (Exception, SystemExit) as error:
-            if type(error).__name__ == NotOffered.__name__:  # a worker's has only the name in common
-                raise NotOffered(str(error)) from error
             raise CandidateRaised(error, self.case) from error
         self._check_form(main_output(answer), arguments)
         return answer
@@ -145,8 +159,62 @@ class Trial(ABC):
 
     def sibling(self) -> Self:
         """Return a trial of the same shape with other values."""
-        changed: AnyCase = replace(self.case, seed=self.case.seed + 1)
-        return type(self)(self.candidate, changed)
+        return type(self)(self.candidate, replace(self.case, seed=self.case.seed + 1))
+
+    def of(self, candidate: Candidate) -> Self:
+        """Return a trial of another candidate on the same case; what the case alone decides is not computed again."""
+        trial = type(self)(candidate, self.case)
+        kept = {name: value for name, value in vars(self).items() if name in self.of_case}
+        vars(trial).update(kept)
+        return trial
+
+    def kinds(self) -> set[str]:
+        """Return the kinds of case that this one belongs to; a run must reach those that its stage requires."""
+        return set(self.case.regime)
+
+    def allows(self, letter: str, size: int) -> bool:
+        """Whether the candidate supports a size."""
+        return self.capabilities.rule(letter, self.case.variant).allows(size)
+
+    # To compare the answers of two candidates.
+
+    def parts(self, *answers: Answer) -> Iterator[Part]:
+        """Yield the items of answers with what the specification says of them; no part is empty."""
+        raise NotImplementedError
+
+    def same(self, first: Answer, second: Answer) -> bool:
+        """Whether two answers are the same, where no tie leaves a choice."""
+        return agreement.same(self.parts(first, second), dtype_of(self.case.dtype))
+
+    def same_and_wrong(self, got: Answer, wrong: Answer) -> bool:
+        """Whether an answer is a wrong one that somebody else gave."""
+        return agreement.same_and_wrong(self.parts(got, wrong), dtype_of(self.case.dtype))
+
+    def is_wrong(self, answer: Answer) -> bool:
+        """Whether the specification gives another answer, whichever way ties are broken."""
+        try:
+            self.judge(answer)
+        except Failure:
+            return True
+        return False
+
+    # To explain a failure.
+
+    def summary(self, failure: Failure, says: str) -> list[str]:
+        """Return sentences on what is wrong with what the output depends on.
+
+        Parameters
+        ----------
+        failure
+            Of the candidate, on this case.
+        says
+            What is known of any failure of its kind.
+        """
+        return [says]
+
+    def data_lines(self) -> list[str]:
+        """Return lines of a report that show the data of a small case."""
+        return []
 
 
 def main_output(answer: Answer) -> object:

@@ -34,6 +34,8 @@ class Request:
     """In the order in which they are passed; tensors on the CPU"""
     mode: str = ""
     device: str = "cpu"
+    through: Callable[..., Any] | None = None
+    """Calls the stage's function, which it gets first, where that takes more than one call"""
     cotangent: Tensor | None = None
     """Where given, gradients of ``(output * cotangent).sum()`` are asked for too"""
     fill: bool = False
@@ -66,6 +68,14 @@ class Fault(Exception):
     def __init__(self, message: str, hung: bool = False) -> None:
         super().__init__(message)
         self.hung = hung
+
+
+class NotOffered(Exception):
+    """A stream does not have an operation, or refuses it; the message names it."""
+
+
+class MisshapenAnswer(Exception):
+    """One of several calls returned something other than an array of the shape of its input; the message says what."""
 
 
 class Caller(Protocol):

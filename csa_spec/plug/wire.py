@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.plug.call import Answer
+from csa_spec.plug.call import Answer, MisshapenAnswer, NotOffered
 from csa_spec.plug.candidate import one_line
 
 
@@ -25,8 +25,14 @@ class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
 
-def remote_error(name: str, message: str, trace: str) -> RemoteError:
+_OURS = {f"{one.__module__}.{one.__name__}": one for one in (NotOffered, MisshapenAnswer)}
+"""Exceptions that mean something here; those of the candidate have only their names."""
+
+
+def remote_error(name: str, message: str, trace: str) -> Exception:
     """Return what to raise here for an exception there."""
+    if name in _OURS:
+        return _OURS[name](message)
     error: RemoteError = _class_named(name, RemoteError)(message)
     error.add_note(f"In the worker:\n{trace}")
     return error
@@ -34,10 +40,12 @@ def remote_error(name: str, message: str, trace: str) -> RemoteError:
 
 def told(error: BaseException) -> tuple[str, str, str]:
     """Return an exception in plain text, since its object need not survive pickling."""
+    kind = type(error)
+    name = f"{kind.__module__}.{kind.__name__}" if kind in _OURS.values() else kind.__name__
     try:
-        return type(error).__name__, str(error), "".join(traceback.format_exception(error))
+        return name, str(error), "".join(traceback.format_exception(error))
     except BaseException as another:  # its message cannot be made, or there is no memory for it
-        return type(error).__name__, f"(no message: {type(another).__name__})", ""
+        return name, f"(no message: {type(another).__name__})", ""
 
 
 def received_from(channel: socket.socket) -> bytes:

@@ -48,7 +48,7 @@ class Nursery:
         self._channels: list[socket.socket] = []  # to the worker; a list, which _end can have
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with everything else
         # Not candidates, which may touch CUDA when imported.
-        rooms = ("checking", "harness", "resolving", "spec", "stages", "strategies", "target")
+        rooms = ("checking", "engine", "plug", "resolving", "spec", "stages", "strategies", "target")
         ours = [name for name in sys.modules if name.startswith(tuple(f"csa_spec.{room}" for room in rooms))]
         code = (
             f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}\n"

@@ -33,6 +33,10 @@ def to_json(report: Report) -> dict[str, Any]:
             {"dtype": dtype, "subject": subject, "kinds": names}
             for (dtype, subject), names in report.missing.items()
         ],
+        "left_out": [
+            {"dtype": dtype, "subject": subject, "kinds": names}
+            for (dtype, subject), names in report.left_out.items()
+        ],
         "declined": dict(report.declined),
         "known_limitations": [
             {
@@ -59,7 +63,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "check": result.check,
         "property": result.sentence,
         "stage": result.stage,
-        "layer": None if result.kind is None else str(result.kind),
+        "layer_kind": result.variant or None,
         "dtype": result.dtype,
         "cases": result.cases,
         "failing_cases": result.failing,
@@ -67,6 +71,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "ambiguous_queries": result.tally.ambiguous,
         "unjudged_queries": result.tally.unjudged,
         "worst_error_over_budget": _number(result.tally.worst),
+        "seen": dict(sorted(result.tally.seen.items())),
         "seconds": round(result.seconds, 3),
         "regimes": {
             "/".join(regime): {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from csa_spec.drawing.frame import plain_picture
 from csa_spec.engine.failures import (
     CandidateDied,
     CandidateHung,
@@ -10,25 +11,14 @@ from csa_spec.engine.failures import (
     WrongDtype,
     WrongShape,
 )
-from csa_spec.report.pictures.layer import layer_picture
-from csa_spec.report.pictures.stages import (
-    attend_picture,
-    compressor_picture,
-    index_scores_picture,
-    select_picture,
-)
-from csa_spec.stages import SPECIFICATION, stage_of
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.report.text import numbers_lines
+from csa_spec.stages import stage_of
 
-_STAGES = {
-    "attend": attend_picture,
-    "select": select_picture,
-    "index_scores": index_scores_picture,
-    "compressor": compressor_picture,
-}
 _WITHOUT_OUTPUT = (CandidateRaised, CandidateHung, CandidateDied, WrongShape, WrongDtype)
 
 
-def picture(failure: Failure, check: str = SPECIFICATION.name) -> str | None:
+def picture(failure: Failure, check: str = SPECIFICATION) -> str | None:
     """Draw a failure.
 
     Parameters
@@ -45,7 +35,5 @@ def picture(failure: Failure, check: str = SPECIFICATION.name) -> str | None:
     """
     if isinstance(failure, _WITHOUT_OUTPUT):
         return None
-    draw = _STAGES.get(stage_of(failure.case).name)
-    if draw is None:
-        return layer_picture(failure, check)
-    return None if failure.place is None else draw(failure, check)
+    numbers = [line.removeprefix("  ") for line in numbers_lines(failure, check)]
+    return (stage_of(failure.case).picture or plain_picture)(failure, numbers)

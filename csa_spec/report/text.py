@@ -6,15 +6,15 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from csa_spec.engine.case import Case
-from csa_spec.engine.comparison import Tally
-from csa_spec.engine.failures import Failure, letter
-from csa_spec.engine.inputs import make_inputs
+from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import Limitation
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.engine.tally import Tally
+from csa_spec.plug.candidate import Candidate
 from csa_spec.report.maps import dependence_map, sight_map
-from csa_spec.stages import SPECIFICATION, STAGES, stage_of
+from csa_spec.stages import STAGES, stage_of
 
 
 def describe(failure: Failure, candidate: str, check: str) -> str:
@@ -26,7 +26,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         "",
         f"  smallest case found   {case}",
         f"  which is              {case.in_words()}",
-        *_tokens(case),
+        *_data(case),
         *numbers_lines(failure, check),
         *_diagnosis(failure),
     ]
@@ -79,27 +79,19 @@ def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(sentence, 116, initial_indent=indent, subsequent_indent=indent)
 
 
-def _tokens(case: Any) -> list[str]:
-    """Show the hidden states of a layer where there are few enough to read."""
-    if not isinstance(case, Case):
-        return []
-    hidden = make_inputs(case).hidden
-    if hidden.numel() > 24 or len(hidden) > 1:
-        return []
-    names = (
-        f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in enumerate(hidden[0].tolist())
-    )
-    return [f"  hidden states         {' '.join(names)}"]
+def _data(case: Any) -> list[str]:
+    """Show the data of a case where they are few enough to read."""
+    return [f"  {line}" for line in stage_of(case).trial(Candidate("nobody"), case).data_lines()]
 
 
 def numbers_lines(failure: Failure, check: str) -> list[str]:
     """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
     if failure.place is None or failure.expected is None or failure.got is None:
         return []
-    specified = check in (SPECIFICATION.name, "gradients", "limits") or not isinstance(failure.case, Case)
-    first, second = ("expected", "got") if specified else ("one run", "the other")
+    stage = stage_of(failure.case)
+    first, second = ("one run", "the other") if stage.check(check).two_runs else ("expected", "got")
     lines = [
-        f"  {_what(failure):<22}{failure.place}",
+        f"  {stage.words.output:<22}{failure.place}",
         f"    {first:<20}{_listed(failure.expected)}",
         f"    {second:<20}{_listed(failure.got)}",
     ]
@@ -114,12 +106,6 @@ def _listed(values: list[float], shown: int = 6) -> str:
     )
 
 
-def _what(failure: Failure) -> str:
-    return {"select": "selection of", "compressor": "value of", "index_scores": "scores of"}.get(
-        stage_of(failure.case).name, "output of"
-    )
-
-
 def summarise(report: Report) -> str:
     """Return the failures, the table and the verdict of a run."""
     blocks = []
@@ -128,7 +114,7 @@ def summarise(report: Report) -> str:
         for failure in result.failures:
             where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
             heading = f"FAILED {where}: {result.sentence}"
-            if (result.subject, result.dtype) in explained and result.check != SPECIFICATION.name:
+            if (result.subject, result.dtype) in explained and result.check != SPECIFICATION:
                 blocks.append(f"{heading}\n{_in_short(failure, report.candidate, result.check)}")
             else:
                 blocks.append(f"{heading}\n{describe(failure, report.candidate, result.check)}")
@@ -149,20 +135,24 @@ _ROWS: dict[str, Callable[[Tally], str]] = {
 }
 
 
+_LEAST_WIDTH = 45
+
+
 def _table(results: list[CheckResult], dtype: str) -> str:
     """Return the results of one stage in one dtype; a layer has a column for each of its kinds."""
     subjects = list(dict.fromkeys(result.subject for result in results))
     by_place = {(result.check, result.subject): result for result in results}
-    lines = [f"{dtype:<46}" + "".join(f"{subject:>16}" for subject in subjects)]
+    wide = max(_LEAST_WIDTH, *(len(result.sentence) for result in results)) + 1
+    lines = [f"{dtype:<{wide}}" + "".join(f"{subject:>16}" for subject in subjects)]
     for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results):
         row = [count_cell(by_place.get((check, subject))) for subject in subjects]
-        lines.append(f"{sentence:<46}" + "".join(f"{cell:>16}" for cell in row))
+        lines.append(f"{sentence:<{wide}}" + "".join(f"{cell:>16}" for cell in row))
     first = [by_place[results[0].check, subject] for subject in subjects]
     for name, cell in _ROWS.items():
         cells = [cell(result.tally) for result in first]
-        if name.startswith("  ") and set(cells) == {"0"} and results[0].kind is None:
+        if name.startswith("  ") and set(cells) == {"0"} and not results[0].variant:
             continue  # ties are a matter of layers and selections
-        lines.append(f"{name:<46}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"{name:<{wide}}" + "".join(f"{cell:>16}" for cell in cells))
     for subject, result in zip(subjects, first, strict=True):
         if result.not_applicable:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(result.not_applicable.items()))
@@ -186,6 +176,12 @@ def _verdict(report: Report) -> str:
             lines.append(
                 f"inconclusive for {subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
             )
+    for (dtype, subject), names in report.left_out.items():
+        if names and dtype == report.dtypes[0]:
+            lines.append(f"not tried for {subject}, as the candidate declares: {', '.join(names)}")
+    for result in report.results:
+        seen = ", ".join(f"{what} ({count}x)" for what, count in sorted(result.tally.seen.items()))
+        lines += [f"outside the declared limits of {result.subject}: {seen}"] if seen else []
     lines += [f"not applicable: {reason}" for reason in report.declined.values()]
     lines += [_limitation(one) for one in report.limitations]
     versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())

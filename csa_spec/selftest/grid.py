@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs import find_bug
-from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
-from csa_spec.engine.inputs import make_inputs
-from csa_spec.engine.stream import Call
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
-from csa_spec.plug.candidate import CACHE, LAYER, Candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
-from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs
+from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.stages.cache.stream import Call
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import make_inputs
 
 TOLERANCE = 1e-3
 
@@ -69,7 +69,7 @@ def _grid(stage: str, kind: LayerKind | None) -> list[tuple[Mapping[str, Any], T
     return list(_GRIDS[stage](kind))
 
 
-def _layers(kind: LayerKind | None) -> Iterator[Case]:
+def _layers(kind: LayerKind | None) -> Iterator[LayerCase]:
     assert kind is not None
     top_ks = (2, 8) if kind is LayerKind.CSA else (2,)  # others have no use for it
     for rows, tokens, top_k in itertools.product((1, 2), (1, 16, 33), top_ks):
@@ -78,7 +78,9 @@ def _layers(kind: LayerKind | None) -> Iterator[Case]:
             window=8, hidden=32, heads=4, head_dim=16, rope_dim=8, q_lora_rank=16, index_heads=4, index_head_dim=16,
             o_groups=2, o_lora_rank=8,
         )  # fmt: skip
-        yield Case(geometry, (Row((tokens,)),) * rows, Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, seed=0)
+        yield LayerCase(
+            geometry, (Row((tokens,)),) * rows, Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, seed=0
+        )
 
 
 def _layer(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from csa_spec.bugs import Bug, find_bug
-from csa_spec.diagnosis.agreement import same_case
-from csa_spec.engine.running import subject_of
+from csa_spec.bundle.subjects import subject_of
 from csa_spec.engine.stage import Stage
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate

@@ -8,10 +8,11 @@ from typing import Any
 
 from csa_spec.bugs import Bug
 from csa_spec.diagnosis import diagnose
-from csa_spec.plug.candidate import LAYER, Candidate, LayerOutput
+from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import Profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.target import Target
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from csa_spec.bugs import find_bug
 from csa_spec.bugs.bug import following
 from csa_spec.bugs.stream import Cache
+from csa_spec.bundle.subjects import subject_of
 from csa_spec.candidates import find_candidate
-from csa_spec.diagnosis.agreement import same_case
-from csa_spec.engine.case import DRAWN_SCORES, DRAWN_VALUES, Case, Sinks
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.running import subject_of
-from csa_spec.engine.stream import NotOffered
 from csa_spec.engine.trial import Trial
-from csa_spec.plug.candidate import CACHE, LAYER, Candidate, CandidateError, as_candidate
+from csa_spec.plug.call import NotOffered
+from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import Profile
 from csa_spec.spec import SPEC, LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.case import DRAWN_SCORES, DRAWN_VALUES, LayerCase, Sinks
 from csa_spec.target import Target
 
 RIGHT = ("transformers", "gather", "flattened", "dense", "sdpa")
@@ -140,7 +140,7 @@ def _try(candidate: Candidate, shown: Shown, known: Trial, labels: frozenset[str
 
 def _regime(case: object) -> Iterable[str]:
     """Name how the data of a layer are drawn; those of other stages are among their kinds."""
-    if isinstance(case, Case):
+    if isinstance(case, LayerCase):
         yield from (f"values={case.values}", f"scores={case.scores}", f"sinks={case.sinks}")
 
 

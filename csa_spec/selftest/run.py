@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from csa_spec.bugs import Bug, bugs, find_bug
-from csa_spec.plug.candidate import CACHE, LAYER
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.grid import GridResult, try_grid

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from csa_spec.bugs import Bug, bugs
-from csa_spec.engine.running import subject_of
-from csa_spec.plug.candidate import CACHE, LAYER
+from csa_spec.bundle.subjects import subject_of
 from csa_spec.selftest.kills import Hunt, subjects
 from csa_spec.selftest.pool import KEPT, Pool, regimes
 from csa_spec.selftest.run import SelfTest

@@ -11,13 +11,12 @@ from itertools import islice
 import pytest
 
 from csa_spec.bugs import Bug, bugs
-from csa_spec.engine.case import Case
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import failure_of
-from csa_spec.plug.candidate import LAYER
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
-from csa_spec.stages import LAYER_STAGE
+from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
 LAYERS = [one for one in bugs() if one.stage == LAYER]
@@ -40,22 +39,22 @@ LAWS = {
     "rotates_back_in_place_what_the_backward_pass_needs": "gradients",
 }
 """The law that finds a bug that the equality with the specification cannot see."""
-CHECKS = {check.name: check for check in LAYER_STAGE.checks}
+CHECKS = {check.name: check for check in LAYER.checks}
 SPECIFICATION = "specification"
 
 
 @cache
-def tried(kind: LayerKind, check: str) -> list[Case]:
+def tried(kind: LayerKind, check: str) -> list[LayerCase]:
     """Return what the default profile tries, small cases first: most bugs show there, at a tenth of the cost."""
     anything = next(one.candidate for one in LAYERS if one.candidate.capabilities.gradients)
-    target = Target(anything, LAYER_STAGE, kind, "float32", "cpu", resolve_profile("default"), 0)
+    target = Target(anything, LAYER, kind, "float32", "cpu", resolve_profile("default"), 0)
     return sorted(target.cases(CHECKS[check]), key=lambda case: len(case.rows) * case.columns)
 
 
 def failures(bug: Bug, check: str) -> Iterator[Failure]:
     for kind in bug.kinds:
         for case in tried(kind, check):
-            failure = failure_of(CHECKS[check], bug.candidate, LAYER_STAGE, case)
+            failure = failure_of(CHECKS[check], bug.candidate, LAYER, case)
             if failure is not None:
                 yield failure
 
@@ -69,7 +68,7 @@ def test_a_wrong_layer_is_found(bug: Bug) -> None:
 def test_a_layer_that_is_wrong_in_words_only_is_not_found(bug: Bug) -> None:
     for kind in bug.kinds:
         for case in islice(tried(kind, SPECIFICATION), 0, None, 8):  # from small to large
-            assert failure_of(CHECKS[SPECIFICATION], bug.candidate, LAYER_STAGE, case) is None
+            assert failure_of(CHECKS[SPECIFICATION], bug.candidate, LAYER, case) is None
 
 
 def test_names_are_unique_and_are_those_of_the_functions() -> None:

@@ -16,7 +16,7 @@ from csa_spec.bugs import Bug, bugs
 from csa_spec.bugs.stream import Cache, cache_bug
 from csa_spec.engine.running import CheckResult, run_check
 from csa_spec.engine.stage import Check
-from csa_spec.plug.candidate import LAYER, as_candidate
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

@@ -13,11 +13,11 @@ from transformers_adapter.test_second_release import release  # noqa: F401 - a f
 from bundle.test_scripts import run
 from csa_spec.bundle import verify
 from csa_spec.bundle.script import make_script
-from csa_spec.engine.case import Case
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure, Place, SeesTooMuch, StreamDiffers
 from csa_spec.replay import State, replay
 from csa_spec.resolving import resolve_candidate
-from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.stages.cache.case import CacheCase
 
 
 def failure_on(line: str) -> Failure:
@@ -28,7 +28,7 @@ def failure_on(line: str) -> Failure:
             "extend", "differs", CacheCase.parse(line), context=(f"(tokens_{last})  <-- wrong",)
         )
     detail = "the output of query A (t=0) changes when token 1 changes; token 1 comes after it, so it must not see it"
-    return SeesTooMuch(detail, Case.parse(line), place=Place(0, 0, 0))
+    return SeesTooMuch(detail, LayerCase.parse(line), place=Place(0, 0, 0))
 
 
 def test_scripts_pass_on_the_installed_release(tmp_path: Path) -> None:

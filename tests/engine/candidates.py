@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from csa_spec.engine.case import Feature
-from csa_spec.engine.inputs import Inputs
-from csa_spec.plug.candidate import Candidate, Capabilities, LayerOutput, LayerStage
+from csa_spec.stages.layer.case import Feature
+from csa_spec.stages.layer.inputs import Inputs
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
 from csa_spec.spec import (
     SPEC,
     BatchTrace,

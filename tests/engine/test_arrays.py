@@ -13,8 +13,9 @@ import torch
 
 import csa_spec
 from csa_spec import Capabilities, CompressorWeights, Failure
-from csa_spec.engine.case import DTYPES, Case
-from csa_spec.engine.inputs import make_inputs
+from csa_spec.plug.capabilities import DTYPES
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.plug.arrays import (
     from_library,
     library_problem,
@@ -36,7 +37,7 @@ ATTEND = "attend B=2 S=2 H=2 D=4 N=5 n=4 indices=holes values=gaussian"
 
 def layer_arguments() -> dict[str, Any]:
     """Return the arguments of a layer whose weights are nested three deep."""
-    case = Case.parse("csa m=2 rows=4")
+    case = LayerCase.parse("csa m=2 rows=4")
     inputs = make_inputs(case)
     return {"hidden": inputs.hidden, "weights": inputs.weights, "geometry": case.geometry, "scale": 2.0}
 

@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import document_budgets, working_dtype
-from csa_spec.engine.case import DTYPES, Case, Feature
-from csa_spec.engine.comparison import compare, error_ratios
-from csa_spec.engine.expected import ExpectedDocument
-from csa_spec.plug.candidate import Candidate, Capabilities, LayerOutput
+from csa_spec.plug.capabilities import DTYPES
+from csa_spec.stages.layer.case import LayerCase, Feature
+from csa_spec.stages.layer.comparison import compare
+from csa_spec.engine.tally import error_ratios
+from csa_spec.stages.layer.expected import ExpectedDocument
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
-from csa_spec.stages.layer_trial import LayerTrial
-from csa_spec.strategies import cases
+from csa_spec.stages.layer.trial import LayerTrial
+from csa_spec.strategies.layer import cases
 from engine.candidates import RIGHT, VECTORISED, as_specified, vectorised
 from engine.drawing import draw
 
@@ -33,7 +37,7 @@ HALF = 0.5
 
 
 @cache
-def drawn(kind: LayerKind) -> list[Case]:
+def drawn(kind: LayerKind) -> list[LayerCase]:
     """Return cases of one layer kind that the vectorised layer supports."""
     found = draw(cases(kind, ratios=(1, 2, 3, 4)), EXAMPLES[kind])
     return [case.without(VECTORISED.capabilities.lacking(case)) for case in found]
@@ -149,7 +153,7 @@ def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> 
 
 def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
     """From float64 to float32 exactly, but for the specification's own; tables and accumulators stay in float32."""
-    case = Case.parse(
+    case = LayerCase.parse(
         "csa m=2 k=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 HI=4 DI=6 o_lora=3 rows=9 values=gaussian seed=1"
     )
     (document,) = LayerTrial(RIGHT, case).expected.documents
@@ -184,7 +188,7 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
         narrow = LayerWeights.from_named({name: tensor.float() for name, tensor in weights.named().items()})
         return vectorised(hidden.float(), narrow, geometry, positions, documents).out.to(hidden.dtype)
 
-    case = Case.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
+    case = LayerCase.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
     silent = LayerTrial(Candidate("silent", {"": through_float32}), case)
     honest = LayerTrial(
         Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case
@@ -206,14 +210,14 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
 )
 def test_probabilities_below_the_normal_numbers_have_few_digits(line: str) -> None:
     """Under a sink far above the logits they are near 1e-8; float16 has 6e-8 or nothing, and keys are long."""
-    trial = LayerTrial(VECTORISED, Case.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
+    trial = LayerTrial(VECTORISED, LayerCase.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
     assert compare(trial.expected, trial.output)[1] is None
 
 
 @pytest.mark.parametrize("scores", ["tied", "plateau"])
 def test_what_is_exactly_zero_has_a_budget_that_zero_meets(scores: str) -> None:
     """In float64, too, where the smallest number squared is zero: nothing divided by nothing is no error."""
-    case = Case.parse(f"csa m=2 k=1 HI=2 rows=6 scores={scores} dtype=float64")
+    case = LayerCase.parse(f"csa m=2 k=1 HI=2 rows=6 scores={scores} dtype=float64")
     (document,) = LayerTrial(RIGHT, case).expected.documents
     for query in document.trace.queries:
         budget = document.budgets.scores[query.t, query.visible]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from csa_spec.engine.case import Case, CaseError, Feature, Row, Scores, Sinks, Values
-from csa_spec.plug.candidate import Capabilities
+from csa_spec.stages.layer.case import LayerCase, Feature, Row, Scores, Sinks, Values
+from csa_spec.engine.case import CaseError
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import Geometry, LayerKind, Yarn
 
 SMALL_ROWS = st.lists(
@@ -26,8 +27,8 @@ SMALL_ROWS = st.lists(
 ).map(tuple)
 """Small enough that rows of the same width, but padded differently, are common."""
 
-ISSUE = Case(Geometry(top_k=2, window=4), rows=(Row((3,)),))
-FULL = Case(
+ISSUE = LayerCase(Geometry(top_k=2, window=4), rows=(Row((3,)),))
+FULL = LayerCase(
     Geometry(
         kind=LayerKind.CSA, compress_ratio=4, top_k=2, window=8, hidden=6, heads=4, head_dim=8, rope_dim=4,
         q_lora_rank=3, index_heads=2, index_head_dim=6, o_groups=2, o_lora_rank=5, rope_theta=500.0,
@@ -46,27 +47,27 @@ FULL_LINE = (
 
 def test_a_line_leaves_out_what_is_at_its_simplest() -> None:
     """So the line of a shrunk case shows what matters."""
-    assert str(Case()) == "csa rows=1"
+    assert str(LayerCase()) == "csa rows=1"
     assert str(ISSUE) == "csa k=2 W=4 rows=3"
     assert str(FULL) == FULL_LINE
 
 
-@pytest.mark.parametrize("case", [Case(), ISSUE, FULL, Case(Geometry(kind=LayerKind.SLIDING))], ids=str)
-def test_what_is_written_can_be_read(case: Case) -> None:
+@pytest.mark.parametrize("case", [LayerCase(), ISSUE, FULL, LayerCase(Geometry(kind=LayerKind.SLIDING))], ids=str)
+def test_what_is_written_can_be_read(case: LayerCase) -> None:
     """As text and as JSON."""
-    assert Case.parse(str(case)) == case
-    assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+    assert LayerCase.parse(str(case)) == case
+    assert LayerCase.from_json(json.loads(json.dumps(case.to_json()))) == case
 
 
 def test_words_may_come_in_any_order() -> None:
     """People write lines by hand."""
     kind, *words = FULL_LINE.split()
-    assert Case.parse("  ".join([kind, *reversed(words)])) == FULL
+    assert LayerCase.parse("  ".join([kind, *reversed(words)])) == FULL
 
 
 def test_ids_never_change() -> None:
     """Reports of different releases can be compared by them."""
-    assert Case().id == "495b00cd4e66"
+    assert LayerCase().id == "495b00cd4e66"
     assert FULL.id == "ae730a98c88c"
 
 
@@ -74,7 +75,7 @@ def test_every_field_counts_for_the_id() -> None:
     """Two cases that differ anywhere have different ids."""
     geometry = FULL.geometry
     others = [
-        Case(),
+        LayerCase(),
         replace(FULL, seed=18),
         replace(FULL, mode=""),
         replace(FULL, dtype="float32"),
@@ -99,13 +100,13 @@ def test_every_field_counts_for_the_id() -> None:
 def test_constants_keep_every_digit(theta: float, compress_theta: float, eps: float, yarn: Yarn) -> None:
     """A line that rounds a constant would show another case."""
     geometry = Geometry(rope_theta=theta, compress_rope_theta=compress_theta, norm_eps=eps, yarn=yarn)
-    assert Case.parse(str(Case(geometry))).geometry == geometry
+    assert LayerCase.parse(str(LayerCase(geometry))).geometry == geometry
 
 
 @pytest.mark.parametrize("mode", ["cache", "use_cache", "two words", "a-b", "a=b", "chunks/3"])
 def test_modes_survive_the_line(mode: str) -> None:
     """They are named by the candidate, which is free to use underscores."""
-    assert Case.parse(str(Case(mode=mode))).mode == mode
+    assert LayerCase.parse(str(LayerCase(mode=mode))).mode == mode
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_modes_survive_the_line(mode: str) -> None:
 def test_what_cannot_be_read_is_refused_in_a_sentence(text: str, sentence: str) -> None:
     """Always as a :class:`CaseError`, which is all that a caller has to catch."""
     with pytest.raises(CaseError) as refused:
-        Case.parse(text)
+        LayerCase.parse(text)
     assert sentence in str(refused.value)
 
 
@@ -160,13 +161,13 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(text: str, sentence: str) 
 def test_json_that_is_not_a_case_is_refused(data: Any) -> None:
     """Files come from elsewhere."""
     with pytest.raises(CaseError):
-        Case.from_json(data)
+        LayerCase.from_json(data)
 
 
 def test_a_batch_needs_rows_with_tokens() -> None:
     """Nothing empty, nothing negative."""
     with pytest.raises(CaseError, match="at least one row"):
-        Case(rows=())
+        LayerCase(rows=())
     for lengths, left_padding, start in (((), 0, 0), ((0,), 0, 0), ((1,), -1, 0), ((1,), 0, -1)):
         with pytest.raises(CaseError, match="at least one token, and nothing negative"):
             Row(lengths, left_padding, start)
@@ -185,7 +186,7 @@ def test_taking_features_out_leaves_none_of_them(
     rows: tuple[Row, ...], features: frozenset[Feature]
 ) -> None:
     """And keeps the rest: all rows, their widths, and their tokens where no padding has to go."""
-    case = Case(rows=rows)
+    case = LayerCase(rows=rows)
     plainer = case.without(features)
     assert not plainer.features & features
     assert len(plainer.rows) == len(case.rows)
@@ -202,5 +203,5 @@ def test_a_candidate_is_never_given_what_it_declines(
 ) -> None:
     """Not even as a consequence of taking something else out: rows without left padding may differ in length."""
     capabilities = Capabilities(lacks={(LayerKind.CSA, feature): "reason" for feature in declined})
-    case = Case(rows=rows)
+    case = LayerCase(rows=rows)
     assert not capabilities.lacking(case.without(capabilities.lacking(case)))

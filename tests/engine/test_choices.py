@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csa_spec.engine.expected import Choice, valid_choice
+from csa_spec.stages.layer.expected import Choice, valid_choice
 from csa_spec.spec.selection import select
 
 SCORES = st.lists(st.integers(-3, 3), max_size=6)

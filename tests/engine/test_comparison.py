@@ -11,20 +11,22 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.engine import comparison
-from csa_spec.engine.case import Case
-from csa_spec.engine.comparison import Mismatch, Tally, compare, explain_stages
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.comparison import Mismatch, compare, explain_stages
+from csa_spec.engine.tally import Tally
 from csa_spec.engine.failures import Failure
-from csa_spec.plug.candidate import Candidate, LayerOutput
+from csa_spec.plug.candidate import Candidate
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import SPEC, Geometry, LayerWeights, Spec, attend_batch
 from csa_spec.spec.attention import attend
 from csa_spec.spec.selection import select
-from csa_spec.stages.layer_trial import LayerTrial
+from csa_spec.stages.layer.trial import LayerTrial
 from engine.candidates import RIGHT, VECTORISED, as_specified, expose, trace_batch, with_stages
 
 LAYER = "E=4 H=2 D=4 q_lora=3 HI=2 DI=4 o_lora=2"
-TIED = Case.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=tied seed=1")
-SMALL_TIED = Case.parse("csa rows=2 scores=tied seed=1")
-CLEAR = Case.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=separated seed=1")
+TIED = LayerCase.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=tied seed=1")
+SMALL_TIED = LayerCase.parse("csa rows=2 scores=tied seed=1")
+CLEAR = LayerCase.parse(f"csa k=2 W=1 {LAYER} rows=5 values=gaussian scores=separated seed=1")
 
 
 def _last_of_ties(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
@@ -48,7 +50,7 @@ def candidate(stages: bool = False, **rules: object) -> Candidate:
     return Candidate("candidate", {"": with_stages(spec) if stages else as_specified(spec)})
 
 
-def judge(one: Candidate, case: Case) -> tuple[Tally, Mismatch | None]:
+def judge(one: Candidate, case: LayerCase) -> tuple[Tally, Mismatch | None]:
     """Compare a candidate with the specification on one case."""
     trial = LayerTrial(one, case)
     return compare(trial.expected, trial.output)
@@ -78,7 +80,7 @@ def test_a_selection_beside_the_tie_is_wrong() -> None:
     weightless = "csa k=1 W=1 E=4 H=2 D=4 q_lora=3 HI=1 DI=4 o_lora=2 rows=6 values=gaussian scores=plateau"
     wrong = candidate(select=lambda visible, scores, k: select(visible, [-score for score in scores], k))
     for seed in range(10):
-        case = Case.parse(f"{weightless} seed={seed}")
+        case = LayerCase.parse(f"{weightless} seed={seed}")
         expected = LayerTrial(RIGHT, case).expected
         (document,) = expected.documents
         contested = [choice for choice in document.choices if choice.ambiguous and choice.count < 6]
@@ -108,7 +110,7 @@ def test_too_many_choices_are_counted_and_not_judged(monkeypatch: pytest.MonkeyP
 def test_the_worst_error_is_that_of_the_choice_that_fits_best() -> None:
     """Not of the first one that happens to be within the budget, or the figure says nothing about the candidate."""
     line = "csa m=4 H=2 D=4 q_lora=2 DI=6 groups=2 rows=42,42 sinks=drawn seed=5 dtype=bfloat16"
-    tally, mismatch = judge(RIGHT, Case.parse(line))
+    tally, mismatch = judge(RIGHT, LayerCase.parse(line))
     assert mismatch is None
     assert tally.ambiguous > 20
     assert tally.worst < 0.2  # one rounding
@@ -122,7 +124,7 @@ def test_each_choice_has_a_budget_of_its_own(seed: int) -> None:
         order = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.shape[-1] - 1 - order, True)
 
-    case = Case.parse(f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}")
+    case = LayerCase.parse(f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.candidates._highest", last)
         assert judge(VECTORISED, case)[1] is None
@@ -177,7 +179,7 @@ def test_exposing_the_selection_lets_every_query_be_judged(monkeypatch: pytest.M
     assert judge(candidate(False, select=_last_of_ties), TIED)[0].unjudged == 3
 
 
-STAGES = Case.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2")
+STAGES = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2")
 
 
 def findings(one: Candidate, case: Case = STAGES) -> list[str]:
@@ -267,7 +269,7 @@ def test_only_tokens_of_documents_are_compared() -> None:
         out = trace_batch(hidden, weights, geometry, positions, documents).out.to(hidden.dtype)
         return out.masked_fill((documents < 0)[..., None], torch.nan)
 
-    case = Case.parse("hca m=2 rows=1<3,2,1+1")
+    case = LayerCase.parse("hca m=2 rows=1<3,2,1+1")
     assert judge(Candidate("noisy", {"": noisy}), case)[1] is None
     for check in ("future", "rows", "prefix", "batch-order", "repeat"):
         csa_spec.check_case(noisy, case, check)

@@ -6,17 +6,20 @@ import pytest
 from torch import Tensor
 
 import csa_spec
-from csa_spec.engine.case import Case, Feature
-from csa_spec.engine.coverage import REQUIRED, kinds_of, required
+from csa_spec.stages.layer.case import LayerCase, Feature
+from csa_spec.engine.coverage import REQUIRED, required
+from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.engine.results import Verdict
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
-from csa_spec.plug.candidate import Candidate, Capabilities
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import summarise
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
-from csa_spec.stages import LAYER_STAGE, SPECIFICATION
-from csa_spec.stages.layer_trial import LayerTrial
-from csa_spec.strategies import cases, corner_cases
+from csa_spec.stages.layer.stage import LAYER
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.stages.layer.trial import LayerTrial
+from csa_spec.strategies.layer import cases, corner_cases
 from engine.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
@@ -24,7 +27,7 @@ PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 
 def kinds(line: str) -> set[str]:
     """Return the kinds that a case belongs to."""
-    case = Case.parse(line)
+    case = LayerCase.parse(line)
     return kinds_of(case, LayerTrial(RIGHT, case).expected)
 
 
@@ -97,7 +100,7 @@ def run(candidate: Candidate, kind: LayerKind, examples: int, corners: bool = Fa
     return run_check(
         SPECIFICATION,
         candidate,
-        LAYER_STAGE,
+        LAYER,
         kind,
         [
             *(corner_cases(kind, ratios=ratios) if corners else []),
@@ -153,8 +156,8 @@ def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.M
 def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """All other kinds were reached, and still nobody knows what YaRN would do."""
 
-    def without_yarn(kind: LayerKind, **options: object) -> list[Case]:
-        found: list[Case] = corner_cases(kind, **options)  # type: ignore[arg-type]
+    def without_yarn(kind: LayerKind, **options: object) -> list[LayerCase]:
+        found: list[LayerCase] = corner_cases(kind, **options)  # type: ignore[arg-type]
         return [case for case in found if case.geometry.yarn is None]
 
     monkeypatch.setattr("csa_spec.target.corner_cases", without_yarn)

@@ -8,23 +8,12 @@ from contextlib import suppress
 import pytest
 
 import csa_spec
-from csa_spec.engine.case import Case
-from csa_spec.engine.failures import (
-    CandidateRaised,
-    Failure,
-    InputsChanged,
-    NoGradient,
-    NotFinite,
-    SeesTooLittle,
-    SeesTooMuch,
-    WeightIgnored,
-    WrongNumbers,
-    WrongSelection,
-)
-from csa_spec.engine.inputs import make_inputs
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.engine.failures import CandidateRaised, Failure, InputsChanged, NoGradient, NotFinite, SeesTooLittle, SeesTooMuch, WeightIgnored, WrongNumbers, WrongSelection
+from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind, split_documents
-from csa_spec.stages import LAYER_STAGE
+from csa_spec.stages.layer.stage import LAYER
 from engine.candidates import VECTORISED, WITH_STAGES
 from engine.wrong import BUGS, LAWS, Bug, caught, held, named
 
@@ -90,7 +79,7 @@ def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> No
 @pytest.mark.parametrize("kind", LayerKind)
 def test_a_right_candidate_passes_what_wrong_ones_fail(kind: LayerKind) -> None:
     """The same checks on the same draws."""
-    for check in LAYER_STAGE.checks:
+    for check in LAYER.checks:
         result = held(WITH_STAGES, check.name, kind, 3 if check.costly else 8)
         assert result.failures == []
         assert result.cases > 0
@@ -105,14 +94,14 @@ def test_an_independent_layer_passes_the_whole_suite() -> None:
         for result in report.results
         if result.check == "specification"
     )
-    assert {result.check for result in report.results} == {one.name for one in LAYER_STAGE.checks} - {
+    assert {result.check for result in report.results} == {one.name for one in LAYER.checks} - {
         "gradients"
     }
 
 
 def test_every_law_has_a_candidate_that_breaks_it() -> None:
     """A law that nothing breaks may be asleep. Gradients, which take long, have a test of their own."""
-    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER_STAGE.checks if one.law} - {
+    assert {bug.check for bug in LAWS.values()} == {one.name for one in LAYER.checks if one.law} - {
         "gradients"
     }
 
@@ -252,7 +241,7 @@ def test_an_ignored_weight_is_named(name: str, weight: str, regime: str) -> None
 
 def test_minus_infinity_that_becomes_a_number_is_a_changed_input() -> None:
     """A sink of -inf is legal, and the caller still wants it after the call."""
-    case = Case.parse("sliding H=4 rows=2 sinks=extreme seed=1")
+    case = LayerCase.parse("sliding H=4 rows=2 sinks=extreme seed=1")
     assert make_inputs(case).weights.attn_sink.isinf().any()
     failure = check_text("replaces_minus_infinity_in_place", str(case), "inputs")
     assert isinstance(failure, InputsChanged)
@@ -272,8 +261,8 @@ def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
     line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[
         mine.kind
     ]
-    case = Case.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
-    for check in LAYER_STAGE.checks:
+    case = LayerCase.parse(f"{line} E=4 H=2 D=4 q_lora=2 o_lora=2 rows=4,4 values=gaussian sinks=extreme seed=8")
+    for check in LAYER.checks:
         if not check.law or check.name in implied.get(name, {mine.check}):
             continue
         with suppress(csa_spec.UsageError):  # a law may have nothing to do here
@@ -284,7 +273,7 @@ def test_infinite_outputs_break_no_law_that_they_obey() -> None:
     """Infinity at the same place every time is not finite, and that is all it is."""
     case = "sliding W=2 rows=3,3"
     assert isinstance(check_text("infinite_at_first", case), NotFinite)
-    for check in LAYER_STAGE.checks:
+    for check in LAYER.checks:
         if check.law and check.name != "weights":  # it does ignore every weight there
             with suppress(csa_spec.UsageError):
                 csa_spec.check_case(named("infinite_at_first"), case, check.name)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import DTYPES, Case, Scores, Sinks, Values
-from csa_spec.engine.inputs import Inputs, fresh_tokens, fresh_weight, make_inputs
+from csa_spec.plug.capabilities import DTYPES
+from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, fresh_weight, make_inputs
 from csa_spec.spec import LayerKind, QueryTrace, attend_batch
 
 LAYER = "E=6 H=4 D=6 R=4 q_lora=4 HI=3 DI=6 groups=2 o_lora=3"
-CASE = Case.parse(f"csa m=2 k=2 W=2 {LAYER} rows=13,9 values=gaussian sinks=drawn seed=5")
+CASE = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=13,9 values=gaussian sinks=drawn seed=5")
 SEEDS = range(20)
 
 
@@ -23,19 +24,19 @@ def bits(inputs: Inputs) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in inputs.tensors().items()}
 
 
-def changed(one: Case, other: Case) -> set[str]:
+def changed(one: LayerCase, other: LayerCase) -> set[str]:
     """Return the names of the tensors that differ between two cases, in shape or value."""
     first, second = make_inputs(one).tensors(), make_inputs(other).tensors()
     assert first.keys() == second.keys()
     return {name for name, tensor in first.items() if not torch.equal(tensor, second[name])}
 
 
-def with_geometry(case: Case, **changes: object) -> Case:
+def with_geometry(case: LayerCase, **changes: object) -> LayerCase:
     """Return the case with another layer."""
     return replace(case, geometry=replace(case.geometry, **changes))  # type: ignore[arg-type]
 
 
-def queries(case: Case) -> list[QueryTrace]:
+def queries(case: LayerCase) -> list[QueryTrace]:
     """Return how each query that has to choose came to its answer, in float64."""
     exact = make_inputs(case).double()
     trace = attend_batch(exact.hidden, exact.weights, case.geometry, exact.positions, exact.documents)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import csa_spec
-from csa_spec.engine.case import Case
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure, FutureLeak, NotFinite, Place
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
 from csa_spec.report.json import VERSION, to_json, write_json
 from csa_spec.report.text import describe, summarise
 from csa_spec.spec import LayerKind
-from csa_spec.stages import SPECIFICATION
+from csa_spec.engine.stage import SPECIFICATION
 from engine.wrong import named
 
 LEAK = "csa m=2 rows=4"
@@ -71,8 +71,8 @@ def test_json_names_the_case_in_three_ways_that_agree() -> None:
     """The line for people, the data for programs, the hash to compare by."""
     found = failure_of("leaks_the_future", LEAK)
     (failure,) = to_json(report_of(found))["results"][0]["failures"]
-    assert Case.parse(failure["case_line"]) == found.case
-    assert Case.from_json(failure["case"]) == found.case
+    assert LayerCase.parse(failure["case_line"]) == found.case
+    assert LayerCase.from_json(failure["case"]) == found.case
     assert failure["case_id"] == found.case.id
 
 
@@ -80,7 +80,7 @@ def test_json_stays_json_when_numbers_are_not_finite() -> None:
     """Infinity and NaN become strings, also where they are all there is."""
     odd = NotFinite(
         "odd",
-        Case(),
+        LayerCase(),
         place=Place(0, 0, 0),
         expected=[1.0, -math.inf],
         got=[math.nan, math.inf],

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from csa_spec.engine.case import Case, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.engine.failures import CandidateRaised, Failure, SeesTooLittle
-from csa_spec.engine.shrink import LAYER_SHRINKING, TRIALS, shrink, size
+from csa_spec.engine.shrink import LAYER_SHRINKING, TRIALS, shrink
+from csa_spec.engine.case import size
 from csa_spec.spec import Geometry, GeometryError, LayerKind
-from csa_spec.stages import LAYER_STAGE
-from csa_spec.stages.layer_trial import LayerTrial
+from csa_spec.stages.layer.stage import LAYER
+from csa_spec.stages.layer.trial import LayerTrial
 from engine.wrong import named
 
 SIZES = "E=6 H=4 D=8 R=4 q_lora=4 HI=2 DI=6 groups=2 o_lora=3 compress_theta=1600 yarn=4/64/32/1 eps=0.01"
@@ -26,10 +27,10 @@ class Judge:
 
     def __init__(self, name: str, check: str) -> None:
         self.candidate = named(name)
-        (self.check,) = (one for one in LAYER_STAGE.checks if one.name == check)
+        (self.check,) = (one for one in LAYER.checks if one.name == check)
         self.calls = 0
 
-    def __call__(self, case: Case) -> Failure | None:
+    def __call__(self, case: LayerCase) -> Failure | None:
         """Return how the candidate fails, if it does."""
         self.calls += 1
         try:
@@ -40,13 +41,13 @@ class Judge:
 
     def shrunk(self, text: str) -> tuple[Failure, Failure]:
         """Return a failure and what it shrinks to."""
-        failure = self(Case.parse(text))
+        failure = self(LayerCase.parse(text))
         assert failure is not None
         self.calls = 0
         return failure, shrink(failure, self, LAYER_SHRINKING)
 
 
-def simpler(case: Case) -> Iterator[Case]:
+def simpler(case: LayerCase) -> Iterator[LayerCase]:
     """Yield every case that is simpler in one respect; an independent list of what a person would try next."""
     rows = case.rows
     for index, row in enumerate(rows):
@@ -78,7 +79,7 @@ def simpler(case: Case) -> Iterator[Case]:
             yield replace(case, **{name: regime})  # type: ignore[arg-type]
 
 
-def _with(case: Case, name: str, value: object) -> Iterator[Case]:
+def _with(case: LayerCase, name: str, value: object) -> Iterator[LayerCase]:
     try:
         yield replace(case, geometry=replace(case.geometry, **{name: value}))  # type: ignore[arg-type]
     except GeometryError:
@@ -128,7 +129,7 @@ def test_another_kind_of_failure_on_a_smaller_case_does_not_take_over() -> None:
     assert isinstance(found, SeesTooLittle)
     assert isinstance(shrunk, SeesTooLittle)
     assert str(replace(shrunk.case, values=Values.INTEGERS, seed=0)) == "hca m=2 rows=2"
-    smaller = judge(Case.parse("hca rows=1"))
+    smaller = judge(LayerCase.parse("hca rows=1"))
     assert smaller is not None
     assert smaller.kind == "WrongNumbers"
     assert size(smaller.case) < size(shrunk.case)
@@ -146,7 +147,7 @@ def test_shrinking_what_is_small_changes_nothing() -> None:
 def test_shrinking_stops_when_its_trials_are_used_up(trials: int) -> None:
     """What it has by then is still a failure of the same kind."""
     judge = Judge("leaks_the_future", "specification")
-    failure = judge(Case.parse("csa m=2 k=2 W=3 rows=5,4"))
+    failure = judge(LayerCase.parse("csa m=2 k=2 W=3 rows=5,4"))
     assert failure is not None
     judge.calls = 0
     shrunk = shrink(failure, judge, LAYER_SHRINKING, trials)
@@ -157,13 +158,13 @@ def test_shrinking_stops_when_its_trials_are_used_up(trials: int) -> None:
 
 def test_no_case_is_tried_twice_and_none_that_is_larger() -> None:
     """Candidates may take minutes to compile for a new shape."""
-    tried: list[Case] = []
+    tried: list[LayerCase] = []
 
-    def judge(case: Case) -> Failure | None:
+    def judge(case: LayerCase) -> Failure | None:
         tried.append(case)
         return CandidateRaised(ValueError("always"), case) if case.columns >= 5 else None
 
-    begin = CandidateRaised(ValueError("always"), Case.parse(f"csa {LARGE}"))
+    begin = CandidateRaised(ValueError("always"), LayerCase.parse(f"csa {LARGE}"))
     shrunk = shrink(begin, judge, LAYER_SHRINKING)
     assert len(tried) == len(set(tried))
     assert all(size(case) < size(begin.case) for case in tried)
@@ -187,6 +188,6 @@ def test_cases_are_ordered_as_a_person_would() -> None:
         "csa rows=1+1",
         "csa rows=1<1,1<1",
     ]
-    cases = [Case.parse(line) for line in lines]
+    cases = [LayerCase.parse(line) for line in lines]
     assert sorted(cases, key=size) == cases
     assert cases[0].geometry.kind is LayerKind.CSA

@@ -44,33 +44,15 @@ from csa_spec.bugs.layer_sight import (
     sees_no_entry,
     sees_one_token_more,
 )
-from csa_spec.engine.failures import (
-    BatchOrderMatters,
-    CandidateRaised,
-    Failure,
-    FutureLeak,
-    InputsChanged,
-    NotBatchInvariant,
-    NotFinite,
-    NotRepeatable,
-    OverwritesOutput,
-    PrefixDiffers,
-    ReturnsPrevious,
-    RowsInteract,
-    SeesTooLittle,
-    SeesTooMuch,
-    StateChanged,
-    WeightIgnored,
-    WrongDtype,
-    WrongNumbers,
-    WrongShape,
-)
+from csa_spec.engine.failures import BatchOrderMatters, CandidateRaised, Failure, FutureLeak, InputsChanged, NotBatchInvariant, NotFinite, NotRepeatable, OverwritesOutput, PrefixDiffers, ReturnsPrevious, RowsInteract, SeesTooLittle, SeesTooMuch, StateChanged, WeightIgnored, WrongDtype, WrongNumbers, WrongShape
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
-from csa_spec.plug.candidate import Candidate, LayerOutput, LayerStage, import_candidate
+from csa_spec.plug.candidate import Candidate
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
+from csa_spec.candidates.recognise import import_candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
-from csa_spec.stages import LAYER_STAGE
-from csa_spec.strategies import cases
+from csa_spec.stages.layer.stage import LAYER
+from csa_spec.strategies.layer import cases
 from engine.candidates import with_stages
 
 __all__ = [
@@ -243,8 +225,8 @@ def caught(name: str, check: str) -> CheckResult:
 
 def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
     """Hold a candidate to one check on a few small draws."""
-    (found,) = (one for one in LAYER_STAGE.checks if one.name == check)
+    (found,) = (one for one in LAYER.checks if one.name == check)
     small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(
         lambda case: case.columns <= 10
     )
-    return run_check(found, candidate, LAYER_STAGE, kind, draw_cases(small, examples, 0))
+    return run_check(found, candidate, LAYER, kind, draw_cases(small, examples, 0))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from csa_spec.bugs import find_bug
 from csa_spec.checking import check_case
 from csa_spec.diagnosis import diagnose
-from csa_spec.engine.case import Case
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
@@ -27,7 +27,8 @@ from csa_spec.report.html import to_html
 from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture
 from csa_spec.resolving import resolve_candidate
-from csa_spec.stages import SPECIFICATION, stage_of
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.stages import stage_of
 
 FOLDER = Path(__file__).parents[2] / "docs" / "failures"
 KERNELS = SimpleNamespace(
@@ -59,7 +60,7 @@ def report_of(candidate: str, failures: Sequence[Failure]) -> Report:
     for failure in failures:
         stage = stage_of(failure.case)
         check = stage.checks[0]
-        kind = failure.case.geometry.kind if isinstance(failure.case, Case) else None
+        kind = failure.case.geometry.kind if isinstance(failure.case, LayerCase) else None
         results.append(
             CheckResult(check.name, check.sentence, stage.name, kind, cases=1, failing=1, failures=[failure])
         )

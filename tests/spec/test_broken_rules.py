@@ -20,14 +20,13 @@ from oracles import TOLERANCE, VECTORS, Array, second_batch, small_case
 from torch import Tensor
 
 from csa_spec.bugs import bugs, find_bug
-from csa_spec.engine.case import Case, Scores, Sinks, Values
-from csa_spec.engine.inputs import Inputs, make_inputs
-from csa_spec.plug.candidate import LAYER
+from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.spec import SPEC, LayerKind, Spec, Yarn, attend_batch
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.norm import rms_norm
 from csa_spec.spec.selection import select
-from csa_spec.strategies import cases, corner_cases
+from csa_spec.strategies.layer import cases, corner_cases
 from csa_spec.vectors import check_vectors
 
 
@@ -174,7 +173,7 @@ def second_oracle_says(spec: Spec) -> Verdict:
 
 
 @cache
-def _chosen_and_drawn() -> list[tuple[Case, Inputs, Array]]:
+def _chosen_and_drawn() -> list[tuple[LayerCase, Inputs, Array]]:
     # What Hypothesis draws depends on its release and on the modules that are loaded. A few cases chosen by hand see
     # to it that the verdicts do not.
     found = [small_case("csa", "18", scores=scores) for scores in Scores]
@@ -193,7 +192,7 @@ def _chosen_and_drawn() -> list[tuple[Case, Inputs, Array]]:
             suppress_health_check=list(HealthCheck),
         )
         @given(cases(kind, ratios=(1, 2, 3, 4)))
-        def draw(case: Case) -> None:
+        def draw(case: LayerCase) -> None:
             found.append(case)
 
         draw()

@@ -11,8 +11,8 @@ import torch
 from oracles import TOLERANCE, error, small_inputs
 from torch import Tensor
 
-from csa_spec.engine.case import Scores
-from csa_spec.engine.inputs import Inputs
+from csa_spec.stages.layer.case import Scores
+from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     PADDING,
     BatchTrace,

@@ -10,8 +10,8 @@ import torch
 from oracles import small_inputs
 from torch import Tensor
 
-from csa_spec.engine.case import Scores, Sinks
-from csa_spec.engine.inputs import Inputs
+from csa_spec.stages.layer.case import Scores, Sinks
+from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     Document,
     DocumentTrace,

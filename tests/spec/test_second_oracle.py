@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from oracles import TOLERANCE, Array, error, output_scale, score_scale, second_batch, second_layer
 from second_oracle import Result
 
-from csa_spec.engine.case import Case, Scores, Values
-from csa_spec.engine.inputs import Inputs, make_inputs
+from csa_spec.stages.layer.case import LayerCase, Scores, Values
+from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.spec import DocumentTrace, LayerKind, attend_batch
-from csa_spec.strategies import cases
+from csa_spec.strategies.layer import cases
 
 NEAR = 1e-9
 """Margins below this share of the score scale are near ties. Rounding moves scores a million times less, but
@@ -89,7 +89,7 @@ def _compare_drawn_cases(kind: LayerKind, ratios: Collection[int], examples: int
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(cases(kind, ratios=ratios).filter(lambda case: len(case.rows) * case.columns <= 16 * max(ratios)))
-    def compare(case: Case) -> None:
+    def compare(case: LayerCase) -> None:
         _compare(case, tally)
 
     compare()
@@ -101,7 +101,7 @@ def _compare_drawn_cases(kind: LayerKind, ratios: Collection[int], examples: int
     return tally
 
 
-def _compare(case: Case, tally: Tally) -> None:
+def _compare(case: LayerCase, tally: Tally) -> None:
     inputs = make_inputs(case).double()
     trace = attend_batch(inputs.hidden, inputs.weights, case.geometry, inputs.positions, inputs.documents)
     results = [_second(document, case, inputs, tally) for document in trace.documents]
@@ -113,7 +113,7 @@ def _compare(case: Case, tally: Tally) -> None:
         tally.hold("batch", error(trace.out, second_batch(inputs, case.geometry), scale))
 
 
-def _second(document: DocumentTrace, case: Case, inputs: Inputs, tally: Tally) -> tuple[Result, bool]:
+def _second(document: DocumentTrace, case: LayerCase, inputs: Inputs, tally: Tally) -> tuple[Result, bool]:
     """Run the second oracle on a document; True if it had to be told the selection of a query."""
     hidden, start, geometry = document.context.hidden, document.context.document.start, case.geometry
     result = second_layer(hidden, inputs.weights, geometry, start)
@@ -142,7 +142,7 @@ def _second(document: DocumentTrace, case: Case, inputs: Inputs, tally: Tally) -
 
 
 def _compare_steps(
-    document: DocumentTrace, result: Result, case: Case, inputs: Inputs, tally: Tally
+    document: DocumentTrace, result: Result, case: LayerCase, inputs: Inputs, tally: Tally
 ) -> None:
     context, queries = document.context, document.queries
     tally.count["queries"] += len(queries)

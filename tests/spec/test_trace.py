@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracles import TOLERANCE, error, small_inputs
 
-from csa_spec.engine.case import Sinks
-from csa_spec.engine.inputs import Inputs
+from csa_spec.stages.layer.case import Sinks
+from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     BatchTrace,
     Document,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.plug.candidate import Capabilities
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, Spec, compress
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]

@@ -10,14 +10,19 @@ import pytest
 import torch
 from engine.drawing import draw
 
-from csa_spec.engine.case import Case, CaseError
-from csa_spec.engine.stream import Call, Op
-from csa_spec.plug.candidate import CACHE, Capabilities, as_candidate
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.engine.case import CaseError
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages import STAGES, parse_case, stage_of
-from csa_spec.stages.cache import CacheTrial, cache_size, fit, kinds_of, required
-from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs
-from csa_spec.strategies import cache_cases, cache_corners
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.cache import cache_size, fit
+from csa_spec.stages.layer.coverage import kinds_of
+from csa_spec.stages.cache.stage import required
+from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.strategies.cache import cache_cases, cache_corners
 from stages.streams import Tokens, candidate_of
 
 STAGE = STAGES[CACHE]
@@ -31,7 +36,7 @@ def drawn(kind: LayerKind, examples: int = 60, dtype: str = "float32") -> list[C
 
 def schedule(text: str, batch: int = 1, kind: LayerKind = LayerKind.CSA) -> CacheCase:
     """Return a schedule on the smallest layer."""
-    return CacheCase(Case(Geometry(kind=kind)), batch, tuple(map(Call.parse, text.split(","))))
+    return CacheCase(LayerCase(Geometry(kind=kind)), batch, tuple(map(Call.parse, text.split(","))))
 
 
 # TEXT
@@ -57,7 +62,7 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
         data = json.loads(json.dumps(case.to_json()))
         layer = {name: value for name, value in data.items() if name not in ("stage", "batch", "calls")}
         calls = tuple(map(Call.parse, data["calls"]))
-        assert CacheCase(Case.from_json(layer | {"rows": ["1"]}), data["batch"], calls) == case
+        assert CacheCase(LayerCase.from_json(layer | {"rows": ["1"]}), data["batch"], calls) == case
         assert data["stage"] == "cache"
     assert len({case.id for case in cases}) == len(cases)
 

@@ -13,13 +13,14 @@ from engine.drawing import draw
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.shrink_recipe import recipe_size, simpler_recipes
 from csa_spec.plug.arrays import named_tensors, same_bits
-from csa_spec.plug.candidate import Capabilities, as_candidate
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.spec import SPEC
 from csa_spec.stages import STAGES, parse_case, stage_of
-from csa_spec.stages.attend_cases import AttendCase, CoreSinks, IndexLists, UnusedRows, make_attend_inputs
-from csa_spec.stages.compressor import CompressorCase, TokenValues, make_compressor_inputs
-from csa_spec.stages.index_scores import make_index_scores_inputs
-from csa_spec.stages.select import Invisible, ScoreValues, SelectCase, make_select_inputs
+from csa_spec.stages.attend.case import AttendCase, CoreSinks, IndexLists, UnusedRows, make_attend_inputs
+from csa_spec.stages.compressor.case import CompressorCase, TokenValues, make_compressor_inputs
+from csa_spec.stages.index_scores.case import make_index_scores_inputs
+from csa_spec.stages.select.case import Invisible, ScoreValues, SelectCase, make_select_inputs
 from csa_spec.strategies import stage_cases, stage_corners
 from stages.right import RIGHT
 

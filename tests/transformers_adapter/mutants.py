@@ -22,7 +22,7 @@ from csa_spec.engine.stage import Check
 from csa_spec.plug.candidate import Candidate
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
-from csa_spec.stages import LAYER_STAGE
+from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
 WRITTEN_FOR = "5.23.0"
@@ -252,9 +252,9 @@ def hunt(candidate: Candidate, kinds: tuple[LayerKind, ...], profile: str, seed:
             raise _Found
 
     for kind in kinds:
-        for check in LAYER_STAGE.checks:
+        for check in LAYER.checks:
             try:
-                Target(candidate, LAYER_STAGE, kind, "float32", "cpu", resolve_profile(profile), seed).run(
+                Target(candidate, LAYER, kind, "float32", "cpu", resolve_profile(profile), seed).run(
                     check, stop_at_once
                 )
             except _Found:

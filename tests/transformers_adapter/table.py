@@ -26,14 +26,16 @@ from torch import Tensor
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import RecordingStream, is_refusal
-from csa_spec.engine.case import Case, Feature, Row, Sinks, Values
+from csa_spec.stages.layer.case import LayerCase, Feature, Row, Sinks, Values
 from csa_spec.engine.failures import CandidateRaised, Failure
 from csa_spec.engine.shrink import shrink
-from csa_spec.engine.stream import NotOffered, Op
-from csa_spec.plug.candidate import CACHE, LAYER, Candidate, LayerOutput
+from csa_spec.plug.call import NotOffered
+from csa_spec.stages.cache.stream import Op
+from csa_spec.plug.candidate import Candidate
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
 from csa_spec.stages import STAGES
-from csa_spec.stages.cache_cases import CacheCase
+from csa_spec.stages.cache.case import CacheCase
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "transformers.md"
@@ -90,7 +92,7 @@ class Cell:
 # What is tried
 
 
-def layer_of(kind: LayerKind, m: int, window: int, yarn: Yarn | None = None) -> Case:
+def layer_of(kind: LayerKind, m: int, window: int, yarn: Yarn | None = None) -> LayerCase:
     """Return a small layer whose every part shows in its output."""
     geometry = Geometry(
         kind=kind, compress_ratio=1 if kind is LayerKind.SLIDING else m, window=window, hidden=6, heads=2, head_dim=6,
@@ -98,7 +100,7 @@ def layer_of(kind: LayerKind, m: int, window: int, yarn: Yarn | None = None) -> 
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    return Case(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    return LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
 
 
 Size = tuple[int, int, Yarn | None]
@@ -200,7 +202,7 @@ def cache_cases_of(
             yield replace(CacheCase.parse(line), layer=replace(layer_of(kind, *size), seed=seed))
 
 
-def layer_cases_of(kind: LayerKind, texts: Iterable[str], mode: str = "") -> Iterator[Case]:
+def layer_cases_of(kind: LayerKind, texts: Iterable[str], mode: str = "") -> Iterator[LayerCase]:
     """Yield rows on layers of several sizes."""
     for text in texts:
         for seed, size in enumerate(SIZES):

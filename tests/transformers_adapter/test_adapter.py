@@ -9,13 +9,13 @@ import torch
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates import transformers as adapter
-from csa_spec.engine.case import Case, Feature, Row, Sinks, Values
-from csa_spec.plug.candidate import LayerOutput
+from csa_spec.stages.layer.case import LayerCase, Feature, Row, Sinks, Values
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, Yarn, weight_shapes
-from csa_spec.stages.layer import matches_specification
-from csa_spec.stages.layer_trial import LayerTrial
+from csa_spec.stages.layer.checks import matches_specification
+from csa_spec.stages.layer.trial import LayerTrial
 
-CASE = Case(
+CASE = LayerCase(
     Geometry(
         compress_ratio=2, top_k=2, window=3, hidden=6, heads=2, head_dim=6, rope_dim=4, q_lora_rank=4, index_heads=3,
         index_head_dim=5, o_groups=2, o_lora_rank=3, yarn=Yarn(4.0, 64),
@@ -26,12 +26,12 @@ CASE = Case(
 )  # fmt: skip
 
 
-def of_kind(kind: LayerKind) -> Case:
+def of_kind(kind: LayerKind) -> LayerCase:
     """Return the case with another layer kind."""
     return replace(CASE, geometry=replace(CASE.geometry, kind=kind))
 
 
-def run(case: Case) -> LayerOutput:
+def run(case: LayerCase) -> LayerOutput:
     """Run the installed transformers on a case."""
     return LayerTrial(find_candidate("transformers"), case).output
 
@@ -118,7 +118,7 @@ def test_what_upstream_does_not_support_is_really_wrong() -> None:
         assert modes, f"{kind} with {feature} is right, but declared away: {reason}"
 
 
-def _fails(case: Case) -> bool:
+def _fails(case: LayerCase) -> bool:
     try:
         matches_specification(LayerTrial(find_candidate("transformers"), case))
     except AssertionError:

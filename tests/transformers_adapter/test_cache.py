@@ -11,14 +11,15 @@ import transformers
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
-from csa_spec.engine.case import Case, Sinks, Values
+from csa_spec.stages.layer.case import LayerCase, Sinks, Values
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import run_check
-from csa_spec.engine.stream import NotOffered
-from csa_spec.plug.candidate import CACHE, Candidate
+from csa_spec.plug.call import NotOffered
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import Geometry, LayerKind
-from csa_spec.stages.cache import CACHE_STAGE, CacheTrial
-from csa_spec.stages.cache_cases import CacheCase, make_cache_inputs
+from csa_spec.stages.cache.stage import CACHE
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 
 MEASURED = "5.23.0"
 measured = pytest.mark.skipif(
@@ -27,7 +28,7 @@ measured = pytest.mark.skipif(
 )
 
 KINDS = list(LayerKind)
-SPECIFICATION = CACHE_STAGE.checks[0]
+SPECIFICATION = CACHE.checks[0]
 
 
 def case_of(kind: LayerKind, calls: str, batch: int = 1, m: int = 2, window: int = 3) -> CacheCase:
@@ -38,7 +39,7 @@ def case_of(kind: LayerKind, calls: str, batch: int = 1, m: int = 2, window: int
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = Case(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    layer = LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
     return replace(CacheCase.parse(f"cache {kind} B={batch} calls={calls}"), layer=layer)
 
 
@@ -113,7 +114,7 @@ def test_what_is_refused_counts_as_refused(kind: LayerKind) -> None:
     ]
     candidate = find_candidate("transformers")
     everything = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
-    result = run_check(SPECIFICATION, everything, CACHE_STAGE, kind, cases)
+    result = run_check(SPECIFICATION, everything, CACHE, kind, cases)
     assert (result.cases, result.failures) == (0, [])
     counts = {name.partition(":")[0]: count for name, count in result.not_applicable.items()}
     assert counts == {"rollback, refused": 2, "clear, not offered": 1}
@@ -134,7 +135,7 @@ WRONG = {
     "cache csa calls=1,repeat:2,1 k=0 W=2": RAISES,
     "cache hca calls=1,repeat:2,1 W=2": RAISES,
 }
-"""Case: kind of failure. A window of 1, ``crop`` within the window, ``batch_select_indices``, ``batch_repeat_...``."""
+"""LayerCase: kind of failure. A window of 1, ``crop`` within the window, ``batch_select_indices``, ``batch_repeat_...``."""
 
 
 @measured
@@ -157,7 +158,7 @@ def test_recording_the_past_makes_crop_right_for_sliding_layers_only(kind: Layer
     assert try_case(case_of(kind, "4,1,3"), recording) == "ok"
 
 
-@pytest.mark.parametrize("check", CACHE_STAGE.checks[1:], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", CACHE.checks[1:], ids=lambda check: check.name)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_streams_have_good_manners(kind: LayerKind, check: object) -> None:
     """They repeat, change nothing of the process or their inputs, and own their outputs."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from csa_spec.engine.case import Case
+from csa_spec.stages.layer.case import LayerCase
 
 RELEASE = "5.8.0"
 
@@ -70,7 +70,7 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
             if (r["stage"], r["layer"], r["check"]) == ("layer", kind, "specification")
         )
         (leak,) = (f for f in equality["failures"] if f["kind"] == "SeesTooMuch")
-        case = Case.parse(leak["case_line"])
+        case = LayerCase.parse(leak["case_line"])
         assert len(case.rows) == 1
         assert case.columns <= 3
         # With m = 1 every token is an entry; k = 1 is the least selection; two tokens make a past and a future.

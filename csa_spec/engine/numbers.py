@@ -1,0 +1,198 @@
+"""Stages whose output is numbers: held against the specification item by item (a query, an entry)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine import agreement
+from csa_spec.engine.agreement import Part
+from csa_spec.engine.failures import (
+    AnswersAnother,
+    Failure,
+    NotFinite,
+    Place,
+    ReturnsZeros,
+    WrongNumbers,
+    query_name,
+)
+from csa_spec.engine.tally import Tally, error_ratios
+from csa_spec.engine.trial import C, Trial
+from csa_spec.plug.call import Answer
+
+
+class NumbersTrial(Trial[C]):
+    """A trial whose output is ``[B, items, ...]``."""
+
+    item: ClassVar[str]
+    """What the second dimension counts: ``query`` or ``entry``"""
+
+    @cached_property
+    @abstractmethod
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """What must come back, in float64, and by how much each element may be off."""
+
+    def special(self, wrong: list[tuple[int, int]]) -> tuple[type[Failure], str, int, int] | None:
+        """Name a kind of failure that only this stage has: kind, sentence, row and item."""
+        return None
+
+    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+        """Say whether a wrong item depends on what it must not, or not on what it must; and on which key or token."""
+        return None
+
+    def context(self, b: int, i: int) -> tuple[str, ...]:
+        """Return lines that show the data around an item."""
+        return ()
+
+    @property
+    def queries(self) -> int:
+        """Items of all rows."""
+        return self.expected[0].shape[0] * self.expected[0].shape[1]
+
+    def name(self, b: int, i: int) -> str:
+        """Return e.g. ``query A (t=0) of row 0``."""
+        return f"query {query_name(i)} of row {b}" if self.item == "query" else f"{self.item} {i} of row {b}"
+
+    def place(self, row: int, column: int) -> Place | None:
+        """Return the name of an item."""
+        return Place(row, column, column, item=self.item)
+
+    def judge(self, answer: Answer) -> Tally:
+        """Hold every element against its budget."""
+        got, (expected, budget) = self.relevant(answer).double(), self.expected
+        ratios = error_ratios(got, expected, budget)
+        if not ratios.numel():
+            return Tally(queries=self.queries)
+        worst = ratios.flatten(2).amax(-1)
+        if float(worst.max()) <= 1:
+            return Tally(queries=self.queries, worst=float(worst.max()))
+        raise self._classify(got, expected, worst, ratios)
+
+    def _classify(self, got: Tensor, expected: Tensor, worst: Tensor, ratios: Tensor) -> Failure:
+        wrong = [(int(b), int(i)) for b, i in (worst > 1).nonzero().tolist()]
+        b, i = divmod(int(worst.argmax()), worst.shape[1])
+        kind: type[Failure] = WrongNumbers
+        about: int | None = None
+        items = {"query": "queries", "entry": "entries"}[self.item]
+        detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
+        broken = [
+            (x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()
+        ]
+        if broken:
+            (b, i), kind = broken[0], NotFinite
+            detail = f"{self.name(b, i)} has NaN or infinity where the specification has finite numbers"
+        elif not got.any() and expected.any():
+            kind, detail = ReturnsZeros, "every element is zero"
+        elif (special := self.special(wrong)) is not None:
+            kind, detail, b, i = special
+        elif (other := self._answer_of_another(got, expected, wrong)) is not None:
+            kind, detail, b, i = other
+        elif (seen := self.sight(b, i)) is not None:
+            kind, detail, about = seen
+        within = ratios[b, i]
+        lead = within.flatten(1).amax(-1).argmax() if within.dim() > 1 else None
+
+        def pick(x: Tensor) -> Tensor:
+            return x[b, i] if lead is None else x[b, i, int(lead)]
+
+        return kind(
+            detail,
+            self.case,
+            place=Place(b, i, i, None if lead is None else int(lead), item=self.item),
+            expected=pick(expected).tolist(),
+            got=pick(got).tolist(),
+            over_budget=float(pick(ratios).max()),
+            context=self.context(b, i),
+            errors=ratios,
+            about=about,
+        )
+
+    def _answer_of_another(
+        self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]]
+    ) -> tuple[type[Failure], str, int, int] | None:
+        """Say whose answers the wrong items have, if each has exactly that of another item of the batch."""
+        budget, found = self.expected[1], None
+        if expected.flatten(2).shape[-1] < 2:
+            return None  # a single number coincides too easily
+        for b, i in wrong:
+            ratios = error_ratios(got[b, i].expand_as(expected), expected, budget)
+            apart = error_ratios(expected[b, i].expand_as(expected), expected, budget)
+            close = (
+                ((ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)).nonzero().tolist()
+            )
+            if not close:
+                return None
+            found = found or (b, i, *close[0])
+        if found is None:
+            return None
+        b, i, row, other = found
+        return AnswersAnother, f"{self.name(b, i)} has the answer of {self.name(row, other)}", b, i
+
+    def parts(self, *answers: Answer) -> Iterator[Part]:
+        """Yield all items at once."""
+        expected, budget = (_rows_of(one) for one in self.expected)
+        if expected.numel():
+            items = tuple(_rows_of(self.relevant(answer).double()) for answer in answers)
+            yield Part(items, expected, budget, torch.zeros(len(budget), dtype=torch.bool))
+
+    def is_wrong(self, answer: Answer) -> bool:
+        """Whether the specification gives another answer; judging would probe what each wrong item depends on."""
+        return agreement.is_wrong(self.parts(answer))
+
+    def summary(self, failure: Failure, says: str) -> list[str]:
+        """Add what wrong numbers depend on; that it is the right set is what judging found out."""
+        if not isinstance(failure, WrongNumbers):
+            return [says]
+        factor = _factor(failure)
+        times = "" if factor is None else f", {factor:.4g} times what they must be"
+        depends = self.depends_on(failure)
+        return [
+            says,
+            f"{depends}{times}"
+            if depends
+            else f"The numbers are wrong{times}; what they depend on was not probed",
+        ]
+
+    def depends_on(self, failure: Failure) -> str:
+        """Say what a wrong item depends on; nothing where that was not probed."""
+        return ""
+
+    def moved(self, second: Answer, b: int, i: int) -> bool:
+        """Whether an item differs from that of the case as it is by more than both may be off."""
+        first, other = (self.relevant(one)[b, i].double().nan_to_num() for one in (self.answer, second))
+        return bool(((first - other).abs() > 2 * self.expected[1][b, i]).any())
+
+
+def _rows_of(items: Tensor) -> Tensor:
+    """Return ``[B, items, ...]`` as ``[B * items, width]``."""
+    return items.flatten(2).flatten(0, 1)
+
+
+def _factor(failure: Failure) -> float | None:
+    """Return by which factor all numbers are off, if they are by one."""
+    expected, got = torch.tensor(failure.expected or []), torch.tensor(failure.got or [])
+    if len(expected) < 2 or len(expected) != len(got) or (expected == 0).any():
+        return None
+    ratios = got / expected
+    factor = float(ratios.mean())
+    return factor if factor and bool(((ratios - factor).abs() < 1e-3 * abs(factor)).all()) else None
+
+
+def moved_by(second: Tensor, first: Tensor, budget: Tensor) -> Tensor:
+    """Return which elements moved by more than both may be off."""
+    return (second.nan_to_num() - first.nan_to_num()).abs() > 2 * budget
+
+
+RIGHT_SET = "the set is right, the numbers are wrong"
+_APART = 8
+"""Budgets between two answers that are told apart; others may coincide by chance."""
+
+
+def equals_the_specification(trial: Trial[Any]) -> Tally:
+    """The output equals the specification's: within the error budget, or as its rules allow."""
+    return trial.judge(trial.answer)

@@ -1,0 +1,169 @@
+"""What a candidate declares: what it supports, which sizes, and which liberties it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from csa_spec.spec import LayerKind
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
+
+Sized = str | tuple[str, str]
+"""The letter of a size, or a layer kind and the letter where kinds differ: ``("csa", "m")``."""
+
+_NOTHING: Mapping[tuple[str, str], str] = MappingProxyType({})
+_NO_SIZES: Mapping[Sized, int] = MappingProxyType({})
+_ANY_SIZE: Mapping[Sized, Container[int]] = MappingProxyType({})
+_FAR = 4096
+"""How far the nearest supported size is looked for."""
+
+
+class AllBut:
+    """Every size but these, for ``Capabilities.allowed``."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = frozenset(sizes)
+
+    def __contains__(self, size: object) -> bool:
+        """Whether a size is not one of them."""
+        return size not in self.sizes
+
+    def __repr__(self) -> str:
+        """Return e.g. ``AllBut(4)``."""
+        return f"AllBut({', '.join(map(str, sorted(self.sizes)))})"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRule:
+    """Which values of one size a candidate supports."""
+
+    least: int = 0
+    limit: int | None = None
+    multiple: int = 1
+    allowed: tuple[Container[int], ...] = ()
+
+    @property
+    def declared(self) -> bool:
+        """Whether it leaves anything out."""
+        return self != SizeRule()
+
+    def allows(self, size: int) -> bool:
+        """Whether a size is supported."""
+        return not self.reason(size, "")
+
+    def reason(self, size: int, letter: str) -> str:
+        """Say why a size is not supported; nothing if it is."""
+        if size < self.least:
+            return f"{letter} under {self.least}"
+        if self.limit is not None and size > self.limit:
+            return f"{letter} over {self.limit}"
+        if size % self.multiple:
+            return f"{letter} not a multiple of {self.multiple}"
+        if not all(size in sizes for sizes in self.allowed):
+            return f"{letter}={size}"
+        return ""
+
+    def nearest(self, size: int) -> int | None:
+        """Return a supported size near to one: itself, the next larger, else the next smaller; None if there is none.
+
+        A finite set of allowed sizes gives the nearest of them.
+        """
+        finite = [sizes for sizes in self.allowed if isinstance(sizes, Collection)]
+        if finite:
+            fitting = [one for one in finite[0] if self.allows(one)]
+            return min(fitting, key=lambda one: (abs(one - size), one), default=None)
+        begin = max(size, self.least)
+        end = begin + _FAR if self.limit is None else self.limit
+        larger = (one for one in range(begin, min(end, begin + _FAR) + 1) if self.allows(one))
+        smaller = (one for one in range(min(begin, end), -1, -1) if self.allows(one))
+        return next(larger, next(smaller, None))
+
+    def just_outside(self, size: int) -> Iterator[list[int]]:
+        """Yield, for each thing that is declared, sizes that are just not supported, the nearest to ``size`` first."""
+        if self.limit is not None:
+            yield [self.limit + 1, self.limit + 2]
+        if self.least:
+            yield [self.least - 1, self.least - 2]
+        near = sorted(range(max(0, size - 8), size + 9), key=lambda one: abs(one - size))
+        if self.multiple > 1:
+            yield [one for one in near if one % self.multiple and one >= self.least]
+        for sizes in self.allowed:
+            yield [one for one in near if one not in sizes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a candidate supports, and which liberties it takes. What it does not declare away is tested strictly.
+
+    Sizes go by the letters of their stage (``docs/stages.md``), such as S, B, m, k, W. What is declared away is
+    left out and counted in the report, and tried just outside: there it must raise an error or be right.
+    """
+
+    # What it supports.
+    kinds: Set[LayerKind] = frozenset(LayerKind)
+    dtypes: Set[str] = frozenset(DTYPES)
+    devices: Set[str] = frozenset(DEVICES)
+    compress_ratios: Set[int] | None = None
+    """Short for ``allowed={"m": ...}``. None: any"""
+    head_dims: Set[int] | None = None
+    """Short for ``allowed={"D": ...}``. None: any"""
+    max_top_k: int | None = None
+    """Short for ``limits={"k": ...}``. None: any"""
+    limits: Mapping[Sized, int] = field(default_factory=lambda: _NO_SIZES)
+    """Largest sizes, e.g. ``{"S": 1}`` for decoding only"""
+    least: Mapping[Sized, int] = field(default_factory=lambda: _NO_SIZES)
+    """Smallest sizes, e.g. ``{"n": 1}`` where an empty index list is refused"""
+    multiples: Mapping[Sized, int] = field(default_factory=lambda: _NO_SIZES)
+    """What sizes must be multiples of, e.g. ``{"n": 64}``"""
+    allowed: Mapping[Sized, Container[int]] = field(default_factory=lambda: _ANY_SIZE)
+    """Sets of sizes, e.g. ``{("csa", "m"): {4}, ("hca", "m"): AllBut(4)}``"""
+    lacks: Mapping[tuple[str, str], str] = field(default_factory=lambda: _NOTHING)
+    """What else is not supported, with the reason or the URL that says so. Keys are a layer kind and a
+    :class:`csa_spec.Feature` of rows, or a stage and one of the names that its cases give to their data, e.g.
+    ``("attend", "empty")``"""
+    arrays: str = "torch"
+    """The library whose arrays it takes and returns: ``torch``, ``numpy``, or a module with ``from_dlpack``"""
+    gradients: bool = False
+    """Autograd runs through it: then its gradients are compared with the specification's"""
+    invalid_indices: bool = False
+    """attend takes any index outside of the keys for none, not only -1"""
+    static_shapes: bool = False
+    """It compiles for every new shape: sizes are drawn from a few powers of four"""
+
+    # Liberties.
+    internal_dtype: str | None = None
+    """Widest dtype of the candidate's own arithmetic, where that is narrower than the case's dtype"""
+    tie_tolerance: float = 0.0
+    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-7 if it rounds to
+    bfloat16 first, which moves each by up to 2**-8"""
+    lowest_index_first: bool = False
+    """A promise: among equal scores select takes the lowest entries. Without it any choice is right"""
+    deterministic: bool = True
+    """Two runs on the same input give the same bits"""
+    batch_invariant: bool = True
+    """A row gives the same bits alone as in a batch"""
+
+    @property
+    def sizes(self) -> dict[str, Mapping[Sized, object]]:
+        """What is declared of sizes, by the name of the field."""
+        return {name: getattr(self, name) for name in ("limits", "least", "multiples", "allowed")}
+
+    def rule(self, letter: str, variant: str = "") -> SizeRule:
+        """Return which values of a size are supported, of a layer kind where the stage has some."""
+        keys = (letter, (variant, letter))
+        limits = [self.limits[key] for key in keys if key in self.limits]
+        allowed = [self.allowed[key] for key in keys if key in self.allowed]
+        short = {"m": self.compress_ratios, "D": self.head_dims}.get(letter)
+        if short is not None:
+            allowed.append(short)
+        if letter == "k" and self.max_top_k is not None:
+            limits.append(self.max_top_k)
+        return SizeRule(
+            max((self.least[key] for key in keys if key in self.least), default=0),
+            min(limits, default=None),
+            max((self.multiples[key] for key in keys if key in self.multiples), default=1),
+            tuple(allowed),
+        )

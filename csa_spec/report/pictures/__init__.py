@@ -1,1 +1,0 @@
-"""The parts that pictures of failures are made of."""

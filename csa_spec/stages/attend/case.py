@@ -1,0 +1,171 @@
+"""Cases of the stage ``attend``, and their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.tensors import choice, generator, normal
+from csa_spec.plug.capabilities import Capabilities
+
+
+class IndexLists(StrEnum):
+    """What the index list of a query looks like. Where it is wider than needed, -1 fill it up."""
+
+    PREFIX = "prefix"
+    """0, 1, 2, ...: what hides a kernel that ignores its list"""
+    SHUFFLED = "shuffled"
+    """Some rows, in any order"""
+    HOLES = "holes"
+    """Shuffled, with -1 anywhere beside at least one key, which is often row 0"""
+    LEADING = "leading"
+    """Nothing but -1 at first, for whole tiles where the list is wide"""
+    EMPTY = "empty"
+    """About half of the queries, the first among them, have no key at all"""
+    OUTSIDE = "outside"
+    """Holes of indices that are out of range in other ways than -1; only for candidates that declare it"""
+
+
+class CoreValues(StrEnum):
+    """How queries and keys are drawn."""
+
+    INTEGERS = "integers"
+    GAUSSIAN = "gaussian"
+    OVERFLOW = "overflow"
+    """exp of a logit overflows without a running maximum"""
+
+
+class CoreSinks(StrEnum):
+    """Sink logits."""
+
+    ZERO = "zero-sinks"
+    DRAWN = "drawn-sinks"
+    """About as large as the logits"""
+    NONE = "no-sinks"
+    """-inf: a plain softmax"""
+    EXTREME = "extreme-sinks"
+    """-inf, far above, far below or among the logits, one per head"""
+
+
+class UnusedRows(StrEnum):
+    """What stands in the rows of ``kv`` that no index of their batch row names."""
+
+    DRAWN = "plain-unused"
+    NAN = "nan-unused"
+    HUGE = "huge-unused"
+    """The largest number of the dtype, and infinity"""
+
+
+class Scale(StrEnum):
+    """The factor on q . k."""
+
+    ONE = "scale-1"
+    ROOT = "scale-root"
+    """1 / sqrt(D), as in the layer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendCase(Case):
+    """One trial of ``attend``."""
+
+    stage = "attend"
+    rows: int = size("B", 1, "rows")
+    queries: int = size("S", 1, "queries")
+    heads: int = size("H", 1, "heads")
+    head_dim: int = size("D", 1, "channels")
+    keys: int = size("N", 0, "keys")
+    picks: int = size("n", 0, "picks per query")
+    indices: IndexLists = drawn(IndexLists)
+    values: CoreValues = drawn(CoreValues)
+    sinks: CoreSinks = drawn(CoreSinks)
+    unused: UnusedRows = drawn(UnusedRows)
+    scale: Scale = drawn(Scale)
+
+    def without_lacks(self, capabilities: Capabilities) -> tuple[AttendCase, list[str]]:
+        """Return the case without what is not supported; other indices than -1 for none must be declared."""
+        case, lacking = super().without_lacks(capabilities)
+        if case.indices is IndexLists.OUTSIDE and not capabilities.invalid_indices:
+            return replace(case, indices=IndexLists.HOLES), [*lacking, "indices outside"]
+        return case, lacking
+
+
+def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
+    """Make the tensors of a case, on the CPU."""
+    b, s, h, d, n = case.rows, case.queries, case.heads, case.head_dim, case.keys
+    dtype = getattr(torch, case.dtype)
+    if case.values is CoreValues.INTEGERS:
+        q = choice(case.seed, "q", (b, s, h, d), (-1.0, 1.0, 2.0))
+        kv = choice(case.seed, "kv", (b, n, d), (-2.0, -1.0, 1.0, 2.0, 3.0))
+    else:
+        q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
+    if case.values is CoreValues.OVERFLOW:
+        q, kv = 12 * q, 12 * kv
+    indices = torch.full((b, s, case.picks), -1, dtype=torch.long)
+    for row in range(b):
+        for t in range(s):
+            listed = _index_list(case, row, t)
+            indices[row, t, : len(listed)] = torch.tensor(listed, dtype=torch.long)
+    kv = kv.to(dtype)
+    if case.unused is not UnusedRows.DRAWN:
+        largest = torch.finfo(dtype).max
+        fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]
+        for row in range(b):
+            used = set(indices[row].flatten().tolist())
+            for number, key in enumerate(sorted(set(range(n)) - used)):
+                kv[row, key] = fill[number % len(fill)]
+    scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
+    return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
+
+
+def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
+    """Return the index list of one query, without what fills it up at its end."""
+    rng = generator(case.seed, f"indices {row} {t}")
+    n, width, kind = case.keys, case.picks, case.indices
+
+    def some(most: int, pool: range) -> list[int]:
+        order = torch.randperm(len(pool), generator=rng)[: max(0, most)].tolist()
+        return [pool[i] for i in order]
+
+    def at_random(probability: float) -> bool:
+        return bool(torch.rand((), generator=rng) < probability)
+
+    if kind is IndexLists.PREFIX:
+        return list(range(min(n, width)))
+    if kind is IndexLists.EMPTY:
+        return [] if t == 0 or at_random(0.5) else some(width, range(n))
+    if kind is IndexLists.LEADING:
+        few = min(n, max(1, width // 4))
+        return ([-1] * (width - few) + some(few, range(n)))[:width]
+    listed = some(width, range(n))
+    if kind is IndexLists.SHUFFLED:
+        return listed
+    if not listed:
+        return []
+    if 0 not in listed and at_random(0.5):
+        listed[0] = 0
+    kept = int(torch.randint(len(listed), (), generator=rng))
+    holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
+    return [
+        holes[int(torch.randint(len(holes), (), generator=rng))]
+        if place != kept and at_random(0.4)
+        else index
+        for place, index in enumerate(listed)
+    ]
+
+
+def _sinks(case: AttendCase) -> Tensor:
+    shape = (case.heads,)
+    if case.sinks is CoreSinks.ZERO:
+        return torch.zeros(shape, dtype=torch.float64)
+    if case.sinks is CoreSinks.NONE:
+        return torch.full(shape, -torch.inf, dtype=torch.float64)
+    if case.sinks is CoreSinks.EXTREME:
+        return choice(case.seed, "sinks", shape, (-torch.inf, -50.0, 0.5, 4.0, 50.0))
+    if case.values is CoreValues.INTEGERS:
+        return choice(case.seed, "sinks", shape, (-1.0, 1.0, 2.0))
+    return normal(case.seed, "sinks", shape)

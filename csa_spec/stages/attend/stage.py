@@ -1,0 +1,89 @@
+"""The stage ``attend``: the attention core on its own, as sparse attention kernels have it.
+
+``attend(q [B,S,H,D], kv [B,N,D], indices [B,S,n], sinks [H], scale) -> [B,S,H,D]``
+
+An index names a row of ``kv``, which is key and value at once; -1 names none. Indices come in any order, with -1
+anywhere. A query without any key has an output of exactly zero.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from csa_spec.engine.failures import Failure, OrderMatters
+from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.numbers import equals_the_specification
+from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
+from csa_spec.engine.tally import Tally
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.stages.attend.case import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
+from csa_spec.stages.attend.picture import attend_picture
+from csa_spec.stages.attend.trial import AttendTrial
+
+
+def order_does_not_matter(trial: AttendTrial) -> Tally | None:
+    """Reversing the index list, and adding -1 at both of its ends, changes nothing beyond rounding."""
+    if trial.case.picks == 0:
+        return None
+    try:
+        trial.judge(trial.answer)
+    except Failure:
+        return None  # the business of the equality with the specification
+    lacks = trial.capabilities.lacks
+    longer = trial.case.picks + 2
+    ends = ("attend", IndexLists.LEADING) in lacks or not trial.allows("n", longer)
+    reordered = trial.arguments["indices"].flip(-1)
+    if ("attend", IndexLists.SHUFFLED) in lacks or ("attend", IndexLists.HOLES) in lacks:
+        return None
+    if not ends and not trial.capabilities.static_shapes:
+        nothing = torch.full_like(reordered[..., :1], -1)
+        reordered = torch.cat((nothing, reordered, nothing), dim=-1)
+    try:
+        return trial.judge(trial.ask({**trial.arguments, "indices": reordered.contiguous()}))
+    except Failure as failure:
+        raise OrderMatters(
+            f"right, but not with the index list reversed and -1 at its ends: {failure.detail}",
+            trial.case,
+            place=failure.place,
+            expected=failure.expected,
+            got=failure.got,
+            over_budget=failure.over_budget,
+            context=failure.context,
+        ) from None
+
+
+REQUIRED = (
+    *(str(one) for one in IndexLists if one is not IndexLists.OUTSIDE),
+    *(str(one) for kind in (CoreValues, CoreSinks, UnusedRows, Scale) for one in kind),
+    "several rows",
+    "several queries",
+    "several heads",
+    "more picks than keys",
+    "nothing to attend to",
+    "a query without keys beside others",
+    "keys that are not named",
+    "wider than a tile",
+)
+
+
+def _required(variant: str, capabilities: Capabilities) -> list[str]:
+    return [*REQUIRED, *([str(IndexLists.OUTSIDE)] if capabilities.invalid_indices else [])]
+
+
+ATTEND = Stage(
+    name="attend",
+    arguments=("q", "kv", "indices", "sinks", "scale"),
+    case=AttendCase,
+    trial=AttendTrial,
+    checks=(
+        Check("specification", "output matches the specification", equals_the_specification, law=False),
+        ROWS,
+        Check("order", "the order of the index list does not matter", order_does_not_matter),
+        *SIDE_EFFECTS,
+        gradients_check(gradients_match),
+        LIMITS,
+    ),
+    words=Words(title=lambda variant: "`attend`, the attention core"),
+    required=_required,
+    picture=attend_picture,
+)

@@ -1,0 +1,313 @@
+"""Cases of the stage ``cache``: a layer, and a schedule of calls.
+
+A schedule is text: ``4,1,reorder:1.0,2`` extends every row by 4 tokens, then by 1, lets row 0 go on as row 1 and row 1
+as row 0, and extends by 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.case import CaseError, coded, size
+from csa_spec.plug.capabilities import Capabilities, SizeRule
+from csa_spec.spec import LayerKind
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.layer.case import LayerCase, OfLayer, Row
+from csa_spec.stages.layer.inputs import draw_tokens, make_inputs
+
+Token = tuple[int, int, int]
+"""A token of a schedule: number of the call that brought it, row of that call, place in it."""
+
+NARROW = "window of one token"
+"""What a candidate may lack beside operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the model of a stream says about one ``extend``: which tokens each row holds after it.
+
+    A fork counts as one of the original, a turn of another stream as one of that.
+    """
+
+    call: int
+    rows: tuple[tuple[Token, ...], ...]
+    tokens: int
+    """How many of them, the last ones, this call brought"""
+
+
+def _read_calls(text: str) -> tuple[Call, ...]:
+    return tuple(map(Call.parse, text.split(",")))
+
+
+def _write_calls(calls: Sequence[Call]) -> str:
+    return ",".join(map(str, calls))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheCase(OfLayer):
+    """One trial of ``cache``."""
+
+    stage = "cache"
+    batch: int = size("B", 1, "rows", rank=0)
+    calls: tuple[Call, ...] = coded(_read_calls, _write_calls, default=(Call(Op.EXTEND, (1,)),), rank=0)
+    turn: int = size("turn", 1, "tokens of a turn", default=2)
+    """Tokens that the original takes after a fork, and another stream at each turn."""
+
+    def __post_init__(self) -> None:
+        """Refuse schedules that ask for rows or tokens that are not there."""
+        super().__post_init__()
+        if not {Op.FORK, Op.OTHER} & {call.op for call in self.calls}:
+            object.__setattr__(self, "turn", 2)
+        if not self.steps:
+            raise CaseError("a schedule that never extends has no answer to judge")
+
+    @classmethod
+    def _read_head(cls, words: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+        return {"kind": words[1] if len(words) > 1 else ""}, words[2:]
+
+    def _head(self) -> list[str]:
+        return [self.stage, str(self.kind)]
+
+    def in_words(self) -> str:
+        """Return its sizes in words."""
+        many = f"{len(self.calls)} call{'s' * (len(self.calls) > 1)}"
+        rows = f"{self.batch} row{'s' * (self.batch > 1)}"
+        return ", ".join([many, rows, *self._rules_in_words(), self.dtype, self.device])
+
+    @property
+    def total(self) -> int:
+        """Tokens of all calls, per row."""
+        return sum(call.numbers[0] for call in self.calls if call.op is Op.EXTEND)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Orders cases as a person would: fewer calls, fewer tokens, fewer rows, a smaller layer."""
+        numbers = sum(sum(call.numbers) for call in self.calls)
+        ops = sum(list(Op).index(call.op) for call in self.calls)
+        first = (len(self.calls), self.total, self.batch, self.turn, ops, numbers)
+        return (*first, *self.one_document(1).order)
+
+    def one_document(self, length: int) -> LayerCase:
+        """Return the case of the layer on one row of ``length`` tokens."""
+        return LayerCase(**self.layer, rows=(Row((length,)),))
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """What each ``extend`` must answer."""
+        return list(_model(self.batch, self.calls, self.turn))
+
+    # What a candidate supports.
+
+    @classmethod
+    def may_lack(cls) -> dict[str, list[str]]:
+        """Return the operations of a stream, of every layer kind or of one."""
+        names = [*map(str, Op), NARROW]
+        return {cls.stage: names, **{f"{cls.stage} {kind}": names for kind in LayerKind}}
+
+    def without_lacks(self, capabilities: Capabilities) -> tuple[CacheCase, list[str]]:
+        """Return the case without calls that the candidate does not support, and their names."""
+
+        def lacks(name: str) -> bool:
+            return any(
+                (place, name) in capabilities.lacks for place in (self.stage, f"{self.stage} {self.kind}")
+            )
+
+        lacking = list(dict.fromkeys(call.op for call in self.calls if lacks(call.op)))
+        names = [str(op) for op in lacking]
+        case = self
+        if self.window == 1 and lacks(NARROW):
+            names.append(NARROW)
+            case = replace(case, window=2)
+        calls = tuple(call for call in self.calls if call.op not in lacking)
+        return (case.with_calls(calls) if lacking else case), names
+
+    @classmethod
+    def letters(cls) -> dict[str, int]:
+        """Return the smallest legal value of every size; some are those of the schedule."""
+        return {**super().letters(), "first": 1, "step": 1, "calls": 1, "total": 1}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its sizes by their letters: most tokens of a first call and of a later one, calls, tokens of all."""
+        first, later = self._first_and_later
+        found = {**super().sizes, "calls": len(self.calls), "total": self.total}
+        found |= {"first": max(first)} if first else {}
+        return found | ({"step": max(later)} if later else {})
+
+    @property
+    def _first_and_later(self) -> tuple[list[int], list[int]]:
+        """Return the tokens of calls on empty rows, and of the others."""
+        found: tuple[list[int], list[int]] = ([], [])
+        for step in self.steps:
+            found[any(len(row) > step.tokens for row in step.rows)].append(step.tokens)
+        return found
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Self:
+        """Return the case with other sizes; every call on empty rows, or every later one, gets as many tokens."""
+        rest = dict(sizes)
+        first, step = rest.pop("first", None), rest.pop("step", None)
+        count, total = rest.pop("calls", len(self.calls)), rest.pop("total", None)
+        rest |= {} if step is None else {"turn": step}
+        case = super().with_sizes(rest)
+        calls = list(_resized(case.calls, lambda n: [first or n], lambda n: [step or n]))
+        if step is not None and not case._first_and_later[1]:
+            calls.append(Call(Op.EXTEND, (step,)))
+        calls = calls[:count]
+        while total is not None and len(calls) > 1 and _total(calls) > total:
+            calls.pop()
+        return case.with_calls(calls)
+
+    def _fitted_sizes(self) -> dict[str, int]:
+        return {letter: value for letter, value in self.sizes.items() if letter not in ("first", "step")}
+
+    def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
+        """Return the nearest schedule that a candidate supports; longer calls are split."""
+        first, step = (capabilities.rule(letter, self.variant) for letter in ("first", "step"))
+        case, lacking = super().fit(capabilities)
+        reasons = [
+            rule.reason(tokens, letter)
+            for letter, rule, found in zip(
+                ("first", "step"), (first, step), case._first_and_later, strict=True
+            )
+            for tokens in found
+        ]
+        reasons = [reason for reason in dict.fromkeys(reasons) if reason]
+        if not reasons:
+            return case, lacking
+        case = replace(case, turn=step.nearest(case.turn) or case.turn)
+        case = case.with_calls(list(_resized(case.calls, partial(_split, first), partial(_split, step))))
+        allowed = all(map(first.allows, case._first_and_later[0])) and all(
+            map(step.allows, case._first_and_later[1])
+        )
+        if not allowed:  # turns of another stream begin with as many tokens as they go on with
+            case = case.with_calls([call for call in case.calls if call.op not in (Op.OTHER, Op.FORK)])
+        return super(CacheCase, case).fit(capabilities)[0], lacking + reasons
+
+    def with_calls(self, calls: Sequence[Call]) -> Self:
+        """Return the case with other calls; those that ask for rows or tokens that are not there are left out."""
+        kept: list[Call] = []
+        for call in calls:
+            try:
+                list(_model(self.batch, [*kept, call], self.turn))
+            except CaseError:
+                continue
+            kept.append(call)
+        if not any(call.op in (Op.EXTEND, Op.FORK, Op.OTHER) for call in kept):
+            kept = [Call(Op.EXTEND, (1,))]
+        return replace(self, calls=tuple(kept))
+
+
+def _total(calls: Sequence[Call]) -> int:
+    return sum(call.numbers[0] for call in calls if call.op is Op.EXTEND)
+
+
+def _split(rule: SizeRule, tokens: int) -> list[int]:
+    """Return the sizes of supported calls that bring so many tokens, or some more."""
+    nearest = rule.nearest(tokens) or tokens
+    return [nearest] * max(1, -(-tokens // nearest))
+
+
+def _resized(
+    calls: Sequence[Call], first: Callable[[int], list[int]], later: Callable[[int], list[int]]
+) -> Iterator[Call]:
+    """Yield calls with other numbers of tokens: of those on empty rows, and of the others."""
+    empty = True
+    for call in calls:
+        if call.op is not Op.EXTEND:
+            empty = empty or call.op is Op.RESET
+            yield call
+            continue
+        tokens = call.numbers[0]
+        if empty:
+            head = first(tokens)[0]
+            yield Call(Op.EXTEND, (head,))
+            tokens, empty = tokens - head, False
+            if tokens <= 0:
+                continue
+        yield from (Call(Op.EXTEND, (some,)) for some in later(tokens))
+
+
+def _model(batch: int, calls: Sequence[Call], turn: int) -> Iterator[Step]:
+    """Run the model of the stream: a list of tokens per row."""
+    rows: list[tuple[Token, ...]] = [()] * batch
+    other: list[tuple[Token, ...]] = [()] * batch
+    saved: list[tuple[Token, ...]] | None = None
+    for number, call in enumerate(calls):
+        op, numbers, name = call.op, call.numbers, f"call {number + 1} ({call})"
+        if op in (Op.REORDER, Op.SELECT, Op.CLEAR) and max(numbers) >= len(rows):
+            raise CaseError(f"{name} names row {max(numbers)}, but there are {len(rows)} rows")
+        if op is Op.EXTEND:
+            if numbers[0] < 1:
+                raise CaseError(f"{name} extends by no token")
+            rows = _longer(rows, number, numbers[0])
+            yield Step(number, tuple(rows), numbers[0])
+        elif op is Op.FORK:
+            yield Step(number, tuple(_longer(rows, number, turn)), turn)
+        elif op is Op.OTHER:
+            other = _longer(other, number, turn)
+            yield Step(number, tuple(other), turn)
+        elif op is Op.ROLLBACK:
+            if numbers[0] < 1:
+                raise CaseError(f"{name} rolls back no token")
+            if min(map(len, rows)) < numbers[0]:
+                raise CaseError(f"{name} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}")
+            rows = [row[: len(row) - numbers[0]] for row in rows]
+        elif op is Op.RESET:
+            rows = [()] * len(rows)
+        elif op is Op.REORDER:
+            if len(numbers) != len(rows):
+                raise CaseError(f"{name} must name {len(rows)} rows")
+            rows = [rows[b] for b in numbers]
+        elif op is Op.SELECT:
+            rows = [rows[b] for b in numbers]
+        elif op is Op.REPEAT:
+            if numbers[0] < 1:
+                raise CaseError(f"{name} repeats rows no time")
+            rows = [row for row in rows for _ in range(numbers[0])]
+        elif op is Op.CLEAR:
+            rows = [() if b in numbers else row for b, row in enumerate(rows)]
+        elif op is Op.SAVE:
+            saved = list(rows)
+        elif op is Op.RESTORE:
+            if saved is None:
+                raise CaseError(f"{name} restores what was never saved")
+            rows = list(saved)
+
+
+def _longer(rows: Sequence[tuple[Token, ...]], call: int, tokens: int) -> list[tuple[Token, ...]]:
+    return [(*row, *((call, b, i) for i in range(tokens))) for b, row in enumerate(rows)]
+
+
+def make_cache_inputs(case: CacheCase) -> dict[str, Any]:
+    """Make weights, geometry, batch, schedule, and the tokens ``[rows, n, hidden]`` of each call that takes some."""
+    inputs, geometry = make_inputs(case.one_document(1)), case.geometry
+    arguments: dict[str, Any] = {
+        "weights": inputs.weights, "geometry": geometry, "batch": case.batch, "calls": case.calls,
+    }  # fmt: skip
+    rows, saved = case.batch, case.batch
+    for number, call in enumerate(case.calls):
+        if call.op is Op.SELECT:
+            rows = len(call.numbers)
+        elif call.op is Op.REPEAT:
+            rows *= call.numbers[0]
+        elif call.op is Op.SAVE:
+            saved = rows
+        elif call.op is Op.RESTORE:
+            rows = saved
+        elif call.op in (Op.EXTEND, Op.FORK):
+            tokens = call.numbers[0] if call.op is Op.EXTEND else case.turn
+            arguments[f"tokens {number}"] = _tokens(case, number, (rows, tokens, geometry.hidden))
+        elif call.op is Op.OTHER:
+            arguments[f"tokens {number}"] = _tokens(case, number, (case.batch, case.turn, geometry.hidden))
+    return arguments
+
+
+def _tokens(case: CacheCase, number: int, shape: tuple[int, ...]) -> Tensor:
+    dtype: torch.dtype = getattr(torch, case.dtype)
+    return draw_tokens(case, f"tokens {number}", shape).to(dtype)

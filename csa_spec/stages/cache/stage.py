@@ -1,0 +1,60 @@
+"""The stage ``cache``: a layer whose tokens come in several calls.
+
+``open(weights, geometry, batch) -> stream`` and ``stream.extend(hidden [B,n,E]) -> out [B,n,E]``, any number of times,
+with any n. Where it is offered a stream also has ``rollback(n)``, ``reset()``, ``reorder(rows)``, ``select(rows)``,
+``repeat(times)``, ``clear(rows)``, ``fork() -> stream``, ``save() -> state`` and ``restore(state)``.
+
+The answer after any schedule is the specification on the tokens that are then in each row, and nothing else. An
+operation that a stream does not have, or that raises ``NotImplementedError``, counts as refused.
+"""
+
+from __future__ import annotations
+
+from csa_spec.engine.numbers import equals_the_specification
+from csa_spec.engine.stage import LIMITS, SIDE_EFFECTS, Check, Stage, Words
+from csa_spec.spec import LayerKind
+from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.shrinking import PASSES
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.layer.picture import layer_picture
+from csa_spec.stages.layer.stage import TITLES
+
+_LENGTHS = ("W - 1", "W", "W + 1")
+_BLOCKS = ("m - 1", "m", "m + 1")
+
+
+def required(kind: str) -> list[str]:
+    """Return the kinds of case that a run must reach."""
+    lengths = _LENGTHS if kind == LayerKind.SLIDING else (*_BLOCKS, *_LENGTHS)
+    names = [f"a call that begins at {name}" for name in lengths]
+    names += [
+        "decoding a token",
+        "a block of 2 to m + 2 tokens",
+        "a later call longer than the window",
+        "several rows",
+    ]
+    return names
+
+
+CACHE = Stage(
+    name="cache",
+    arguments=("weights", "geometry", "batch"),
+    case=CacheCase,
+    trial=CacheTrial,
+    checks=(
+        Check(
+            "specification",
+            "a sequence of calls gives the same output as one call",
+            equals_the_specification,
+            law=False,
+        ),
+        *SIDE_EFFECTS,
+        LIMITS,
+    ),
+    words=Words(title=lambda kind: f"a sequence of calls on the {TITLES[LayerKind(kind)]} layer"),
+    required=lambda kind, capabilities: required(kind),
+    variants=tuple(LayerKind),
+    effort="heavy",
+    passes=PASSES,
+    picture=layer_picture,
+)

@@ -1,0 +1,142 @@
+"""A stream: a layer that keeps state between calls. What can be asked of one, and how a schedule of calls is run."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.case import CaseError
+from csa_spec.plug.arrays import from_library
+from csa_spec.plug.call import MisshapenAnswer, NotOffered
+from csa_spec.spec import Geometry, LayerWeights
+
+
+class Op(StrEnum):
+    """What can be asked of a stream."""
+
+    EXTEND = "extend"
+    """Take more tokens in every row and answer them; the number says how many"""
+    ROLLBACK = "rollback"
+    """Forget the last tokens of every row, as after rejected drafts"""
+    RESET = "reset"
+    """Forget everything"""
+    REORDER = "reorder"
+    """Row i goes on as row ``rows[i]`` was, as in beam search"""
+    SELECT = "select"
+    """Keep these rows, in this order"""
+    REPEAT = "repeat"
+    """Every row that many times, the copies side by side"""
+    CLEAR = "clear"
+    """Forget what is in these rows: other requests get their slots, and rows have different lengths"""
+    FORK = "fork"
+    """Go on with a copy; the original takes and answers other tokens first, as where a prefix is shared"""
+    OTHER = "other"
+    """Another request, in a stream of its own that stays open beside this one, takes two tokens: needs no method"""
+    SAVE = "save"
+    """Remember the state"""
+    RESTORE = "restore"
+    """Go back to the state that was saved last"""
+
+
+_NUMBERS = {Op.EXTEND: 1, Op.ROLLBACK: 1, Op.REPEAT: 1, Op.REORDER: None, Op.SELECT: None, Op.CLEAR: None}
+"""How many numbers an operation has; None: one or more rows. Others have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a schedule."""
+
+    op: Op
+    numbers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """Return e.g. ``3``, ``reorder:1.0`` or ``reset``."""
+        numbers = ".".join(map(str, self.numbers))
+        return numbers if self.op is Op.EXTEND else str(self.op) + (f":{numbers}" if numbers else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Call:
+        """Read what ``str`` wrote."""
+        match = re.fullmatch(r"(?:(\d+)|([a-z]+)(?::(\d+(?:\.\d+)*))?)", text)
+        if match is None or (match[2] and match[2] not in list(Op)):
+            raise CaseError(
+                f"{text!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
+            )
+        if match[1]:
+            return cls(Op.EXTEND, (int(match[1]),))
+        op, numbers = Op(match[2]), tuple(map(int, match[3].split("."))) if match[3] else ()
+        wanted = _NUMBERS.get(op, 0)
+        if (wanted is None and not numbers) or (wanted is not None and len(numbers) != wanted):
+            raise CaseError(
+                f"{text!r} must have {'rows' if wanted is None else wanted or 'no'} numbers behind a colon"
+            )
+        return cls(op, numbers)
+
+
+class Stream(Protocol):
+    """What ``open`` returns. Only ``extend`` is needed."""
+
+    def extend(self, hidden: Tensor, /) -> Tensor:
+        """Take ``[B, n, hidden]`` more tokens of every row; return the layer's outputs at them."""
+
+
+def drive(
+    open_stream: Callable[..., Stream],
+    weights: LayerWeights,
+    geometry: Geometry,
+    batch: int,
+    calls: Sequence[Call],
+    *tokens: Tensor,
+) -> Any:
+    """Run a schedule on a new stream; return the outputs of all calls, one after another, as ``[tokens, hidden]``."""
+    stream: Any = open_stream(weights, geometry, batch)
+    other: Any = None
+    saved, outs, fed = None, [], iter(tokens)
+    for call in calls:
+        if call.op is Op.EXTEND:
+            outs.append(_extended(stream, next(fed)))
+        elif call.op is Op.FORK:
+            original, stream = stream, _ask(stream, Op.FORK)
+            outs.append(_extended(original, next(fed)))
+        elif call.op is Op.OTHER:
+            other = open_stream(weights, geometry, batch) if other is None else other
+            outs.append(_extended(other, next(fed)))
+        elif call.op is Op.SAVE:
+            saved = _ask(stream, Op.SAVE)
+        elif call.op is Op.RESTORE:
+            _ask(stream, Op.RESTORE, saved)
+        elif call.op in (Op.ROLLBACK, Op.REPEAT):
+            _ask(stream, call.op, call.numbers[0])
+        elif call.op is Op.RESET:
+            _ask(stream, Op.RESET)
+        else:
+            _ask(stream, call.op, list(call.numbers))
+    return torch.cat(outs)
+
+
+def _extended(stream: Any, hidden: Any) -> Tensor:
+    out = stream.extend(hidden)
+    if getattr(out, "shape", None) != hidden.shape:
+        got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
+        raise MisshapenAnswer(
+            f"extend of tokens {list(hidden.shape)} must return as many outputs, not {got}"
+        )
+    found: Tensor = from_library(out)
+    return found.flatten(0, 1)
+
+
+def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
+    method = getattr(stream, op, None)
+    if method is None:
+        raise NotOffered(f"{op}, not offered")
+    try:
+        return method(*arguments)
+    except NotImplementedError as error:
+        raise NotOffered(f"{op}, refused: {textwrap.shorten(str(error), 160)}") from error

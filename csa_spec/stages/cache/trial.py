@@ -1,0 +1,262 @@
+"""How the answers of a stream are judged: each is the specification's on what its row then holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.agreement import Part
+from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers
+from csa_spec.engine.numbers import moved_by
+from csa_spec.engine.tally import Tally, error_ratios
+from csa_spec.engine.trial import Form, Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.spec import LayerKind
+from csa_spec.stages.cache.case import CacheCase, Token, make_cache_inputs
+from csa_spec.stages.cache.stream import Call, Op, drive
+from csa_spec.stages.layer.comparison import Mismatch, compare
+from csa_spec.stages.layer.expected import Expected, expect
+from csa_spec.stages.layer.inputs import Inputs
+from csa_spec.stages.layer.output import LayerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One row of one ``extend``, and its answer."""
+
+    call: int
+    row: int
+    tokens: tuple[Token, ...]
+    """All that the row holds"""
+    got: Tensor
+    """``[n, hidden]``, at the last n of them"""
+
+
+class CacheTrial(Trial[CacheCase]):
+    """A candidate's stream on one schedule."""
+
+    stage = "cache"
+    through = drive
+    of_case = ("arguments", "_expected")
+    batched = ()
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """weights, geometry, batch, calls, and the tokens of each call."""
+        return make_cache_inputs(self.case)
+
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """All outputs, one after another."""
+        extends = {f"tokens {step.call}" for step in self.case.steps}
+        rows = sum(x.shape[0] * x.shape[1] for name, x in arguments.items() if name in extends)  # forks too
+        dtype = self.arguments["weights"].wkv.dtype
+        return Form((rows, self.case.geometry.hidden), (dtype,), "[tokens, hidden]")
+
+    @property
+    def queries(self) -> int:
+        """Outputs of all calls."""
+        return sum(step.tokens * len(step.rows) for step in self.case.steps)
+
+    def place(self, row: int, column: int) -> Place | None:
+        """Outputs of calls have no common place."""
+        return None
+
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """Streams are for inference."""
+        raise TypeError("cache has no gradient")
+
+    def judged(self, answer: Answer) -> Iterator[Judged]:
+        """Yield the answer of every row of every ``extend``."""
+        out, begin = main_output(answer), 0
+        assert isinstance(out, Tensor)
+        for step in self.case.steps:
+            for row, tokens in enumerate(step.rows):
+                yield Judged(step.call, row, tokens, out[begin : begin + step.tokens].double())
+                begin += step.tokens
+
+    @cached_property
+    def _expected(self) -> dict[tuple[Token, ...], Expected]:
+        """The specification's answer for every history that is no beginning of a longer one."""
+        histories = sorted({row for step in self.case.steps for row in step.rows}, key=len, reverse=True)
+        found: dict[tuple[Token, ...], Expected] = {}
+        for history in histories:
+            if any(longer[: len(history)] == history for longer in found):
+                continue
+            hidden = torch.stack(
+                [self.arguments[f"tokens {call}"][row, place] for call, row, place in history]
+            )
+            length = len(history)
+            inputs = Inputs(
+                hidden[None],
+                self.arguments["weights"],
+                torch.arange(length)[None],
+                torch.zeros(1, length).long(),
+            )
+            whole = self.case.one_document(length)
+            found[history] = expect(whole, inputs, self.capabilities.internal_dtype)
+        return found
+
+    def specified_on(self, tokens: tuple[Token, ...]) -> Expected:
+        """Return what the specification says of a row that holds ``tokens``, or begins with them."""
+        return next(found for longer, found in self._expected.items() if longer[: len(tokens)] == tokens)
+
+    def judge(self, answer: Answer) -> Tally:
+        """Every output is that of the specification on what its row then holds."""
+        tally = Tally()
+        for one in self.judged(answer):
+            expected = self.specified_on(one.tokens)
+            out = expected.out.clone()
+            end = len(one.tokens)
+            out[0, end - len(one.got) : end] = one.got
+            own, mismatch = compare(expected, LayerOutput(out))
+            if mismatch is not None:
+                raise self._failure(answer, one, mismatch)
+            tally.queries += len(one.got)
+            tally.ambiguous += sum(
+                choice.ambiguous for choice in expected.documents[0].choices[end - len(one.got) : end]
+            )
+            tally.unjudged += own.unjudged
+            tally.worst = max(tally.worst, own.worst)
+        return tally
+
+    def kinds(self) -> set[str]:
+        """Return the kinds that the case belongs to."""
+        case, geometry, found = self.case, self.case.geometry, set()
+        m, window = geometry.compress_ratio, geometry.window
+        near = {} if geometry.kind is LayerKind.SLIDING else {"m - 1": m - 1, "m": m, "m + 1": m + 1}
+        near |= {"W - 1": window - 1, "W": window, "W + 1": window + 1}
+        for step in case.steps:
+            before = {len(row) - step.tokens for row in step.rows}
+            found |= {
+                f"a call that begins at {name}"
+                for name, length in near.items()
+                if length > 0 and length in before
+            }
+            if step.tokens == 1 and max(before) > 0:
+                found.add("decoding a token")
+            if 2 <= step.tokens <= m + 2 and max(before) > 0:
+                found.add("a block of 2 to m + 2 tokens")
+            if step.tokens > window and max(before) > 0:
+                found.add("a later call longer than the window")
+            if len({len(row) for row in step.rows}) > 1:
+                found.add("rows of different lengths")
+        if case.batch > 1:
+            found.add("several rows")
+        return found | {f"a call after {call.op}" for call in case.calls[:-1] if call.op is not Op.EXTEND}
+
+    def parts(self, *answers: Answer) -> Iterator[Part]:
+        """Yield each row of each call, in their order."""
+        for judged in zip(*(self.judged(answer) for answer in answers), strict=True):
+            tokens = judged[0].tokens
+            document = self.specified_on(tokens).documents[0]
+            own = slice(len(tokens) - len(judged[0].got), len(tokens))
+            yield Part(
+                tuple(one.got for one in judged),
+                document.trace.out[own],
+                document.budgets.out[own],
+                torch.tensor([choice.ambiguous for choice in document.choices[own]]),
+            )
+
+    def summary(self, failure: Failure, says: str) -> list[str]:
+        """Add on which tokens a wrong output depends that its row does not hold."""
+        if failure.place is None:
+            return [says]
+        try:
+            return [says, self._probe(failure.place)]
+        except Failure as again:  # it does not answer every time
+            return [says, str(again)]
+
+    def _probe(self, place: Place) -> str:
+        """Say on which tokens of which calls a wrong output depends that its row does not hold."""
+        base, other, begin = main_output(self.answer), self.sibling().arguments, 0
+        assert isinstance(base, torch.Tensor)
+        names = [name for name in self.arguments if name.startswith("tokens ")]
+        tokens = [(name, row, n) for name in names for row, n in _places(self.arguments[name])]
+        if len(tokens) > _MOST:
+            return ""
+        for judged, part in zip(self.judged(self.answer), self.parts(self.answer), strict=True):
+            n = place.t - (len(judged.tokens) - len(judged.got))
+            if judged.row == place.row and 0 <= n < len(judged.got):
+                ratios = error_ratios(part.found[0][n], part.expected[n], part.budget[n])
+                if float(ratios.max()) > 1:
+                    break
+            begin += len(judged.got)
+        else:
+            return ""
+        held = {(f"tokens {call}", row, number) for call, row, number in judged.tokens[: place.t + 1]}
+        at, budget = begin + n, part.budget[n]
+        stray = []
+        for name, row, number in tokens:
+            changed = {**self.arguments, name: self.arguments[name].clone()}
+            changed[name][row, number] = -other[name][row, number]
+            out = main_output(self.ask(changed))
+            assert isinstance(out, torch.Tensor)
+            if (name, row, number) not in held and bool(
+                moved_by(out[at].double(), base[at].double(), budget).any()
+            ):
+                stray.append(f"token {number} of row {row} in call {int(name.split()[1]) + 1}")
+        if stray:
+            return f"It sees too much: it depends on {', '.join(stray[:3])}, which the row does not hold at that point"
+        return "It depends on no token that the row does not hold: it misses some, or the numbers are wrong"
+
+    def _failure(self, answer: Answer, one: Judged, mismatch: Mismatch) -> Failure:
+        before = [call.op for call in self.case.calls[: one.call + 1] if call.op is not Op.EXTEND]
+        detail = (
+            f"call {one.call + 1} of {len(self.case.calls)} ({_said(self.case.calls[one.call])}) answers row {one.row} "
+            f"otherwise than the specification on the {len(one.tokens)} tokens that the row then holds"
+        )
+        details: dict[str, Any] = {
+            "place": Place(one.row, mismatch.t, mismatch.t),
+            "expected": mismatch.expected.tolist(),
+            "got": mismatch.got.tolist(),
+            "over_budget": mismatch.over_budget,
+            "document": mismatch.document.trace,
+            "context": tuple(self._program(one.call)),
+        }
+        out = main_output(answer)
+        assert isinstance(out, Tensor)
+        if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
+            return NotFinite(detail, self.case, **details)
+        if not out.any():
+            return ReturnsZeros("every element is zero", self.case, **details)
+        return StreamDiffers(before[-1] if before else Op.EXTEND, detail, self.case, **details)
+
+    def _program(self, wrong: int) -> Iterator[str]:
+        """Print the schedule as a short program."""
+        yield f"stream = open(weights, geometry, batch={self.case.batch})"
+        first_other = next(
+            (number for number, call in enumerate(self.case.calls) if call.op is Op.OTHER), None
+        )
+        for number, call in enumerate(self.case.calls):
+            tokens = f"tokens_{number}" if call.op is Op.EXTEND else ", ".join(map(str, call.numbers))
+            if call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
+                tokens = f"[{tokens}]"
+            remark = f"  # {_said(call)}" if call.op is Op.EXTEND else ""
+            prefix = {Op.FORK: "original, stream = stream, ", Op.SAVE: "state = "}.get(call.op, "")
+            tokens = "state" if call.op is Op.RESTORE else tokens
+            line = f"{prefix}stream.{call.op}({tokens}){remark}"
+            if call.op is Op.FORK:
+                yield line
+                line = f"original.extend(tokens_{number})  # {self.case.turn} tokens"
+            if call.op is Op.OTHER:
+                if number == first_other:
+                    yield f"other = open(weights, geometry, batch={self.case.batch})"
+                line = f"other.extend(tokens_{number})  # {self.case.turn} tokens"
+            yield line + ("  <-- wrong" if number == wrong else "")
+
+
+def _said(call: Call) -> str:
+    return f"{call.numbers[0]} token{'s' * (call.numbers[0] > 1)}" if call.op is Op.EXTEND else str(call)
+
+
+_MOST = 32
+"""Probes at most."""
+
+
+def _places(tokens: torch.Tensor) -> list[tuple[int, int]]:
+    return [(row, n) for row in range(tokens.shape[0]) for n in range(tokens.shape[1])]

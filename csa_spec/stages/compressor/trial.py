@@ -1,0 +1,132 @@
+"""How an answer of ``compressor`` is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.budget import Arithmetic, entries_budget
+from csa_spec.engine.failures import Failure, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
+from csa_spec.engine.trial import Form
+from csa_spec.spec import SPEC, CompressorWeights, compress
+from csa_spec.stages.compressor.case import CompressorCase, make_compressor_inputs
+
+
+class CompressorTrial(NumbersTrial[CompressorCase]):
+    """A candidate's ``compressor`` on one case."""
+
+    stage = "compressor"
+    batched = ("hidden",)
+    item = "entry"
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """hidden, weights, geometry."""
+        return make_compressor_inputs(self.case)
+
+    @property
+    def entries(self) -> int:
+        """T."""
+        return self.case.geometry.entry_count(self.case.tokens)
+
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """An entry per complete block."""
+        hidden = arguments["hidden"]
+        entries = self.case.geometry.entry_count(hidden.shape[1])
+        return Form((len(hidden), entries, self.case.head_dim), (hidden.dtype,), "[B, T, D]")
+
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """Run the specification, one entry at a time."""
+        spec = SPEC if noise is None else noise.of(SPEC)
+        weights, geometry = arguments["weights"], arguments["geometry"]
+        frequencies = spec.layer_frequencies(geometry)
+        rows = [compress(row, 0, weights, geometry, frequencies, spec) for row in arguments["hidden"]]
+        return torch.stack(rows)
+
+    @cached_property
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Entries ``[B, T, D]`` in float64 and their budget."""
+        hidden, weights, geometry = (
+            self.arguments["hidden"].double(),
+            self.arguments["weights"],
+            self.case.geometry,
+        )
+        exact = _double(weights)
+        arithmetic = Arithmetic.of(self.arguments["hidden"].dtype, self.capabilities.internal_dtype)
+        budgets = [entries_budget(arithmetic, row, exact, geometry) for row in hidden]
+        expected = self.specified({"hidden": hidden, "weights": exact, "geometry": geometry})
+        return expected, torch.stack(budgets)
+
+    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+        """Replace one token at a time and watch whether the entry moves when it must, and only then."""
+        geometry, fresh = self.case.geometry, self.sibling().arguments["hidden"]
+        if self.case.tokens > _MOST_PROBES:
+            return None
+        pooled = {one.token for one in SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)}
+        for token in range(self.case.tokens):
+            hidden = self.arguments["hidden"].clone()
+            hidden[b, token] = -fresh[b, token]
+            changed = {**self.arguments, "hidden": hidden}
+            moved = self.moved(self.ask(changed), b, i)
+            if moved and token not in pooled:
+                sentence = f"{self.name(b, i)} changes when token {token} changes, which it does not pool"
+                return SeesTooMuch, sentence, token
+            if not moved and token in pooled:
+                exact = {**changed, "hidden": hidden.double(), "weights": _double(self.arguments["weights"])}
+                must = self.specified(exact)[b, i] - self.expected[0][b, i]
+                if bool((must.abs() > 8 * self.expected[1][b, i]).any()):
+                    return (
+                        SeesTooLittle,
+                        f"{self.name(b, i)} does not change when token {token} changes, which it pools",
+                        token,
+                    )
+        return None
+
+    def context(self, b: int, i: int) -> tuple[str, ...]:
+        """Show which tokens the entry pools."""
+        geometry = self.case.geometry
+        pooled = SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)
+        names = ", ".join(
+            f"{one.token} ({one.half.value})" if geometry.overlap else str(one.token) for one in pooled
+        )
+        return (
+            f"{f'entry {i} pools':<22}tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",
+        )
+
+    def kinds(self) -> set[str]:
+        """Return the kinds that the case belongs to."""
+        case, m = self.case, self.case.compress_ratio
+        found = set(case.regime)
+        if case.rows > 1:
+            found.add("several rows")
+        if self.entries == 0:
+            found.add("shorter than one block")
+        if self.entries and case.tokens % m:
+            found.add("partial tail")
+        if self.entries and case.tokens % m == 0:
+            found.add("whole blocks")
+        if self.entries > 1:
+            found.add("several entries")
+        if m == 1:
+            found.add("ratio of 1")
+        if case.geometry.rope_dim < case.head_dim:
+            found.add("some channels not rotated")
+        return found
+
+    def depends_on(self, failure: Failure) -> str:
+        """Say that the set is right, which judging found out."""
+        if self.case.tokens > _MOST_PROBES:
+            return ""
+        return f"The entry depends on the tokens that it pools and on no other: {RIGHT_SET}"
+
+
+_MOST_PROBES = 64
+
+
+def _double(weights: CompressorWeights) -> CompressorWeights:
+    return CompressorWeights(*(getattr(weights, name).double() for name in ("wkv", "wgate", "ape", "norm")))

@@ -1,0 +1,52 @@
+"""Cases of the stage ``index_scores``, and their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.tensors import choice, dtype_of, normal
+
+
+class ProductValues(StrEnum):
+    """What the products q . k of the heads look like."""
+
+    INTEGERS = "integers"
+    GAUSSIAN = "gaussian"
+    """About half of the products are negative, and half of the head weights"""
+    LARGE = "large"
+    """Products up to thousands"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexScoresCase(Case):
+    """One trial of ``index_scores``."""
+
+    stage = "index_scores"
+    rows: int = size("B", 1, "rows")
+    queries: int = size("S", 1, "queries")
+    entries: int = size("T", 0, "entries")
+    index_heads: int = size("HI", 1, "index heads")
+    index_head_dim: int = size("DI", 1, "channels")
+    values: ProductValues = drawn(ProductValues)
+
+
+def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
+    """Make the tensors of a case, on the CPU."""
+    seed, dtype = case.seed, dtype_of(case.dtype)
+    shapes = {
+        "index_q": (case.rows, case.queries, case.index_heads, case.index_head_dim),
+        "index_k": (case.rows, case.entries, case.index_head_dim),
+        "head_weights": (case.rows, case.queries, case.index_heads),
+    }
+    if case.values is ProductValues.INTEGERS:
+        return {
+            name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)).to(dtype)
+            for name, shape in shapes.items()
+        }
+    tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
+    if case.values is ProductValues.LARGE:
+        tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}

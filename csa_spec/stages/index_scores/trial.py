@@ -1,0 +1,116 @@
+"""How an answer of ``index_scores`` is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.budget import Arithmetic, index_score_budget
+from csa_spec.engine.failures import Failure, Place, query_name
+from csa_spec.engine.numbers import NumbersTrial, moved_by
+from csa_spec.engine.tally import error_ratios
+from csa_spec.engine.trial import Form
+from csa_spec.spec import SPEC
+from csa_spec.stages.index_scores.case import IndexScoresCase, make_index_scores_inputs
+
+
+class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
+    """A candidate's ``index_scores`` on one case."""
+
+    stage = "index_scores"
+    batched = ("index_q", "index_k", "head_weights")
+    item = "query"
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """index_q, index_k, head_weights."""
+        return make_index_scores_inputs(self.case)
+
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """A score for every pair; float32 or the dtype of the queries."""
+        q, k = arguments["index_q"], arguments["index_k"]
+        shape, dtypes = (*q.shape[:2], k.shape[1]), (q.dtype, torch.float32)
+        return Form(shape, tuple(dict.fromkeys(dtypes)), "[B, S, T]")
+
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """Run the specification, one query and one entry at a time."""
+        q, k, w = (arguments[name] for name in self.batched)
+        scores = torch.zeros(*q.shape[:2], k.shape[1], dtype=torch.float64)
+        for b in range(len(q)):
+            for t in range(q.shape[1]):
+                for s in range(k.shape[1]):
+                    scores[b, t, s] = SPEC.index_score(q[b, t], w[b, t], k[b, s])
+        return scores
+
+    @cached_property
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Scores ``[B, S, T]`` in float64 and their budget."""
+        exact = {name: tensor.double() for name, tensor in self.arguments.items()}
+        arithmetic = Arithmetic.of(self.arguments["index_q"].dtype, self.capabilities.internal_dtype)
+        q, k, w = (exact[name] for name in self.batched)
+        rows = [index_score_budget(arithmetic, q[b], k[b], w[b]) for b in range(len(q))]
+        return self.specified(exact), torch.stack(rows)
+
+    def context(self, b: int, i: int) -> tuple[str, ...]:
+        """Show the query's head weights."""
+        weights = self.arguments["head_weights"][b, i].tolist()
+        return (f"head weights          [{', '.join(f'{w:.4g}' for w in weights[:8])}]",)
+
+    def kinds(self) -> set[str]:
+        """Return the kinds that the case belongs to."""
+        case, found = self.case, set(self.case.regime)
+        if case.rows > 1:
+            found.add("several rows")
+        if case.queries > 1:
+            found.add("several queries")
+        if case.index_heads > 1:
+            found.add("several index heads")
+        if case.entries == 0:
+            found.add("no entries")
+        if case.entries > 1:
+            found.add("several entries")
+        if (self.arguments["head_weights"] < 0).any():
+            found.add("negative head weight")
+        q, k = self.arguments["index_q"].double(), self.arguments["index_k"].double()
+        if (torch.einsum("bshd,btd->bsht", q, k) < 0).any():
+            found.add("negative product")
+        return found
+
+    def depends_on(self, failure: Failure) -> str:
+        """Say which scores of a query are wrong, and whether each depends on its own entry alone."""
+        if failure.place is None:
+            return ""
+        try:
+            return self._probe(failure.place)
+        except Failure as again:  # it does not answer every time
+            return str(again)
+
+    def _probe(self, place: Place) -> str:
+        b, i, keys = place.row, place.column, self.arguments["index_k"]
+        got = self.relevant(self.answer).double()[b, i]
+        expected, budget = (one[b, i] for one in self.expected)
+        wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
+        where = f"of query {query_name(i)} the scores of {len(wrong)} of {len(got)} entries are wrong, first entry {wrong[0]}"
+        for s in wrong[:_MOST]:
+            changed = {**self.arguments, "index_k": keys.clone()}
+            changed["index_k"][b, s] = -self.sibling().arguments["index_k"][b, s]
+            moved = moved_by(self.relevant(self.ask(changed)).double()[b, i], got, budget)
+            q, w = (changed[name][b, i].double() for name in ("index_q", "head_weights"))
+            must = (
+                SPEC.index_score(q, w, changed["index_k"][b, s].double()) - expected[s]
+            ).abs() > _CLEARLY * budget[s]
+            if bool(moved.any()) and moved.nonzero().flatten().tolist() != [s]:
+                return f"It sees too much: {where}; other scores change with the key of entry {s}"
+            if bool(must) and not moved[s]:
+                return f"It sees too little: {where}; the score of entry {s} does not change with its key"
+        return f"Each score depends on its own entry, the numbers are wrong: {where}"
+
+
+_MOST = 32
+"""Probes at most."""
+_CLEARLY = 8
+"""What moves the specification by this many budgets must move a right answer too."""

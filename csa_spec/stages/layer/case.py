@@ -1,0 +1,432 @@
+"""Cases of a layer: its geometry, the rows of the batch, and how values are drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Self
+from urllib.parse import quote, unquote
+
+from csa_spec.engine.case import Case, CaseError, coded, drawn, size
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn
+
+
+class Feature(StrEnum):
+    """What the rows of a batch can have beyond one document from position 0, each as long as the others."""
+
+    LEFT_PADDING = "left padding"
+    RIGHT_PADDING = "right padding"
+    PACKING = "packed documents"
+    SHIFTED_START = "positions that do not start at 0"
+    INSIDE_A_BLOCK = "packed documents that start inside a block"
+    """A later document of a row whose first column is no multiple of the compression ratio"""
+
+
+class Values(StrEnum):
+    """How hidden states and weights are drawn. The simplest comes first; shrinking goes there."""
+
+    UNITS = "units"
+    """Zeros and ones; only shrinking makes such cases"""
+    INTEGERS = "integers"
+    """Small integers that a person can follow"""
+    GAUSSIAN = "gaussian"
+    LARGE_LOGITS = "large-logits"
+    """Gaussian, with keys 4 to 16 times as long: the softmax is nearly one-hot"""
+
+
+class Scores(StrEnum):
+    """What the index scores look like. Only CSA layers have any."""
+
+    FREE = "free"
+    """Whatever the drawn weights give"""
+    SEPARATED = "separated"
+    """The widest margin between selected and rejected out of a few draws; only written by hand"""
+    TIED = "tied"
+    """All scores of a query are exactly 0; only written by hand, since small integers tie often enough"""
+    PLATEAU = "plateau"
+    """One index head only, so that ReLU sets about half of the scores to exactly 0; only written by hand, since
+    layers with a single index head are drawn"""
+    NEAR_TIED = "near-tied"
+    """Blocks repeat but for a small perturbation, and so do the index keys"""
+
+
+DRAWN_VALUES = (Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS)
+DRAWN_SCORES = (Scores.FREE, Scores.NEAR_TIED)
+"""What strategies draw: no known bug is found by the others alone"""
+
+
+class Sinks(StrEnum):
+    """Sink logits."""
+
+    ZERO = "zero"
+    DRAWN = "drawn"
+    """About as large as the logits"""
+    EXTREME = "extreme"
+    """-inf, or far above or below the logits, in some of the heads"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a batch: padding, then documents one after another, then padding up to the longest row."""
+
+    lengths: tuple[int, ...] = (1,)
+    """Tokens of each document packed into the row"""
+    left_padding: int = 0
+    start: int = 0
+    """Position of the first token of each document"""
+
+    def __post_init__(self) -> None:
+        """Refuse empty rows and negative numbers."""
+        if not self.lengths or min(self.lengths) < 1 or self.left_padding < 0 or self.start < 0:
+            raise CaseError(f"row {self} needs documents of at least one token, and nothing negative")
+
+    @property
+    def width(self) -> int:
+        """Columns from the first to the end of the last document."""
+        return self.left_padding + sum(self.lengths)
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Column of the first token of each document."""
+        return tuple(self.left_padding + sum(self.lengths[:n]) for n in range(len(self.lengths)))
+
+    def on_blocks(self, compress_ratio: int) -> Row:
+        """Return the row with every document but the first beginning at a multiple of the ratio."""
+        lengths = list(self.lengths)
+        for n in range(len(lengths) - 1):
+            end = self.left_padding + sum(lengths[: n + 1])
+            lengths[n] += -end % compress_ratio
+        return replace(self, lengths=tuple(lengths))
+
+    def widened(self, columns: int) -> Row:
+        """Return the row cut, or its last document made longer, to so many columns."""
+        padding = min(self.left_padding, columns - 1)
+        room, lengths = columns - padding, []
+        for length in self.lengths:
+            if room > sum(lengths):
+                lengths.append(min(length, room - sum(lengths)))
+        lengths[-1] += room - sum(lengths)
+        return Row(tuple(lengths), padding, self.start)
+
+    def __str__(self) -> str:
+        """Return e.g. ``2<3+4@8``: two pads, documents of 3 and 4 tokens, each starting at position 8."""
+        text = f"{self.left_padding}<" if self.left_padding else ""
+        text += "+".join(map(str, self.lengths))
+        return text + (f"@{self.start}" if self.start else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """Read what ``str`` wrote."""
+        match = re.fullmatch(r"(?:(\d+)<)?(\d+(?:\+\d+)*)(?:@(\d+))?", text)
+        if match is None:
+            raise CaseError(
+                f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
+            )
+        padding, lengths, start = match.groups()
+        return cls(tuple(map(int, lengths.split("+"))), int(padding or 0), int(start or 0))
+
+
+def _digits(value: float) -> str:
+    """Write a number in the shortest way that gives it back."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _read_yarn(text: str) -> Yarn:
+    factor, length, fast, slow = text.split("/")
+    try:
+        return Yarn(float(factor), int(length), float(fast), float(slow))
+    except GeometryError as error:
+        raise CaseError(str(error)) from None
+
+
+def _write_yarn(yarn: Yarn | None) -> str:
+    if yarn is None:
+        return "none"
+    numbers = (yarn.factor, yarn.original_max_position, yarn.beta_fast, yarn.beta_slow)
+    return "/".join(map(_digits, numbers))
+
+
+def _constant(text: str, value: float) -> Any:
+    return coded(float, _digits, default=value, text=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfLayer(Case):
+    """What the cases of a whole layer and of a stream of calls share: the layer, and how its tensors are drawn.
+
+    The defaults are the smallest legal layer.
+    """
+
+    kind: LayerKind = field(default=LayerKind.CSA, metadata={"head": True})
+    compress_ratio: int = size("m", 1, "compression ratio", bucketed=False)
+    top_k: int = size("k", 0, "top-k", default=1, bucketed=False)
+    window: int = size("W", 1, "window", bucketed=False)
+    hidden: int = size("E", 1, "hidden", default=2, bucketed=False)
+    heads: int = size("H", 1, "heads", bucketed=False)
+    head_dim: int = size("D", 2, "channels of a head", bucketed=False)
+    rope_dim: int = size("R", 2, "rotated channels", bucketed=False)
+    q_lora_rank: int = size("q_lora", 1, "rank of the queries", bucketed=False)
+    index_heads: int = size("HI", 1, "index heads", bucketed=False)
+    index_head_dim: int = size("DI", 2, "channels of an index head", bucketed=False)
+    o_groups: int = size("groups", 1, "output groups", bucketed=False)
+    o_lora_rank: int = size("o_lora", 1, "rank of an output group", bucketed=False)
+    rope_theta: float = _constant("theta", 10_000.0)
+    compress_rope_theta: float = _constant("compress_theta", 160_000.0)
+    norm_eps: float = _constant("eps", 1e-6)
+    yarn: Yarn | None = coded(_read_yarn, _write_yarn, default=None)
+    values: Values = drawn(Values, Values.INTEGERS)
+    scores: Scores = drawn(Scores)
+    sinks: Sinks = drawn(Sinks)
+    mode: str = coded(unquote, quote, default="", rank=3)
+    geometry: Geometry = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check names and sizes; what no layer can have is refused."""
+        super().__post_init__()
+        try:
+            geometry = Geometry(**{name: getattr(self, name) for name in _OF_GEOMETRY})
+        except GeometryError as error:
+            raise CaseError(str(error)) from None
+        object.__setattr__(self, "geometry", geometry)
+        object.__setattr__(self, "kind", geometry.kind)
+
+    @classmethod
+    def of(cls, geometry: Geometry, **more: Any) -> Self:
+        """Return a case of a layer that is there as a geometry."""
+        return cls(**{name: getattr(geometry, name) for name in _OF_GEOMETRY}, **more)
+
+    @property
+    def variant(self) -> str:
+        """The layer kind."""
+        return str(self.kind)
+
+    @property
+    def layer(self) -> dict[str, Any]:
+        """Everything about the layer and its tensors, to make a case of another stage of it."""
+        return {one.name: getattr(self, one.name) for one in fields(OfLayer) if one.init}
+
+    @classmethod
+    def _written(cls) -> list[Field[Any]]:
+        return [one for one in super()._written() if not one.metadata.get("head")]
+
+    def _rules_in_words(self) -> list[str]:
+        """Return window, ratio and top-k in words, as far as the layer has them."""
+        words = [f"window {self.window}"]
+        if self.kind is not LayerKind.SLIDING:
+            words.append(f"compression ratio {self.compress_ratio}")
+        return words + ([f"top-k {self.top_k}"] if self.kind is LayerKind.CSA else [])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its sizes by their letters, those that its layer kind has."""
+        found = super().sizes
+        for letter in _UNUSED[self.kind]:
+            del found[letter]
+        return found
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Self:
+        """Return the case with other sizes; those that were not given give way, so that there is such a layer."""
+        return super().with_sizes(_legal(self, dict(sizes)))
+
+
+_OF_GEOMETRY = tuple(one.name for one in fields(Geometry))
+_UNUSED = {
+    LayerKind.CSA: (),
+    LayerKind.HCA: ("k", "HI", "DI"),
+    LayerKind.SLIDING: ("m", "k", "HI", "DI"),
+}
+
+
+def _legal(case: OfLayer, given: dict[str, int]) -> dict[str, int]:
+    """Return sizes and what must follow from them: R is even and at most D and DI, groups divide the heads."""
+    whole = {**case.sizes, **given}
+    for wide in ("D", "DI"):
+        if whole.get(wide, whole["R"]) >= whole["R"]:
+            continue
+        if wide in given and "R" not in given:
+            given["R"] = whole["R"] = whole[wide] // 2 * 2
+        else:  # as many channels that are not rotated as before
+            given[wide] = whole[wide] = whole["R"] + case.sizes[wide] - case.sizes["R"]
+    if whole["H"] % whole["groups"]:
+        if "groups" in given and "H" not in given:
+            given["H"] = -(-whole["H"] // whole["groups"]) * whole["groups"]
+        else:
+            given["groups"] = max(n for n in range(1, whole["groups"] + 1) if whole["H"] % n == 0)
+    return given
+
+
+def _read_rows(text: str) -> tuple[Row, ...]:
+    return tuple(map(Row.parse, text.split(",")))
+
+
+def _write_rows(rows: Sequence[Row]) -> str:
+    return ",".join(map(str, rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCase(OfLayer):
+    """One trial of a layer: the layer, the rows, how values are drawn, and where it runs."""
+
+    stage = "layer"
+    rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), rank=2)
+
+    def __post_init__(self) -> None:
+        """Check that there is a row."""
+        super().__post_init__()
+        if not self.rows:
+            raise CaseError("a case needs at least one row")
+
+    @classmethod
+    def first_words(cls) -> tuple[str, ...]:
+        """Return the layer kinds."""
+        return tuple(LayerKind)
+
+    @classmethod
+    def _read_head(cls, words: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+        return {"kind": words[0] if words else ""}, words[1:]
+
+    def _head(self) -> list[str]:
+        return [str(self.kind)]
+
+    def in_words(self) -> str:
+        """Return its sizes in words."""
+        heads = f"{self.heads} head{'s' * (self.heads > 1)} of {self.head_dim}"
+        parts = [
+            f"B={len(self.rows)}",
+            f"S={self.columns}",
+            *self._rules_in_words(),
+            heads,
+            f"hidden {self.hidden}",
+        ]
+        return ", ".join([*parts, self.dtype, self.device]) + (f", mode {self.mode!r}" if self.mode else "")
+
+    @property
+    def quick(self) -> bool:
+        """Whether a diagnosis, which must not take long, may ask about it: about short rows only."""
+        return self.columns * len(self.rows) <= _QUICK
+
+    @property
+    def columns(self) -> int:
+        """S, the width of the batch: that of its longest row."""
+        return max(row.width for row in self.rows)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the rows have beyond one document each, from position 0, all of one length."""
+        found = set()
+        for row in self.rows:
+            if row.left_padding:
+                found.add(Feature.LEFT_PADDING)
+            if row.width < self.columns:
+                found.add(Feature.RIGHT_PADDING)
+            if len(row.lengths) > 1:
+                found.add(Feature.PACKING)
+            if self.kind is not LayerKind.SLIDING and any(
+                begin % self.compress_ratio for begin in row.begins[1:]
+            ):
+                found.add(Feature.INSIDE_A_BLOCK)
+            if row.start:
+                found.add(Feature.SHIFTED_START)
+        return frozenset(found)
+
+    def without(self, features: frozenset[Feature]) -> LayerCase:
+        """Return the case with these features taken out of its rows."""
+        rows = []
+        for row in self.rows:
+            lengths = (sum(row.lengths),) if Feature.PACKING in features else row.lengths
+            padding = row.left_padding
+            if (
+                Feature.LEFT_PADDING in features
+            ):  # real tokens in its place: the row must not get shorter than others
+                lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
+            start = 0 if Feature.SHIFTED_START in features else row.start
+            row = Row(lengths, padding, start)
+            rows.append(row.on_blocks(self.compress_ratio) if Feature.INSIDE_A_BLOCK in features else row)
+        if Feature.RIGHT_PADDING in features:
+            columns = max(row.width for row in rows)
+            rows = [row.widened(columns) for row in rows]
+        return replace(self, rows=tuple(rows))
+
+    @classmethod
+    def may_lack(cls) -> dict[str, list[str]]:
+        """Return the features of rows, for each layer kind."""
+        return {str(kind): [str(feature) for feature in Feature] for kind in LayerKind}
+
+    def without_lacks(self, capabilities: Capabilities) -> tuple[LayerCase, list[str]]:
+        """Return the case without features of its rows that its layer kind does not support."""
+        lacking = frozenset(one for one in self.features if (self.kind, one) in capabilities.lacks)
+        return (self.without(lacking) if lacking else self), [str(one) for one in Feature if one in lacking]
+
+    @classmethod
+    def letters(cls) -> dict[str, int]:
+        """Return the smallest legal value of every size; S and B are those of the batch."""
+        return {"S": 1, "B": 1, **super().letters()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Its sizes by their letters."""
+        return {"S": self.columns, "B": len(self.rows), **super().sizes}
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Self:
+        """Return the case with other sizes; rows are cut or made longer at their ends, left out or repeated."""
+        rest = dict(sizes)
+        columns, batch = rest.pop("S", self.columns), rest.pop("B", len(self.rows))
+        rows = [self.rows[b % len(self.rows)] for b in range(batch)]
+        longest = max(row.width for row in rows)
+        rows = [
+            row.widened(columns) if row.width in (longest, columns) or row.width > columns else row
+            for row in rows
+        ]
+        return replace(super().with_sizes(rest), rows=tuple(rows))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Orders cases by their shape: fewer tokens first, then rows, smaller rules, fewer heads.
+
+        Packed documents, padding and a start other than 0 count as tokens. Of rules whose sum is the same, a smaller
+        m comes first, then a smaller k.
+        """
+        odd = sum(len(row.lengths) - 1 + row.left_padding + min(row.start, 1) for row in self.rows)
+        tokens = sum(row.width for row in self.rows)
+        rules = (self.compress_ratio + self.top_k + self.window, self.heads, self.compress_ratio, self.top_k)
+        return (tokens + odd, len(self.rows), *rules)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Orders cases as a person would: by shape, then smaller tensors, then simpler values, then seeds."""
+        tensors = (self.head_dim, self.rope_dim, self.hidden, self.index_heads, self.index_head_dim)
+        ranks = (self.q_lora_rank, self.o_groups, self.o_lora_rank)
+        starts = sum(row.start for row in self.rows)
+        return (*self.shape, sum(tensors), sum(ranks), self._oddities, starts, self.seed)
+
+    @property
+    def _oddities(self) -> int:
+        """How much of how it is drawn and run is not at its simplest."""
+        regime = ((Values, self.values), (Scores, self.scores), (Sinks, self.sinks))
+        simple = sum(list(kind).index(one) for kind, one in regime)
+        constants = sum(getattr(self, name) != getattr(_SMALLEST, name) for name in CONSTANTS)
+        return (self.yarn is not None) + constants + bool(self.mode) + simple
+
+    def layout(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""
+        positions, documents = [], []
+        for row in self.rows:
+            columns = [0] * row.left_padding
+            ids = [PADDING] * row.left_padding
+            for number, length in enumerate(row.lengths):
+                columns += range(row.start, row.start + length)
+                ids += [number] * length
+            rest = self.columns - row.width
+            positions.append(columns + [0] * rest)
+            documents.append(ids + [PADDING] * rest)
+        return positions, documents
+
+
+CONSTANTS = ("rope_theta", "compress_rope_theta", "norm_eps")
+_SMALLEST = LayerCase()
+_QUICK = 40
+"""Tokens"""

@@ -1,0 +1,315 @@
+"""Checks of a layer: against the specification, and laws that need no specification.
+
+A check takes a trial. It raises a :class:`~csa_spec.engine.failures.Failure`, or returns a tally of what it
+covered, or None where the case gives it nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.failures import (
+    BatchOrderMatters,
+    Failure,
+    FutureLeak,
+    NotFinite,
+    Place,
+    PrefixDiffers,
+    ReturnsZeros,
+    RowsInteract,
+    SeesTooLittle,
+    SeesTooMuch,
+    WeightIgnored,
+    WrongNumbers,
+    WrongSelection,
+    query_name,
+)
+from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.side_effects import check_bits
+from csa_spec.engine.tally import Tally, error_ratios
+from csa_spec.spec import PADDING
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.comparison import (
+    Mismatch,
+    attention_with_own_selection,
+    compare,
+    explain_stages,
+    wrong_selection,
+)
+from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
+from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, fresh_weight
+from csa_spec.stages.layer.trial import LayerTrial
+
+
+def matches_specification(trial: LayerTrial) -> Tally:
+    """The output equals the specification's, within the error budget, for some valid selection."""
+    tally, mismatch = compare(trial.expected, trial.output)
+    if mismatch is not None:
+        raise classify(trial, mismatch)
+    for document in trial.expected.documents:
+        finding = wrong_selection(trial.output, document)
+        if (
+            finding is not None
+        ):  # the output is right, so it was made with another selection than the one shown
+            raise WrongSelection(
+                f"the output is right, the selection shown with it is not: {finding.sentence}",
+                trial.case,
+                place=_place(document, finding.t),
+                document=document.trace,
+            )
+    return tally
+
+
+def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
+    """Say what kind of failure a mismatch is: not finite, sees too much, too little, or wrong numbers."""
+    geometry, document = trial.case.geometry, mismatch.document
+    dependence = trial.dependence(document)
+    kind: type[Failure] = WrongNumbers
+    findings = explain_stages(trial.output, document)
+    stray = next((finding for finding in findings if finding.sees_too_much), None)
+    t = mismatch.t
+    where = f"query {query_name(t)}"
+    detail = f"{mismatch.queries} of the queries differ from the specification, {where} the most"
+    own = attention_with_own_selection(trial.expected, trial.output, document)
+    if own is not None:
+        findings.append(own)
+    if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
+        kind, detail = NotFinite, f"{where} has NaN or infinity where the specification has finite numbers"
+    elif not trial.output.out.any() and trial.expected.out.any():
+        kind, detail = ReturnsZeros, "every element is zero"
+    elif dependence is not None and dependence.too_much:
+        kind, (t, token) = SeesTooMuch, dependence.too_much[0]
+        detail = f"the output of query {query_name(t)} changes when token {token} changes; {_why(t, token)}"
+    elif stray is not None:
+        kind, t, detail = SeesTooMuch, stray.t, stray.sentence
+    elif dependence is not None and dependence.too_little:
+        kind, (t, token) = SeesTooLittle, dependence.too_little[0]
+        detail = (
+            f"the output of query {query_name(t)} does not change when token {token} changes, but it must: "
+            f"{_role(document, t, token, geometry.compress_ratio)}"
+        )
+    expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
+    place = document.trace.context.document
+    errors = error_ratios(
+        trial.output.out[place.row, place.columns], document.trace.out, document.budgets.out
+    ).amax(1)
+    open_choice = [i for i in document.ambiguous if i != mismatch.t]
+    errors[open_choice] = torch.nan  # what they must give depends on their choice
+    if t != mismatch.t:  # show the query that the sentence is about
+        got = trial.output.out[place.row, place.begin + t]
+        expected = document.trace.queries[t].out
+        over = float(error_ratios(got, expected, document.budgets.out[t]).max())
+    return kind(
+        detail,
+        trial.case,
+        place=_place(document, t),
+        expected=expected.tolist(),
+        got=got.tolist(),
+        over_budget=over,
+        findings=tuple(finding.sentence for finding in findings),
+        document=document.trace,
+        dependence=dependence,
+        errors=errors,
+    )
+
+
+def _why(t: int, token: int) -> str:
+    if token > t:
+        return f"token {token} comes after it, so it must not see it"
+    return f"token {token} is neither in its window nor in an entry that it may see"
+
+
+def _role(document: ExpectedDocument, t: int, token: int, compress_ratio: int) -> str:
+    if token in document.trace.queries[t].window:
+        return f"token {token} is in its window"
+    return f"token {token} is part of an entry that it may see (entry {token // compress_ratio})"
+
+
+def _place(document: ExpectedDocument, t: int) -> Place:
+    place = document.trace.context.document
+    return Place(place.row, place.begin + t, t)
+
+
+def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:
+    """Future tokens do not change earlier outputs."""
+    cut = cut_column(trial.case)
+    if cut is None:
+        return None
+    fresh = fresh_tokens(trial.case, trial.inputs, "future")
+    hidden = trial.inputs.hidden.clone()
+    hidden[:, cut:] = fresh[:, cut:]
+    inputs = trial.inputs
+    changed = trial.run(Inputs(hidden, inputs.weights, inputs.positions, inputs.documents)).out
+    return _agree(
+        trial,
+        changed,
+        FutureLeak,
+        lambda at: f"{at} changes when the tokens from column {cut} on change",
+        cut,
+    )
+
+
+def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
+    """Rows do not change each other: each row alone gives what it gives in the batch."""
+    if len(trial.case.rows) < 2 or not trial.allows("B", 1):
+        return None
+    alone = torch.cat([trial.run(_take(trial.inputs, [row])).out for row in range(len(trial.case.rows))])
+    tally = _agree(trial, alone, RowsInteract, lambda at: f"{at} differs when its row is run alone")
+    real = trial.inputs.documents != PADDING
+    check_bits(trial, alone[real], trial.output.out[real])
+    return tally
+
+
+def prefix_is_enough(trial: LayerTrial) -> Tally | None:
+    """A prefix gives the same outputs as the whole."""
+    cut = cut_column(trial.case)
+    while cut and not (trial.allows("S", cut) and _every_row_begins_before(trial.case, cut)):
+        cut -= 1  # the prefix must be a case that the candidate supports
+    if not cut:
+        return None
+    inputs = trial.inputs
+    shorter = Inputs(
+        inputs.hidden[:, :cut].contiguous(),
+        inputs.weights,
+        inputs.positions[:, :cut].contiguous(),
+        inputs.documents[:, :cut].contiguous(),
+    )
+    out = trial.run(shorter).out
+    return _agree(
+        trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut
+    )
+
+
+def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
+    """Permuting the batch permutes the output."""
+    rows = len(trial.case.rows)
+    if rows < 2:
+        return None
+    order = [(row + 1) % rows for row in range(rows)]
+    out = trial.run(_take(trial.inputs, order)).out
+    back = [order.index(row) for row in range(rows)]
+    return _agree(
+        trial,
+        out[back],
+        BatchOrderMatters,
+        lambda at: f"{at} differs when the rows come in the order {order}",
+    )
+
+
+_CLEARLY = 3.0
+"""A weight must matter where replacing it moves the specification by this many budgets, before and after together:
+then a right candidate moves by more than one."""
+
+
+def every_weight_matters(trial: LayerTrial) -> Tally | None:
+    """Every weight matters where it should: replacing it moves the output where it moves the specification's."""
+    tally = Tally()
+    for name in trial.inputs.weights.named():
+        changed = fresh_weight(trial.case, trial.inputs, name)
+        moved = expect(trial.case, changed, trial.capabilities.internal_dtype)
+        target = _furthest(trial, moved)
+        if target is None:
+            continue
+        tally.queries += 1
+        document, t = target
+        place = _place(document, t)
+        before = trial.output.out[place.row, place.column]
+        after = trial.run(changed).out[place.row, place.column]
+        if (
+            not before.isfinite().all()
+        ):  # another check's business; here it would look like a weight without effect
+            continue
+        if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
+            raise WeightIgnored(
+                name,
+                f"replacing {name} does not move the output of query {query_name(t)}; the specification's moves",
+                trial.case,
+                place=place,
+                expected=moved.out[place.row, place.column].tolist(),
+                got=after.tolist(),
+                document=document.trace,
+            )
+    return tally if tally.queries else None
+
+
+def _furthest(trial: LayerTrial, moved: Expected) -> tuple[ExpectedDocument, int] | None:
+    """Return the query whose specified output moved most, if it moved clearly and had no choice either time."""
+    best: tuple[ExpectedDocument, int] | None = None
+    furthest = _CLEARLY
+    for document, after in zip(trial.expected.documents, moved.documents, strict=True):
+        budget = document.budgets.out + after.budgets.out
+        ratios = error_ratios(after.trace.out, document.trace.out, budget).amax(1)
+        for t, ratio in enumerate(ratios.tolist()):
+            if ratio > furthest and not (document.choices[t].ambiguous or after.choices[t].ambiguous):
+                best, furthest = (document, t), ratio
+    return best
+
+
+def gradients_of_a_layer_match(trial: LayerTrial) -> Tally | None:
+    """Gradients equal the specification's; a case in which a query could choose is left out."""
+    if any(document.ambiguous for document in trial.expected.documents):
+        return None
+    return gradients_match(trial)
+
+
+def _agree(
+    trial: LayerTrial,
+    other: Tensor,
+    failure: type[Failure],
+    say: Callable[[str], str],
+    columns: int | None = None,
+) -> Tally | None:
+    """Hold another output of the candidate, up to column ``columns``, against the one for the case as it is.
+
+    Both may be off by a budget, so they may differ by two. Budgets hold for right answers; a little more, relative
+    to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous queries are left out:
+    the candidate may choose differently each time.
+    """
+    tally = Tally()
+    slack = 16 * torch.finfo(trial.expected.dtype).eps
+    for document in trial.expected.documents:
+        place = document.trace.context.document
+        for t in range(place.length):
+            column = place.begin + t
+            if columns is not None and column >= columns:
+                break
+            tally.queries += 1
+            if document.choices[t].ambiguous:
+                tally.ambiguous += 1
+                continue
+            first, second = trial.output.out[place.row, column], other[place.row, column]
+            allowed = 2 * document.budgets.out[t] + slack * first.abs().max()
+            ratio = float(error_ratios(second, first, allowed).max())
+            if ratio > 1 and not (first.isnan() & second.isnan()).any():
+                raise failure(
+                    say(f"the output of query {query_name(t)}"),
+                    trial.case,
+                    place=_place(document, t),
+                    expected=first.tolist(),
+                    got=second.tolist(),
+                    over_budget=ratio,
+                    document=document.trace,
+                    dependence=trial.dependence(document),
+                )
+            tally.worst = max(tally.worst, ratio)
+    return tally if tally.queries else None
+
+
+def _every_row_begins_before(case: LayerCase, column: int) -> bool:
+    return all(row.left_padding < column for row in case.rows)
+
+
+def cut_column(case: LayerCase) -> int | None:
+    """Return a column to cut the batch at; it moves with the seed.
+
+    Something lies on either side, and every row has a token before it: a row of padding alone is no legal case.
+    """
+    least = 1 + max(row.left_padding for row in case.rows)
+    return least + case.seed % (case.columns - least) if case.columns > least else None
+
+
+def _take(inputs: Inputs, rows: list[int]) -> Inputs:
+    return Inputs(inputs.hidden[rows], inputs.weights, inputs.positions[rows], inputs.documents[rows])

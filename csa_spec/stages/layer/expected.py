@@ -1,0 +1,165 @@
+"""What the specification says about a case, how far a candidate may be from it, and which choices are open."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.budget import Budgets, document_budgets, working_dtype
+from csa_spec.spec import (
+    DocumentTrace,
+    Geometry,
+    LayerKind,
+    LayerWeights,
+    answer_query,
+    attend_batch,
+)
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.inputs import Inputs
+
+ALTERNATIVES = 128
+"""Valid selections of one query that are tried at most; a query with more is left unjudged, and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The selections that are valid for one query, given how exactly its scores can be known."""
+
+    certain: frozenset[int]
+    """Entries that every valid selection holds"""
+    contested: frozenset[int]
+    """Entries that tie, within the budget of their scores, across the k-th place"""
+    open_places: int
+    """How many of the contested entries a valid selection holds"""
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether there is more than one valid selection."""
+        return 0 < self.open_places < len(self.contested)
+
+    @property
+    def count(self) -> int:
+        """How many valid selections there are."""
+        return math.comb(len(self.contested), self.open_places)
+
+    def selections(self) -> Iterator[list[int]]:
+        """Yield every valid selection."""
+        for chosen in itertools.combinations(sorted(self.contested), self.open_places):
+            yield sorted(self.certain) + list(chosen)
+
+    def allows(self, selection: list[int]) -> bool:
+        """Whether a selection is valid: no duplicates, all that is certain, the rest from the contested."""
+        chosen = frozenset(selection)
+        return (
+            len(chosen) == len(selection) == len(self.certain) + self.open_places
+            and self.certain <= chosen <= self.certain | self.contested
+        )
+
+
+def valid_choice(visible: list[int], scores: list[float], tolerances: list[float], top_k: int) -> Choice:
+    """Return the valid selections of ``top_k`` out of ``visible``.
+
+    Parameters
+    ----------
+    visible
+        Entries that the query may see.
+    scores
+        Their scores.
+    tolerances
+        How far each score may be off.
+    top_k
+        How many are selected, if there are as many.
+    """
+    if len(visible) <= top_k:
+        return Choice(frozenset(visible), frozenset(), 0)
+    low = [score - tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
+    high = [score + tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
+    certain, contested = set(), set()
+    for i, entry in enumerate(visible):
+        surely_above = sum(low[j] > high[i] for j in range(len(visible)) if j != i)
+        possibly_above = sum(high[j] >= low[i] for j in range(len(visible)) if j != i)
+        if possibly_above < top_k:
+            certain.add(entry)
+        elif surely_above < top_k:
+            contested.add(entry)
+    return Choice(frozenset(certain), frozenset(contested), top_k - len(certain))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedDocument:
+    """The specification's answer for one document."""
+
+    trace: DocumentTrace
+    budgets: Budgets
+    choices: list[Choice]
+    """Per query"""
+
+    @property
+    def ambiguous(self) -> list[int]:
+        """Queries with more than one valid selection."""
+        return [t for t, choice in enumerate(self.choices) if choice.ambiguous]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The specification's answer for a case."""
+
+    geometry: Geometry
+    weights: LayerWeights
+    """In float64"""
+    out: Tensor
+    """``[B, S, hidden]``, float64, zero at padding"""
+    documents: list[ExpectedDocument]
+    dtype: torch.dtype
+    """In which the candidate computes"""
+
+    def reselect(self, document: ExpectedDocument, selections: Mapping[int, list[int]]) -> ExpectedDocument:
+        """Return what a document's answer is if some queries select otherwise, with the budgets of that answer."""
+        queries = list(document.trace.queries)
+        for t, selection in selections.items():
+            queries[t] = answer_query(
+                t, document.trace.context, self.weights, self.geometry, selection=selection
+            )
+        trace = DocumentTrace(document.trace.context, queries)
+        budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
+        return ExpectedDocument(trace, budgets, document.choices)
+
+
+def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -> Expected:
+    """Run the specification on the numbers that the candidate gets, in float64.
+
+    Parameters
+    ----------
+    case
+        The case.
+    inputs
+        Its tensors, rounded to the case's dtype.
+    internal_dtype
+        The candidate's own precision, where that is lower than the case's.
+    """
+    exact = inputs.double()
+    with torch.no_grad():
+        trace = attend_batch(exact.hidden, exact.weights, case.geometry, exact.positions, exact.documents)
+    dtype = working_dtype(case.dtype, internal_dtype)
+    documents = []
+    for document in trace.documents:
+        budgets = document_budgets(document, exact.weights, case.geometry, dtype)
+        choices = [
+            _choice(
+                case.geometry, query.visible, query.scores, budgets.scores[query.t, : len(query.visible)]
+            )
+            for query in document.queries
+        ]
+        documents.append(ExpectedDocument(document, budgets, choices))
+    return Expected(case.geometry, exact.weights, trace.out, documents, dtype)
+
+
+def _choice(geometry: Geometry, visible: list[int], scores: Tensor, tolerances: Tensor) -> Choice:
+    if geometry.kind is not LayerKind.CSA:
+        return Choice(frozenset(visible), frozenset(), 0)
+    return valid_choice(visible, scores.tolist(), tolerances.tolist(), geometry.top_k)

@@ -1,0 +1,77 @@
+"""The stage ``layer``: a whole attention layer, batched.
+
+``layer(hidden [B,S,E], weights, geometry, positions [B,S], documents [B,S]) -> out [B,S,E]``
+"""
+
+from __future__ import annotations
+
+from csa_spec.engine.stage import LIMITS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
+from csa_spec.spec import LayerKind
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.checks import (
+    batch_order_does_not_matter,
+    every_weight_matters,
+    future_tokens_do_not_matter,
+    gradients_of_a_layer_match,
+    matches_specification,
+    prefix_is_enough,
+    rows_do_not_interact,
+)
+from csa_spec.stages.layer.coverage import required, too_ambiguous
+from csa_spec.stages.layer.picture import layer_picture
+from csa_spec.stages.layer.shrinking import PASSES
+from csa_spec.stages.layer.trial import LayerTrial
+
+TITLES = {
+    LayerKind.CSA: "compressed sparse attention (CSA)",
+    LayerKind.HCA: "heavily compressed attention (HCA)",
+    LayerKind.SLIDING: "sliding-window attention",
+}
+
+
+class _LayerStage(Stage[LayerCase, LayerTrial]):
+    def subject(self, variant: str) -> str:
+        """Return the layer kind alone: a layer is what most people check."""
+        return variant
+
+
+LAYER = _LayerStage(
+    name="layer",
+    arguments=("hidden", "weights", "geometry", "positions", "documents"),
+    case=LayerCase,
+    trial=LayerTrial,
+    checks=(
+        Check("specification", "output matches the specification", matches_specification, law=False),
+        Check(
+            "future",
+            "future tokens do not change earlier outputs",
+            future_tokens_do_not_matter,
+            two_runs=True,
+        ),
+        Check("rows", "rows do not change each other", rows_do_not_interact, two_runs=True),
+        Check("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough, two_runs=True),
+        Check(
+            "batch-order",
+            "permuting the batch permutes the output",
+            batch_order_does_not_matter,
+            two_runs=True,
+        ),
+        *SIDE_EFFECTS,
+        Check(
+            "weights",
+            "every weight matters where it should",
+            every_weight_matters,
+            costly=True,
+            two_runs=True,
+        ),
+        gradients_check(gradients_of_a_layer_match),
+        LIMITS,
+    ),
+    words=Words(title=lambda kind: f"the {TITLES[LayerKind(kind)]} layer"),
+    required=lambda kind, capabilities: required(kind),
+    variants=tuple(LayerKind),
+    effort="medium",
+    passes=PASSES,
+    wanting=too_ambiguous,
+    picture=layer_picture,
+)

@@ -1,0 +1,187 @@
+"""A trial of the stage ``layer``: a whole attention layer on one case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.agreement import Part
+from csa_spec.engine.dependence import Dependence
+from csa_spec.engine.failures import Failure, Place, WrongNumbers, letter
+from csa_spec.engine.tally import Tally
+from csa_spec.engine.trial import Form, Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.comparison import compare
+from csa_spec.stages.layer.coverage import kinds_of
+from csa_spec.stages.layer.dependence import LONGEST, allowed_tokens, probe
+from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
+from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, make_inputs
+from csa_spec.stages.layer.output import LayerOutput
+from csa_spec.stages.layer.summary import summary
+
+
+class LayerTrial(Trial[LayerCase]):
+    """One candidate on one case. What is computed once is kept."""
+
+    stage = "layer"
+    batched = ("hidden", "positions", "documents")
+    of_case = ("inputs", "arguments", "expected")
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The case's tensors."""
+        return make_inputs(self.case)
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """hidden, weights, geometry, positions, documents."""
+        return self.inputs.arguments(self.case.geometry)
+
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """As the hidden states."""
+        return Form(tuple(arguments["hidden"].shape), (arguments["hidden"].dtype,), "[B, S, hidden]")
+
+    @property
+    def queries(self) -> int:
+        """Tokens of all documents."""
+        return sum(sum(row.lengths) for row in self.case.rows)
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What the specification says."""
+        return expect(self.case, self.inputs, self.capabilities.internal_dtype)
+
+    @cached_property
+    def output(self) -> LayerOutput:
+        """What the candidate says about the case as it is."""
+        return self._settled(self.answer)
+
+    def run(self, inputs: Inputs) -> LayerOutput:
+        """Run the candidate on a copy of ``inputs`` and return what it says, in float64.
+
+        Raises
+        ------
+        Failure
+            If it raises, or returns something other than a tensor of the input's shape and dtype.
+        """
+        return self._settled(self.ask(inputs.arguments(self.case.geometry)))
+
+    def judge(self, answer: Answer) -> Tally:
+        """Hold the output against the specification; say no more than that it is wrong."""
+        tally, mismatch = compare(self.expected, self._settled(answer))
+        if mismatch is not None:
+            raise WrongNumbers(
+                f"{mismatch.queries} of the queries differ from the specification",
+                self.case,
+                expected=mismatch.expected.tolist(),
+                got=mismatch.got.tolist(),
+                over_budget=mismatch.over_budget,
+            )
+        return tally
+
+    def relevant(self, answer: Answer) -> Tensor:
+        """Return the outputs at tokens of documents; those at padding mean nothing."""
+        return super().relevant(answer)[self.inputs.documents != PADDING]
+
+    def place(self, row: int, column: int) -> Place | None:
+        """Return the name of a query; None at padding."""
+        for document in self.expected.documents:
+            place = document.trace.context.document
+            if place.row == row and 0 <= column - place.begin < place.length:
+                return Place(row, column, column - place.begin)
+        return None
+
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """Run the specification."""
+        spec = SPEC if noise is None else noise.of(SPEC)
+        choices = [
+            [query.selection for query in document.trace.queries] for document in self.expected.documents
+        ]
+        return attend_batch(**arguments, spec=spec, selections=choices).out
+
+    def kinds(self) -> set[str]:
+        """Return the kinds that the case belongs to."""
+        return kinds_of(self.case, self.expected)
+
+    def parts(self, *answers: Answer) -> Iterator[Part]:
+        """Yield the documents."""
+        outs = [_wide(main_output(answer), (None, None, None)) for answer in answers]
+        for document in self.expected.documents:
+            place = document.trace.context.document
+            yield Part(
+                tuple(out[place.row, place.columns] for out in outs),
+                document.trace.out,
+                document.budgets.out,
+                torch.tensor([choice.ambiguous for choice in document.choices]),
+            )
+
+    def summary(self, failure: Failure, says: str) -> list[str]:
+        """Return which queries are wrong and what they depend on, where the failure is about a query."""
+        return summary(self, failure) or [says]
+
+    def data_lines(self) -> list[str]:
+        """Show the hidden states of a single row where there are few enough to read."""
+        hidden = self.inputs.hidden
+        if hidden.numel() > 24 or len(hidden) > 1:
+            return []
+        tokens = enumerate(hidden[0].tolist())
+        names = (f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in tokens)
+        return [f"hidden states         {' '.join(names)}"]
+
+    def _settled(self, answer: Answer) -> LayerOutput:
+        """Return an output in float64 and int64, without exposed stages whose shape does not fit."""
+        returned = answer.returned
+        output = returned if isinstance(returned, LayerOutput) else LayerOutput(returned)
+        rows, columns, _ = output.out.shape
+        heads, head_dim = self.case.geometry.heads, self.case.geometry.head_dim
+        return LayerOutput(
+            _wide(output.out, (rows, columns, None)),
+            _wide(output.entries, (rows, None, head_dim)),
+            _wide(output.index_scores, (rows, columns, None)),
+            _wide(output.selection, (rows, columns, None)),
+            _wide(output.probabilities, (rows, heads, columns, None)),
+        )
+
+    def dependence(self, document: ExpectedDocument) -> Dependence | None:
+        """Probe which output depends on which token of a document; None where it is too long."""
+        context, place = document.trace.context, document.trace.context.document
+        if place.length > LONGEST:
+            return None
+        fresh = fresh_tokens(self.case, self.inputs, "probe")
+        # A perturbation must move an output by more than both runs may be off together.
+        threshold = 2 * document.budgets.out
+
+        def candidate_out(token: int | None, sign: int) -> Tensor:
+            hidden = self.inputs.hidden.clone()
+            if token is not None:
+                hidden[place.row, place.begin + token] = sign * fresh[place.row, place.begin + token]
+            changed = Inputs(hidden, self.inputs.weights, self.inputs.positions, self.inputs.documents)
+            return self.run(changed).out[place.row, place.columns]
+
+        def spec_out(token: int | None, sign: int) -> Tensor:
+            hidden = context.hidden.clone()
+            if token is not None:
+                hidden[token] = sign * fresh[place.row, place.begin + token].double()
+            return attend_document(hidden, place, self.expected.weights, self.case.geometry).out
+
+        return Dependence(
+            allowed_tokens(document.trace, self.case.geometry),
+            # Only what moves the specification clearly is needed of a candidate.
+            probe(place.length, spec_out, 4 * threshold),
+            probe(place.length, candidate_out, threshold),
+        )
+
+
+def _wide(tensor: Any, shape: tuple[int | None, ...]) -> Any:
+    """Return a tensor in a wide dtype; None if it is none, or not of the shape (None: any length)."""
+    if not isinstance(tensor, Tensor) or tensor.dim() != len(shape):
+        return None
+    if any(want is not None and want != have for want, have in zip(shape, tensor.shape, strict=True)):
+        return None
+    return tensor.double() if tensor.is_floating_point() else tensor.long()

@@ -1,0 +1,212 @@
+"""How an answer of ``select`` is judged: by the rules of a selection, since among equal scores any choice is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from csa_spec.engine.failures import (
+    BetterLeftOut,
+    Failure,
+    PickedTwice,
+    PickNotVisible,
+    PickOutOfRange,
+    Place,
+    TieBrokenOtherwise,
+    WrongCount,
+    query_name,
+)
+from csa_spec.engine.tally import Tally
+from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output
+from csa_spec.plug.call import Answer
+from csa_spec.spec import SPEC
+from csa_spec.stages.select.case import SelectCase, make_select_inputs
+
+
+class SelectTrial(Trial[SelectCase]):
+    """A candidate's ``select`` on one case."""
+
+    stage = "select"
+    batched = ("scores", "positions")
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """scores, positions, compress_ratio, top_k."""
+        return make_select_inputs(self.case)
+
+    def form(self, arguments: Mapping[str, Any]) -> Form:
+        """Any number of picks."""
+        return Form((*arguments["scores"].shape[:2], None), INTEGERS, "[B, S, n]")
+
+    @property
+    def queries(self) -> int:
+        """Queries of all rows."""
+        return self.case.rows * self.case.queries
+
+    def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
+        """There is nothing to differentiate: a selection is a constant."""
+        raise TypeError("select has no gradient")
+
+    def relevant(self, answer: Answer) -> Tensor:
+        """Return the picks as ``[B, S, k]``: how many -1 stand at the end is left open."""
+        out = main_output(answer)
+        assert isinstance(out, Tensor)
+        missing = max(0, self.case.top_k - out.shape[-1])
+        return torch.nn.functional.pad(out.long(), (0, missing), value=-1)
+
+    def visible(self, b: int, t: int) -> int:
+        """How many entries a query sees; they are the first ones."""
+        position = int(self.arguments["positions"][b, t])
+        return min(self.case.entries, len(SPEC.visible_entries(position, self.case.compress_ratio)))
+
+    def judge(self, answer: Answer) -> Tally:
+        """Hold the picks of every query against the rules."""
+        picks, tally = self.relevant(answer), Tally(queries=self.queries)
+        for b in range(self.case.rows):
+            for t in range(self.case.queries):
+                visible = self.visible(b, t)
+                wrong = self._wrong(picks[b, t], b, t, visible)
+                if wrong is not None:
+                    raise self._failure(*wrong, b, t, picks, visible)
+                tally.ambiguous += self._tie(b, t, visible)
+        return tally
+
+    def same(self, first: Answer, second: Answer) -> bool:
+        """Whether two answers select the same, entries with equal scores being the same."""
+        return self._ranks(first) == self._ranks(second)
+
+    def same_and_wrong(self, got: Answer, wrong: Answer) -> bool:
+        """Whether an answer is a wrong one that somebody else gave."""
+        return self.same(got, wrong) and self.is_wrong(wrong)
+
+    def _ranks(self, answer: Answer) -> list[list[tuple[float, float]]]:
+        """Return what each query selects, in no order, by scores where they have one."""
+        picks, ranks = self.relevant(answer), []
+        for b in range(picks.shape[0]):
+            for t in range(picks.shape[1]):
+                visible = self.visible(b, t)
+                listed = [self._rank(s, b, t, visible) for s in picks[b, t].tolist() if s != -1]
+                ranks.append(sorted(listed))
+        return ranks
+
+    def _rank(self, s: int, b: int, t: int, visible: int) -> tuple[float, float]:
+        if not 0 <= s < visible:
+            return (1.0, float(s))
+        score = float(self.arguments["scores"][b, t, s])
+        return (0.0, score) if score == score else (2.0, 0.0)  # a NaN has no rank
+
+    def kinds(self) -> set[str]:
+        """Return the kinds that the case belongs to."""
+        case, found = self.case, set(self.case.regime)
+        counts = [self.visible(b, t) for b in range(case.rows) for t in range(case.queries)]
+        if case.rows > 1:
+            found.add("several rows")
+        if case.queries > 1:
+            found.add("several queries")
+        if case.entries == 0:
+            found.add("no entries")
+        if case.top_k == 0:
+            found.add("top_k of 0")
+        if case.top_k > case.entries:
+            found.add("top_k over the number of entries")
+        if any(count == 0 < case.entries for count in counts):
+            found.add("a query that sees nothing")
+        if any(0 < case.top_k < count for count in counts):
+            found.add("truncated top-k")
+        if any(0 < count <= case.top_k for count in counts):
+            found.add("everything visible selected")
+        if any(0 < count < case.entries for count in counts):
+            found.add("entries after the query")
+        if any(self._tie(b, t, self.visible(b, t)) for b in range(case.rows) for t in range(case.queries)):
+            found.add("tie across k")
+        if case.entries > 65_536:
+            found.add("more than 65536 entries")
+        return found
+
+    def _wrong(self, listed: Tensor, b: int, t: int, visible: int) -> tuple[type[Failure], str] | None:
+        case, scores = self.case, self.arguments["scores"][b, t].double()
+        picks = listed[listed != -1]
+        where = f"query {query_name(t)} of row {b}"
+        outside = picks[(picks < 0) | (picks >= case.entries)]
+        if len(outside):
+            return (
+                PickOutOfRange,
+                f"{where} has the index {int(outside[0])}, which is neither -1 nor one of {case.entries} entries",
+            )
+        hidden = picks[picks >= visible]
+        if len(hidden):
+            return PickNotVisible, f"{where} selects entry {int(hidden[0])}; it may see {_first(visible)}"
+        counts = picks.bincount()
+        if (counts > 1).any():
+            return PickedTwice, f"{where} selects entry {int(counts.argmax())} {int(counts.max())} times"
+        must = min(case.top_k, visible)
+        if len(picks) != must:
+            return (
+                WrongCount,
+                f"{where} selects {len(picks)} entries; min(k, visible) = min({case.top_k}, {visible}) = {must}",
+            )
+        taken = torch.zeros(case.entries, dtype=torch.bool)
+        taken[picks] = True
+        taken = taken[:visible]
+        seen = scores[:visible]
+        ranked = ~seen.isnan()
+        inside, out = taken & ranked, ~taken & ranked
+        if not inside.any() or not out.any():
+            return None
+        chosen, rest = inside.nonzero().flatten(), out.nonzero().flatten()
+        low, high = int(chosen[seen[chosen].argmin()]), int(rest[seen[rest].argmax()])
+        gap = float(seen[high] - seen[low]) if seen[high] > seen[low] else 0.0
+        allowed = self.capabilities.tie_tolerance * max(abs(float(seen[high])), abs(float(seen[low])))
+        if gap > 0 and not gap <= allowed:
+            return BetterLeftOut, (
+                f"{where} leaves out entry {high}, which scores {float(seen[high]):.9g}, and selects entry {low}, "
+                f"which scores {float(seen[low]):.9g}"
+            )
+        if self.capabilities.lowest_index_first:
+            boundary = float(seen[low])
+            later = (inside & (seen == boundary)).nonzero()
+            earlier = (out & (seen == boundary)).nonzero()
+            if len(later) and len(earlier) and int(earlier[0]) < int(later[-1]):
+                return TieBrokenOtherwise, (
+                    f"{where} selects entry {int(later[-1])} and leaves out entry {int(earlier[0])}, "
+                    "which scores the same"
+                )
+        return None
+
+    def _tie(self, b: int, t: int, visible: int) -> bool:
+        """Whether there is more than one right choice."""
+        scores, k = self.arguments["scores"][b, t, :visible], self.case.top_k
+        if not 0 < k < visible:
+            return False
+        ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
+        return bool(ordered[k - 1] == ordered[k]) or bool(scores.isnan().any())
+
+    def _failure(
+        self, kind: type[Failure], detail: str, b: int, t: int, answer: Tensor, visible: int
+    ) -> Failure:
+        picks, scores = answer[b, t].tolist(), self.arguments["scores"][b, t].tolist()
+        position = int(self.arguments["positions"][b, t])
+        must = SPEC.select(
+            range(visible), [x if x == x else -torch.inf for x in scores[:visible]], self.case.top_k
+        )
+        return kind(
+            detail,
+            self.case,
+            place=Place(b, t, t),
+            expected=[float(s) for s in must],
+            got=[float(s) for s in picks],
+            answer=answer,
+            context=(
+                f"the query             position {position}, sees {_first(visible)}, selects {self.case.top_k} at most",
+                f"scores                [{', '.join(f'{x:.7g}' for x in scores[:16])}"
+                + (", ...]" if len(scores) > 16 else "]"),
+            ),
+        )
+
+
+def _first(count: int) -> str:
+    return "no entry" if count == 0 else "entry 0 only" if count == 1 else f"entries 0 to {count - 1}"

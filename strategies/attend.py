@@ -1,0 +1,72 @@
+"""Strategies and corner cases of the stage ``attend``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from hypothesis import strategies as st
+
+from csa_spec.stages.attend.case import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
+from csa_spec.strategies.flat import SEEDS, any_of, draws
+
+
+@cache
+def attend_cases() -> st.SearchStrategy[AttendCase]:
+    """Index lists of every kind on both sides of the number of keys and of a tile of 16."""
+    return st.builds(
+        AttendCase,
+        rows=st.sampled_from((1, 1, 2, 3)),
+        queries=st.sampled_from((1, 2, 3, 5)),
+        heads=st.sampled_from((1, 2, 4, 3)),
+        head_dim=st.sampled_from((1, 2, 4, 8, 16, 3)),
+        keys=st.integers(0, 12) | st.sampled_from((15, 16, 17, 40)),
+        picks=st.integers(0, 12) | st.sampled_from((15, 16, 17, 33, 40)),
+        indices=any_of(IndexLists),
+        values=any_of(CoreValues),
+        sinks=any_of(CoreSinks),
+        unused=any_of(UnusedRows),
+        scale=any_of(Scale),
+        seed=SEEDS,
+    )
+
+
+PLAIN = AttendCase(
+    rows=2,
+    queries=3,
+    heads=2,
+    head_dim=4,
+    keys=9,
+    picks=6,
+    indices=IndexLists.SHUFFLED,
+    values=CoreValues.GAUSSIAN,
+    sinks=CoreSinks.DRAWN,
+    scale=Scale.ROOT,
+)
+BASES = (PLAIN, replace(PLAIN, rows=1, picks=12))
+SPECIAL = (
+    replace(PLAIN, keys=0),
+    replace(PLAIN, picks=0),
+    replace(PLAIN, keys=1, picks=1),
+    # A lone key has all the weight, however far below 0 its logit lies.
+    replace(PLAIN, keys=1, picks=1, queries=6, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE),
+    # Tiles of kernels hold 16 to 128 indices: whole tiles of -1 first, in the middle, and none at all.
+    *(replace(PLAIN, rows=1, picks=200, keys=90, indices=kind) for kind in IndexLists),
+    replace(PLAIN, indices=IndexLists.LEADING, picks=130, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
+    replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
+    replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
+    replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
+    replace(
+        PLAIN, heads=16, sinks=CoreSinks.EXTREME
+    ),  # so many that one head has a sink far above its logits
+    replace(PLAIN, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),
+    replace(PLAIN, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1),
+)
+PRODUCTION = tuple(
+    replace(PLAIN, rows=rows, queries=16, heads=64, head_dim=512, keys=1152, picks=640, indices=kind)
+    for rows, kind in ((1, IndexLists.HOLES), (1, IndexLists.SHUFFLED), (2, IndexLists.LEADING))
+)
+
+# A softmax over nothing has gradients too.
+NOTHING = replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE)
+DRAWS = draws(attend_cases, BASES, SPECIAL, PRODUCTION, gradients=(*BASES, NOTHING))

@@ -1,0 +1,40 @@
+"""Strategies and corner cases of the stage ``index_scores``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from hypothesis import strategies as st
+
+from csa_spec.stages.index_scores.case import IndexScoresCase, ProductValues
+from csa_spec.strategies.flat import SEEDS, any_of, draws
+
+
+@cache
+def index_scores_cases() -> st.SearchStrategy[IndexScoresCase]:
+    """Few and many heads and entries."""
+    return st.builds(
+        IndexScoresCase,
+        rows=st.sampled_from((1, 1, 2, 3)),
+        queries=st.integers(1, 5),
+        entries=st.integers(0, 9) | st.just(33),
+        index_heads=st.sampled_from((1, 2, 3, 4, 8)),
+        index_head_dim=st.sampled_from((1, 2, 4, 6, 16)),
+        values=any_of(ProductValues),
+        seed=SEEDS,
+    )
+
+
+PLAIN = IndexScoresCase(
+    rows=2, queries=3, entries=5, index_heads=4, index_head_dim=6, values=ProductValues.GAUSSIAN
+)
+BASES = (PLAIN,)
+SPECIAL = (
+    replace(PLAIN, entries=0),
+    replace(PLAIN, index_heads=1),
+    replace(PLAIN, entries=70, index_heads=16),
+)
+PRODUCTION = (replace(PLAIN, queries=16, entries=256, index_heads=64, index_head_dim=128),)
+
+DRAWS = draws(index_scores_cases, BASES, SPECIAL, PRODUCTION)

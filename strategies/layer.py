@@ -1,0 +1,206 @@
+"""Strategies and corner cases of whole layers: recipes of integers and names, never tensors element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from hypothesis import event
+from hypothesis import strategies as st
+
+from csa_spec.engine.stage import Draws, Setting
+from csa_spec.spec import Geometry, LayerKind, Yarn
+from csa_spec.stages.layer.case import DRAWN_SCORES, LayerCase, Row, Scores, Sinks, Values
+from csa_spec.strategies.flat import SEEDS
+from csa_spec.strategies.geometry import compress_ratios, geometries
+from csa_spec.strategies.rows import batches
+
+_VALUES = st.sampled_from((Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS, Values.GAUSSIAN))
+_SCORES = st.sampled_from((Scores.FREE, *DRAWN_SCORES))
+_SINKS = st.sampled_from((*Sinks, Sinks.DRAWN))
+
+
+@cache
+def windows(compress_ratio: int, longest: int) -> st.SearchStrategy[int]:
+    """Window sizes on both sides of the ratio and of the longest document."""
+    near = (compress_ratio - 1, compress_ratio, compress_ratio + 1, longest - 1, longest, longest + 1)
+    return st.integers(1, 4) | st.sampled_from(tuple(max(1, size) for size in near))
+
+
+@cache
+def top_ks(entries: int) -> st.SearchStrategy[int]:
+    """How many entries are selected: none, few, all but one, all, more than there are."""
+    few = st.integers(1, max(1, entries // 2))
+    return st.one_of(few, few, st.sampled_from((max(0, entries - 1), entries, entries + 1, 0)))
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    kind: LayerKind | str = LayerKind.CSA,
+    setting: Setting = Setting(),
+) -> LayerCase:
+    """Cases of one layer kind.
+
+    They shrink towards one short document in the smallest layer, with small integers for values.
+
+    Parameters
+    ----------
+    draw
+        Given by Hypothesis.
+    kind
+        Layer kind.
+    setting
+        Where the case runs, and what the candidate supports.
+    """
+    kind = LayerKind(kind)
+    ratio = draw(compress_ratios(setting.ratios), label="compress_ratio")
+    if kind is LayerKind.SLIDING:
+        ratio = 1 + ratio % 8  # only sets the scale of lengths; such layers have no entries
+    rows: tuple[Row, ...] = draw(batches(ratio), label="rows")
+    longest = max(length for row in rows for length in row.lengths)
+    window = draw(windows(ratio, longest), label="window")
+    top_k = draw(top_ks(longest // ratio), label="top_k") if kind is LayerKind.CSA else 1
+    geometry = replace(
+        draw(geometries(kind), label="geometry"),
+        compress_ratio=1 if kind is LayerKind.SLIDING else ratio,
+        top_k=top_k,
+        window=window,
+    )
+    case = LayerCase.of(
+        geometry,
+        rows=rows,
+        values=draw(_VALUES, label="values"),
+        scores=draw(_SCORES, label="scores") if kind is LayerKind.CSA else Scores.FREE,
+        sinks=draw(_SINKS, label="sinks"),
+        seed=draw(SEEDS, label="seed"),
+        mode=draw(st.sampled_from(setting.modes), label="mode"),
+        dtype=setting.dtype,
+        device=setting.device,
+    )
+    _say_what_was_reached(case)
+    return case
+
+
+def _say_what_was_reached(case: LayerCase) -> None:
+    """Emit events, so that ``--hypothesis-show-statistics`` shows the distribution."""
+    entries = max(case.geometry.entry_count(length) for row in case.rows for length in row.lengths)
+    event("kind", str(case.kind))
+    event("values", str(case.values))
+    event("sinks", str(case.sinks))
+    event("rows", len(case.rows))
+    for feature in sorted(case.features):
+        event("feature", str(feature))
+    if case.kind is not LayerKind.SLIDING:
+        event("entries", "none" if entries == 0 else "one" if entries == 1 else "several")
+    if case.kind is LayerKind.CSA:
+        event("scores", str(case.scores))
+        event("top-k", "truncates" if 0 < case.top_k < entries else "keeps everything visible")
+
+
+def corner_cases(kind: LayerKind | str, setting: Setting = Setting()) -> list[LayerCase]:
+    """Return the corners of one layer kind; the candidate's modes take turns."""
+    m = _nearest(4, setting.ratios)
+    geometry = Geometry(
+        kind=LayerKind(kind), compress_ratio=m, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4, q_lora_rank=4,
+        index_head_dim=6, o_groups=2, o_lora_rank=3,
+    )  # fmt: skip
+    if kind == LayerKind.CSA:
+        geometry = replace(geometry, top_k=2, index_heads=2)
+    base = LayerCase.of(
+        geometry,
+        rows=(Row((5 * m + 1,)),),
+        values=Values.GAUSSIAN,
+        sinks=Sinks.DRAWN,
+        dtype=setting.dtype,
+        device=setting.device,
+    )
+    corners = _every_kind(base)
+    if kind != LayerKind.SLIDING:
+        corners += _compressed(base, _nearest(1, setting.ratios))
+    if kind == LayerKind.CSA:
+        corners += _selecting(base)
+    return [
+        replace(case, seed=n, mode=setting.modes[n % len(setting.modes)]) for n, case in enumerate(corners)
+    ]
+
+
+_YARN = Yarn(factor=4.0, original_max_position=64)
+
+
+def law_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[LayerCase]:
+    """Return the few corners that every law is tried on, beside what is drawn: those with extreme sinks."""
+    corners = corner_cases(kind, setting)
+    return [case for case in corners if case.sinks is Sinks.EXTREME]
+
+
+def _every_kind(base: LayerCase) -> list[LayerCase]:
+    m, window = base.compress_ratio, base.window
+    return [
+        # Lengths around one block, two blocks and the window, and one well past all of them.
+        *(_lengths(base, length) for length in (1, m - 1, m, m + 1, 2 * m - 1, 2 * m, 2 * m + 1) if length),
+        *(_lengths(base, length) for length in (window - 1, window, window + 1, 3 * window + 3)),
+        _with(base, window=1),
+        _with(base, window=max(1, m - 1)),
+        _with(base, window=6 * m),
+        _with(base, yarn=_YARN),
+        _with(base, norm_eps=1e-2),
+        replace(base, sinks=Sinks.ZERO),
+        replace(
+            _with(base, heads=8), sinks=Sinks.EXTREME
+        ),  # several heads, so that one of them has a sink of -inf
+        replace(base, values=Values.LARGE_LOGITS),
+        replace(_with(base, heads=8, head_dim=2, rope_dim=2), values=Values.INTEGERS),  # logits of exactly 0
+        # Rows: equal ones, padded on the right, on the left, packed, shifted on and off the grid.
+        _rows(base, Row((3 * m,)), Row((3 * m,))),
+        _rows(base, Row((3 * m + 1,)), Row((2 * m - 1,)), Row((1,))),
+        _rows(base, Row((3 * m,), left_padding=1), Row((2 * m + 1,), left_padding=m)),
+        _rows(base, Row((m + 1, 2 * m - 1))),
+        _rows(base, Row((2 * m + 3,), start=2 * m)),
+        _rows(base, Row((2 * m + 3,), start=2 * m + 1), Row((2 * m + 3,))),
+    ]
+
+
+def _compressed(base: LayerCase, smallest_ratio: int) -> list[LayerCase]:
+    m = base.compress_ratio
+    return [
+        replace(_with(base, compress_ratio=smallest_ratio), rows=(Row((6 * smallest_ratio,)),)),
+        replace(_with(base, yarn=_YARN), rows=(Row((12 * m + 1,)),)),
+        _with(base, window=1, yarn=_YARN),
+    ]
+
+
+def _selecting(base: LayerCase) -> list[LayerCase]:
+    m = base.compress_ratio
+    wide = replace(base, rows=(Row((8 * m + 2,)), Row((6 * m,))))
+    return [
+        *(_with(base, top_k=k) for k in (0, 1, 4, 5, 6)),
+        *(replace(wide, scores=scores) for scores in DRAWN_SCORES),
+        _with(wide, index_heads=8),
+        _with(wide, top_k=1, window=1),
+    ]
+
+
+def _lengths(base: LayerCase, length: int) -> LayerCase:
+    return replace(base, rows=(Row((length,)),))
+
+
+def _rows(base: LayerCase, *rows: Row) -> LayerCase:
+    return replace(base, rows=rows)
+
+
+def _with(base: LayerCase, **changes: Any) -> LayerCase:
+    return replace(base, **changes)
+
+
+def _nearest(ratio: int, allowed: Collection[int] | None) -> int:
+    return ratio if allowed is None else min(allowed, key=lambda one: (abs(one - ratio), one))
+
+
+DRAWS = Draws(
+    cases=cases,
+    corners=corner_cases,
+    for_laws=lambda kind, setting, costly: [] if costly else law_corners(kind, setting),
+)
