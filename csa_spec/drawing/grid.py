@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from csa_spec.drawing.svg import EDGE, INK, PURPLE, QUIET, RED, SMALL, TEXT, Sheet, text_width
-from csa_spec.engine.failures import letter
 
 MOST = 40
 """Rows and columns that are drawn; of more, those around the place."""
@@ -76,8 +75,8 @@ def cut_note(what: str, shown: range, count: int) -> str:
 
 
 def row_label(t: int) -> str:
-    """Return e.g. ``B 1``: the letter of a query while they last, and its number."""
-    return f"{letter(t)} {t}".strip()
+    """Return e.g. ``t=1``."""
+    return f"t={t}"
 
 
 @dataclass(slots=True)

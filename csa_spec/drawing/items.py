@@ -16,16 +16,18 @@ FEW = 12
 
 
 def row_of(failure: Failure) -> int:
+    """Return the row that a failure is about."""
     return 0 if failure.place is None else failure.place.row
 
 
 def item_of(failure: Failure) -> int:
+    """Return the query or entry that a failure is about."""
     return 0 if failure.place is None else failure.place.t
 
 
 def stray_of(failure: Failure) -> int | None:
     """Return the key or token on which the place's output depends wrongly."""
-    about: int | None = failure.about
+    about: int | None = failure.facts.get("number")
     return about if isinstance(failure, (SeesTooMuch, SeesTooLittle)) else None
 
 

@@ -32,9 +32,10 @@ def limits_check(trial: Trial[Any]) -> Tally | None:
             state = "raises an error"
         except Failure as failure:
             raise SilentlyWrong(
-                f"declared: {limit} is not supported; on {case} there is neither an error nor a right answer: "
-                f"{failure.detail}",
                 trial.case,
+                limit=limit,
+                outside=str(case),
+                inner=failure.detail,
                 place=failure.place,
                 expected=failure.expected,
                 got=failure.got,

@@ -1,12 +1,13 @@
-"""What can be wrong with a candidate: one class per kind of failure.
+"""What can be wrong with a candidate: one class per kind of failure, its facts as data, its words in one place.
 
 Hypothesis and pytest tell failures apart by their type, and shrinking keeps the type pinned, so two kinds of
-failure never hide each other.
+failure never hide each other. Whoever finds a failure gives its facts; this module alone makes sentences of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -32,22 +33,12 @@ class Place:
 
     @property
     def name(self) -> str:
-        """E.g. ``query B (t=1)``."""
-        return f"query {query_name(self.t)}" if self.item == "query" else f"{self.item} {self.t}"
+        """E.g. ``query 1``."""
+        return f"{self.item} {self.t}"
 
     def __str__(self) -> str:
-        """Return e.g. ``row 0, query B (t=1)``."""
+        """Return e.g. ``row 0, query 1``."""
         return f"row {self.row}, {self.name}" + ("" if self.head is None else f", head {self.head}")
-
-
-def query_name(t: int) -> str:
-    """Return ``A (t=0)``, ``B (t=1)``, ...: letters while they last."""
-    return f"{letter(t)} (t={t})" if letter(t) else f"t={t}"
-
-
-def letter(t: int) -> str:
-    """Return A for query 0, B for query 1, ...; nothing past Z."""
-    return chr(ord("A") + t) if t < 26 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +74,22 @@ class Diagnosis:
     """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
 
 
+Found = tuple[type["Failure"], dict[str, Any]]
+"""A kind of failure, and its facts."""
+
+
 class Failure(AssertionError):
     """A candidate is wrong about a case."""
 
     title: ClassVar[str] = "failure"
+    """What is wrong, in a few words"""
+    says: ClassVar[str] = "{message}"
+    """The sentence, with the names of facts in braces; ``{item}`` is the query or entry that it is about"""
+    told_apart_by: ClassVar[str] = ""
+    """A fact that makes failures of one class different kinds"""
 
     def __init__(
         self,
-        detail: str,
         case: Case,
         *,
         place: Place | None = None,
@@ -103,10 +102,9 @@ class Failure(AssertionError):
         context: tuple[str, ...] = (),
         errors: Tensor | None = None,
         answer: Tensor | None = None,
-        about: int | None = None,
+        **facts: Any,
     ) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        super().__init__()
         self.case = case
         self.place = place
         self.expected = expected
@@ -122,21 +120,39 @@ class Failure(AssertionError):
         self.errors = errors
         """Errors over their budgets: of a document's queries ``[S]``, of a stage's output as its shape is"""
         self.answer = answer
-        """What the candidate selected, ``[B, S, k]``, where the stage is ``select``"""
-        self.about = about
-        """The key or token that the sentence is about, where the output depends wrongly on one"""
+        """What the candidate selected, ``[B, S, k]``, where that is what the stage answers"""
+        self.facts = facts
+        """What else is known, by name: what the sentence is made of"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 
     @property
     def kind(self) -> str:
         """The kind of failure; shrinking keeps it."""
-        return type(self).__name__
+        name = type(self).__name__
+        return f"{name}[{self.facts[self.told_apart_by]}]" if self.told_apart_by else name
 
     @property
     def evident(self) -> bool:
         """Whether the output itself shows it when a token is replaced, whatever stages the candidate exposes."""
         return self.dependence is not None and bool(self.dependence.too_much)
+
+    @property
+    def item(self) -> str:
+        """The query or entry that it is about, e.g. ``query 1``; of which row, where there are several."""
+        if self.place is None:
+            return "the output"
+        several = self.case.sizes.get("B", 1) > 1
+        return self.place.name + (f" of row {self.place.row}" if several else "")
+
+    @cached_property
+    def detail(self) -> str:
+        """The sentence."""
+        return self.says.format_map({"item": self.item, **self.facts, **self.words()})
+
+    def words(self) -> dict[str, str]:
+        """Return facts that are put into words."""
+        return {}
 
     def __str__(self) -> str:
         """Return title and detail."""
@@ -144,273 +160,270 @@ class Failure(AssertionError):
 
 
 class CandidateRaised(Failure):
-    """The candidate raised an exception on a case that it did not decline."""
-
     title = "the candidate raised an exception"
+    says = "{error}: {message}"
+    told_apart_by = "error"
 
     def __init__(self, error: BaseException, case: Case) -> None:
-        super().__init__(f"{type(error).__name__}: {error}", case)
+        super().__init__(case, error=type(error).__name__, message=str(error))
         self.error = error
-
-    @property
-    def kind(self) -> str:
-        """Exceptions of different types are different kinds."""
-        return f"{type(self).__name__}[{type(self.error).__name__}]"
 
 
 class CandidateHung(Failure):
-    """The call did not end in its time (only seen with a worker process)."""
-
-    title = "the candidate hangs"
+    title = "the call does not return"
+    says = "{message}"
 
 
 class CandidateDied(Failure):
-    """The call ended the process that it ran in (only survived with a worker process)."""
-
-    title = "the candidate ends its process"
+    title = "the call ends the process"
+    says = "{message}"
 
 
 class WrongShape(Failure):
-    """The output is not a tensor of the input's shape."""
-
-    title = "the output has the wrong shape"
+    title = "output has the wrong shape"
+    says = "expected {wanted}, got {received}"
 
 
 class WrongDtype(Failure):
-    """The output is not of the input's dtype."""
-
-    title = "the output has the wrong dtype"
+    title = "output has the wrong dtype"
+    says = "expected {wanted}, got {received}"
 
 
 class NotFinite(Failure):
-    """NaN or infinity where the specification has a number."""
-
-    title = "the output is not finite"
+    title = "output is not finite"
+    says = "{item} has NaN or infinity where the reference has finite numbers"
 
 
 class ReturnsZeros(Failure):
-    """Nothing but zeros where the specification has other numbers."""
-
-    title = "the output is zero everywhere"
+    title = "output is zero everywhere"
+    says = "every element is zero, in the reference some are not"
 
 
 class AnswersAnother(Failure):
-    """Every wrong output is the right one for other inputs of the same call."""
-
-    title = "outputs are the answers to other inputs"
+    title = "output equals the reference for a different query or entry"
+    says = "{item} has the output of {other}"
 
 
 class SeesTooMuch(Failure):
-    """An output changes with a token that its query must not see."""
+    title = "output depends on what it must not depend on"
+    says = "the output of {item} changes when {what} {number} changes; {reason}"
 
-    title = "queries see tokens or entries that they must not see"
+    def words(self) -> dict[str, str]:
+        """Say why it must not."""
+        number = f"{self.facts['what']} {self.facts['number']}"
+        reasons = {
+            "later": f"{number} comes after it",
+            "outside": f"{number} is neither in its window nor in an entry that it may see",
+            "not listed": f"its index list does not contain {number}",
+            "not pooled": f"it does not pool {number}",
+        }
+        return {"reason": reasons[self.facts["why"]]}
+
+
+class ExposesTooMuch(SeesTooMuch):
+    title = "a query selects or attends to what it must not see"
+    says = "{finding}"
+
+    @property
+    def kind(self) -> str:
+        """The same kind, seen in what the candidate exposes in place of the output."""
+        return SeesTooMuch.__name__
+
+    def words(self) -> dict[str, str]:
+        """The finding is in words."""
+        return {}
 
 
 class SeesTooLittle(Failure):
-    """An output does not change with a token that its query must see."""
+    title = "output does not depend on what it must depend on"
+    says = "the output of {item} does not change when {what} {number} changes; {reason}"
 
-    title = "queries miss tokens or entries that they must see"
+    def words(self) -> dict[str, str]:
+        """Say why it must."""
+        number = f"{self.facts['what']} {self.facts['number']}"
+        reasons = {
+            "window": f"{number} is in its window",
+            "entry": f"{number} is part of entry {self.facts.get('entry')}, which it may see",
+            "listed": f"its index list contains {number}",
+            "pooled": f"it pools {number}",
+        }
+        return {"reason": reasons[self.facts["why"]]}
 
 
 class WrongNumbers(Failure):
-    """Every output depends on the right tokens, but the numbers are wrong."""
+    title = "numbers are wrong"
+    says = "{differ}"
 
-    title = "the numbers are wrong, though every query sees the right tokens"
+    def words(self) -> dict[str, str]:
+        """Say how many differ."""
+        wrong, total = self.facts["wrong"], self.facts["total"]
+        if total == 1:
+            return {"differ": f"{self.item} differs from the reference"}
+        many = f"{wrong} of {total} {self.facts['items']} {'differs' if wrong == 1 else 'differ'}"
+        return {"differ": f"{many} from the reference" + ("" if wrong == 1 else f", {self.item} the most")}
 
 
 class WrongSelection(Failure):
-    """The layer exposes a selection that its scores do not allow."""
-
-    title = "the selection that the candidate exposes is wrong"
+    title = "the selection that the layer returns is wrong"
+    says = "the output is right, but the selection returned with it is not: {finding}"
 
 
 class PickOutOfRange(Failure):
-    """select: an index that is neither -1 nor that of an entry."""
-
     title = "an index points to no entry"
+    says = "{item} selects index {index}, which is neither -1 nor one of {entries} entries"
 
 
 class PickNotVisible(Failure):
-    """select: an entry whose block ends after the query."""
-
     title = "a query selects an entry that it must not see"
+    says = "{item} selects entry {entry}; it may see {sees}"
+
+    def words(self) -> dict[str, str]:
+        """Name the entries that it may see."""
+        return {"sees": first_entries(self.facts["visible"])}
 
 
 class PickedTwice(Failure):
-    """select: one entry twice for one query."""
-
     title = "a query selects an entry twice"
+    says = "{item} selects entry {entry} {times} times"
 
 
 class WrongCount(Failure):
-    """select: other than min(top_k, visible) entries."""
-
     title = "a query selects too few or too many entries"
+    says = "{item} selects {count} entries, expected min(k, visible) = min({top_k}, {visible}) = {wanted}"
 
 
-class BetterLeftOut(Failure):
-    """select: an entry that was left out scores higher than one that was taken."""
-
+class MissedHigherScore(Failure):
     title = "a query leaves out an entry that scores higher than one that it selects"
+    says = "{item} leaves out entry {left_out} (score {higher:.9g}) and selects entry {selected} (score {lower:.9g})"
 
 
-class TieBrokenOtherwise(Failure):
-    """select: the candidate promises the lowest of equal entries and takes another."""
-
-    title = "a tie is not broken towards the lowest entry, though the candidate promises it"
+class TieNotLowestFirst(Failure):
+    title = "a tie is not broken towards the lowest entry, as the candidate declares"
+    says = "{item} selects entry {selected} and leaves out entry {left_out}, which scores the same"
 
 
 class NotZero(Failure):
-    """attend: a query without any key has an output that is not exactly zero."""
-
     title = "a query without keys has an output that is not zero"
+    says = "{item} has no key, so its output must be exactly zero"
 
 
 class WrongGradient(Failure):
-    """A gradient differs from that of the specification."""
-
     title = "a gradient is wrong"
-
-    def __init__(self, of: str, detail: str, case: Case, **details: Any) -> None:
-        super().__init__(detail, case, **details)
-        self.of = of
-
-    @property
-    def kind(self) -> str:
-        """Gradients of different arguments are different kinds."""
-        return f"{type(self).__name__}[{self.of}]"
+    says = "the gradient of {of} at {at} is {theirs:.6g}, expected {ours:.6g}"
+    told_apart_by = "of"
 
 
 class StrayGradient(WrongGradient):
-    """A gradient that must be exactly zero is not: of a key that no query selects, or of the indexer."""
-
     title = "a gradient that must be zero is not"
+    says = "the gradient of {of} at {at} is {theirs:.6g}, expected exactly 0"
 
 
 class NoGradient(WrongGradient):
-    """Autograd finds no path to an argument that has a gradient."""
-
     title = "an argument gets no gradient"
+    says = "autograd finds no path from the output to {of}"
 
 
 class StreamDiffers(Failure):
-    """A call on a stream answers otherwise than the specification on the tokens that are then in the row."""
+    title = "a sequence of calls gives a different output than one call"
+    says = "call {number} of {calls} ({op}): wrong output for row {row}, which holds {tokens} at this point"
+    told_apart_by = "after"
 
-    title = "calls in sequence give other answers than all tokens at once"
-
-    def __init__(self, after: str, detail: str, case: Case, **details: Any) -> None:
-        super().__init__(detail, case, **details)
-        self.after = after
-
-    @property
-    def kind(self) -> str:
-        """What goes wrong after different operations are different kinds."""
-        return f"{type(self).__name__}[after {self.after}]"
+    def words(self) -> dict[str, str]:
+        """Count tokens and calls from 1."""
+        return {"number": str(self.facts["call"] + 1), "tokens": counted(self.facts["tokens"], "token")}
 
 
 class FutureLeak(Failure):
-    """Law: future tokens do not change earlier outputs."""
-
     title = "future tokens change earlier outputs"
+    says = "the output of {item} changes when the tokens from column {column} on change"
 
 
 class RowsInteract(Failure):
-    """Law: rows do not change each other."""
-
     title = "rows of a batch change each other"
+    says = "{item} has a different output when its row is run alone"
 
 
 class PrefixDiffers(Failure):
-    """Law: a prefix gives the same outputs as the whole."""
-
-    title = "a prefix gives other outputs than the whole"
+    title = "a prefix gives a different output than the whole"
+    says = "{item} has a different output when the input ends at column {column}"
 
 
 class NotBatchInvariant(Failure):
-    """Law: a row gives the same bits alone as in a batch."""
-
-    title = "a row gives other bits alone than in a batch"
+    title = "a row has different bits alone than in a batch"
+    says = (
+        "a row alone gives the output that it gives in the batch within rounding, but not bit for bit; declare "
+        "batch_invariant=False if that is intended"
+    )
 
 
 class BatchOrderMatters(Failure):
-    """Law: permuting the batch permutes the output."""
-
-    title = "the order of rows changes their outputs"
+    title = "the order of the rows changes their outputs"
+    says = "{item} has a different output when the rows come in the order {order}"
 
 
 class NotRepeatable(Failure):
-    """Law: two runs agree bit for bit."""
-
     title = "two runs on the same input differ"
+    says = "{item} differs between two runs; declare deterministic=False if that is intended"
 
 
 class InputsChanged(Failure):
-    """Law: inputs are not mutated."""
-
-    title = "the candidate changes its inputs"
+    title = "the call changes its inputs"
+    says = "changed by the call: {names}"
 
 
 class StateChanged(Failure):
-    """Law: a call leaves the process as it was."""
-
-    title = "the candidate changes the state of the process"
-
-    def __init__(self, what: str, detail: str, case: Case) -> None:
-        super().__init__(detail, case)
-        self.what = what
-
-    @property
-    def kind(self) -> str:
-        """Different things that change are different kinds."""
-        return f"{type(self).__name__}[{self.what}]"
+    title = "the call changes the state of the process"
+    says = "changed by the call: {what}"
+    told_apart_by = "what"
 
 
 class SharesMemory(Failure):
-    """Law: the output has memory of its own."""
-
-    title = "the output lies in the memory of an input"
+    title = "output shares memory with an input"
+    says = "the output lies in the memory of {names}"
 
 
 class OverwritesOutput(Failure):
-    """Law: what a call returned stays."""
-
-    title = "a call changes what an earlier call returned"
+    title = "a call changes the output of an earlier call"
+    says = "the output of one call changes when the candidate is called again"
 
 
 class ReadsUninitialised(Failure):
-    """Law: the output does not depend on what uninitialised memory happens to hold."""
-
-    title = "the output depends on uninitialised memory"
+    title = "output depends on uninitialised memory"
+    says = "with torch.empty filled with NaN the output is no longer right: {inner}"
 
 
 class ReturnsPrevious(Failure):
-    """Law: a call answers its own inputs."""
-
     title = "a call returns the answer of the call before"
+    says = "called with seed {first} and then with seed {second}, the second call returns {what}"
+
+    def words(self) -> dict[str, str]:
+        """Say what is returned again."""
+        return {"what": "the same bits" if self.facts["same_bits"] else "the right answer to the first"}
 
 
 class SilentlyWrong(Failure):
-    """What is declared as unsupported is neither refused nor right."""
-
-    title = "what the candidate declares as unsupported gives a wrong answer in place of an exception"
+    title = "a size outside the declared limits gives a wrong answer in place of an error"
+    says = (
+        "{limit} is declared unsupported, but {outside} gives neither an error nor a right answer: {inner}"
+    )
 
 
 class OrderMatters(Failure):
-    """Law: the order of an index list, and -1 added to it, change nothing."""
-
     title = "the order of the index list changes the output"
+    says = "right, but not with the index list reversed and padded with -1: {inner}"
 
 
 class WeightIgnored(Failure):
-    """Law: every weight matters where it should."""
-
     title = "a weight has no effect where it must have one"
+    says = "replacing {weight} does not change the output of {item}; it must"
+    told_apart_by = "weight"
 
-    def __init__(self, weight: str, detail: str, case: Case, **details: Any) -> None:
-        super().__init__(detail, case, **details)
-        self.weight = weight
 
-    @property
-    def kind(self) -> str:
-        """Different weights are different kinds, so that shrinking cannot slip from one to another."""
-        return f"{type(self).__name__}[{self.weight}]"
+def first_entries(count: int) -> str:
+    """Name the first entries, e.g. ``entries 0 to 2``."""
+    return "no entry" if count == 0 else "entry 0 only" if count == 1 else f"entries 0 to {count - 1}"
+
+
+def counted(number: int, what: str) -> str:
+    """Return e.g. ``1 token`` or ``3 tokens``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

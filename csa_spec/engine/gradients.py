@@ -118,7 +118,7 @@ def gradients_match(trial: Trial[Any]) -> Tally | None:
     answer = trial.ask(trial.arguments, cotangent=cotangent)
     for name, ours in expected.items():
         if answer.gradients.get(name) is None and ours.any():
-            raise NoGradient(name, f"autograd finds no path from the output to {name}", trial.case)
+            raise NoGradient(trial.case, of=name)
     arithmetic = Arithmetic.of(cotangent.dtype, trial.capabilities.internal_dtype)
     squares = {name: torch.zeros_like(gradient) for name, gradient in expected.items()}
     for run in range(RUNS):
@@ -145,14 +145,10 @@ def gradients_match(trial: Trial[Any]) -> Tally | None:
             continue
         at = [int(i) for i in torch.unravel_index(ratios.argmax(), ratios.shape)]
         want, got = float(ours[tuple(at)]), float(theirs[tuple(at)])
-        kind: type[WrongGradient] = WrongGradient
-        detail = f"the gradient of {name} at {at} is {got:.6g} where it must be {want:.6g}"
-        if bool(nothing[tuple(at)]):
-            kind, detail = (
-                StrayGradient,
-                f"the gradient of {name} at {at} is {got:.6g} where it must be exactly 0",
-            )
-        raise kind(name, detail, trial.case, expected=[want], got=[got], over_budget=worst)
+        kind = StrayGradient if bool(nothing[tuple(at)]) else WrongGradient
+        raise kind(
+            trial.case, of=name, at=at, ours=want, theirs=got, expected=[want], got=[got], over_budget=worst
+        )
     return tally
 
 

@@ -15,11 +15,11 @@ from csa_spec.engine.agreement import Part
 from csa_spec.engine.failures import (
     AnswersAnother,
     Failure,
+    Found,
     NotFinite,
     Place,
     ReturnsZeros,
     WrongNumbers,
-    query_name,
 )
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.engine.trial import C, Trial
@@ -37,11 +37,11 @@ class NumbersTrial(Trial[C]):
     def expected(self) -> tuple[Tensor, Tensor]:
         """What must come back, in float64, and by how much each element may be off."""
 
-    def special(self, wrong: list[tuple[int, int]]) -> tuple[type[Failure], str, int, int] | None:
-        """Name a kind of failure that only this stage has: kind, sentence, row and item."""
+    def special(self, b: int, i: int) -> Found | None:
+        """Name a kind of failure that only this stage has, if a wrong item is one."""
         return None
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+    def sight(self, b: int, i: int) -> Found | None:
         """Say whether a wrong item depends on what it must not, or not on what it must; and on which key or token."""
         return None
 
@@ -53,10 +53,6 @@ class NumbersTrial(Trial[C]):
     def queries(self) -> int:
         """Items of all rows."""
         return self.expected[0].shape[0] * self.expected[0].shape[1]
-
-    def name(self, b: int, i: int) -> str:
-        """Return e.g. ``query A (t=0) of row 0``."""
-        return f"query {query_name(i)} of row {b}" if self.item == "query" else f"{self.item} {i} of row {b}"
 
     def place(self, row: int, column: int) -> Place | None:
         """Return the name of an item."""
@@ -75,25 +71,8 @@ class NumbersTrial(Trial[C]):
 
     def _classify(self, got: Tensor, expected: Tensor, worst: Tensor, ratios: Tensor) -> Failure:
         wrong = [(int(b), int(i)) for b, i in (worst > 1).nonzero().tolist()]
-        b, i = divmod(int(worst.argmax()), worst.shape[1])
-        kind: type[Failure] = WrongNumbers
-        about: int | None = None
-        items = {"query": "queries", "entry": "entries"}[self.item]
-        detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
-        broken = [
-            (x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()
-        ]
-        if broken:
-            (b, i), kind = broken[0], NotFinite
-            detail = f"{self.name(b, i)} has NaN or infinity where the specification has finite numbers"
-        elif not got.any() and expected.any():
-            kind, detail = ReturnsZeros, "every element is zero"
-        elif (special := self.special(wrong)) is not None:
-            kind, detail, b, i = special
-        elif (other := self._answer_of_another(got, expected, wrong)) is not None:
-            kind, detail, b, i = other
-        elif (seen := self.sight(b, i)) is not None:
-            kind, detail, about = seen
+        most = divmod(int(worst.argmax()), worst.shape[1])
+        (kind, facts), (b, i) = self._named(got, expected, wrong, most)
         within = ratios[b, i]
         lead = within.flatten(1).amax(-1).argmax() if within.dim() > 1 else None
 
@@ -101,7 +80,6 @@ class NumbersTrial(Trial[C]):
             return x[b, i] if lead is None else x[b, i, int(lead)]
 
         return kind(
-            detail,
             self.case,
             place=Place(b, i, i, None if lead is None else int(lead), item=self.item),
             expected=pick(expected).tolist(),
@@ -109,29 +87,44 @@ class NumbersTrial(Trial[C]):
             over_budget=float(pick(ratios).max()),
             context=self.context(b, i),
             errors=ratios,
-            about=about,
+            **facts,
         )
 
-    def _answer_of_another(
-        self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]]
-    ) -> tuple[type[Failure], str, int, int] | None:
-        """Say whose answers the wrong items have, if each has exactly that of another item of the batch."""
-        budget, found = self.expected[1], None
+    def _named(
+        self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]], most: tuple[int, int]
+    ) -> tuple[Found, tuple[int, int]]:
+        """Return what kind of failure it is, and the item that shows it."""
+        for place in wrong:
+            if not got[place].isfinite().all() and expected[place].isfinite().all():
+                return (NotFinite, {}), place
+        if not got.any() and expected.any():
+            return (ReturnsZeros, {}), most
+        for place in wrong:
+            if (special := self.special(*place)) is not None:
+                return special, place
+        other = self._answer_of_another(got, expected, wrong)
+        if other is not None:
+            return (AnswersAnother, {"other": other}), wrong[0]
+        seen = self.sight(*most)
+        if seen is not None:
+            return seen, most
+        items = {"query": "queries", "entry": "entries"}[self.item]
+        total = expected.shape[0] * expected.shape[1]
+        return (WrongNumbers, {"wrong": len(wrong), "total": total, "items": items}), most
+
+    def _answer_of_another(self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]]) -> str | None:
+        """Name the item whose answer the first wrong one has, if each wrong one has exactly that of another item."""
         if expected.flatten(2).shape[-1] < 2:
             return None  # a single number coincides too easily
-        for b, i in wrong:
-            ratios = error_ratios(got[b, i].expand_as(expected), expected, budget)
-            apart = error_ratios(expected[b, i].expand_as(expected), expected, budget)
-            close = (
-                ((ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)).nonzero().tolist()
-            )
-            if not close:
+        budget, first = self.expected[1], None
+        for place in wrong:
+            ratios = error_ratios(got[place].expand_as(expected), expected, budget)
+            apart = error_ratios(expected[place].expand_as(expected), expected, budget)
+            close = (ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)
+            if not close.any():
                 return None
-            found = found or (b, i, *close[0])
-        if found is None:
-            return None
-        b, i, row, other = found
-        return AnswersAnother, f"{self.name(b, i)} has the answer of {self.name(row, other)}", b, i
+            first = first or close.nonzero()[0].tolist()
+        return None if first is None else f"{self.item} {first[1]} of row {first[0]}"
 
     def parts(self, *answers: Answer) -> Iterator[Part]:
         """Yield all items at once."""

@@ -33,35 +33,31 @@ def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
     """Inputs are not mutated."""
     changed = trial.answer.changed_inputs
     if changed:
-        raise InputsChanged(f"after the call these differ: {', '.join(changed)}", trial.case)
+        raise InputsChanged(trial.case, names=", ".join(changed))
     return Tally(queries=trial.queries)
 
 
 def state_is_left_alone(trial: Trial[Any]) -> Tally:
     """The process is left as it was: random generators, default dtype, threads, grad mode, working directory."""
     for what in trial.answer.changed_state:
-        raise StateChanged(what, f"what the call changes: {what}", trial.case)
+        raise StateChanged(trial.case, what=what)
     return Tally(queries=trial.queries)
 
 
 def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
     """The output shares no memory with inputs, stays when the candidate is called again, and is all written."""
     if trial.answer.shared_with:
-        raise SharesMemory(
-            f"the output lies in the memory of {', '.join(trial.answer.shared_with)}", trial.case
-        )
+        raise SharesMemory(trial.case, names=", ".join(trial.answer.shared_with))
     other = trial.sibling()
     if other.ask(other.arguments).overwrote:
-        raise OverwritesOutput(
-            "the output of one call changes when the candidate is called again", trial.case
-        )
+        raise OverwritesOutput(trial.case)
     if _wrong(trial, trial.answer) is None:
         # Uninitialised memory is filled with NaN this time: what was right must stay right.
         wrong = _wrong(trial, trial.ask(trial.arguments, fill=True))
         if wrong is not None:
             raise ReadsUninitialised(
-                f"where torch.empty is filled with NaN the output is no longer right: {wrong.detail}",
                 trial.case,
+                inner=wrong.detail,
                 place=wrong.place,
                 expected=wrong.expected,
                 got=wrong.got,
@@ -82,11 +78,11 @@ def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
     # Picks, small integers, coincide by chance.
     same_as_before = relevant.is_floating_point() and same_bits(trial.relevant(first), relevant)
     if same_as_before or _wrong(trial, second) is None:
-        what = "the same bits" if same_as_before else "the right answer to the call before"
         raise ReturnsPrevious(
-            f"called with seed {trial.case.seed} and then with seed {other.case.seed}, it returns {what} the second "
-            "time, though the answers differ",
             trial.case,
+            first=trial.case.seed,
+            second=other.case.seed,
+            same_bits=same_as_before,
             expected=wrong.expected,
             got=wrong.got,
         )
@@ -101,14 +97,7 @@ def two_runs_agree(trial: Trial[Any]) -> Tally:
         return Tally(queries=trial.queries)
     if not same_bits(trial.relevant(trial.answer), trial.relevant(again)):
         place, first, second = _first_difference(trial, again)
-        raise NotRepeatable(
-            f"{place.name if place else 'the output'} differs; a candidate that is not bitwise repeatable must declare "
-            "it (deterministic=False)",
-            trial.case,
-            place=place,
-            expected=first,
-            got=second,
-        )
+        raise NotRepeatable(trial.case, place=place, expected=first, got=second)
     return Tally(queries=trial.queries)
 
 
@@ -123,7 +112,6 @@ def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
     wrong = _wrong(trial, Answer(whole))
     if wrong is not None:
         raise RowsInteract(
-            f"right in the batch, but not when each row is run alone: {wrong.detail}",
             trial.case,
             place=wrong.place,
             expected=wrong.expected,
@@ -135,13 +123,9 @@ def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
 
 
 def check_bits(trial: Trial[Any], alone: torch.Tensor, batch: torch.Tensor) -> None:
-    """Hold rows run alone to the bits that they have in the batch, unless the candidate declares otherwise."""
+    """Compare the bits of rows run alone with those in the batch, unless the candidate declares otherwise."""
     if trial.capabilities.batch_invariant and not same_bits(alone, batch):
-        raise NotBatchInvariant(
-            "within rounding a row alone gives what it gives in the batch, but not bit for bit; a candidate that is "
-            "not batch invariant must declare it (batch_invariant=False)",
-            trial.case,
-        )
+        raise NotBatchInvariant(trial.case)
 
 
 def _first_difference(

@@ -114,9 +114,9 @@ class Trial(ABC, Generic[C]):
         except CandidateError:
             raise  # it could not be loaded in a worker: nothing is known of it
         except Fault as fault:
-            raise (CandidateHung if fault.hung else CandidateDied)(str(fault), self.case) from None
+            raise (CandidateHung if fault.hung else CandidateDied)(self.case, message=str(fault)) from None
         except MisshapenAnswer as error:
-            raise WrongShape(str(error), self.case) from None
+            raise WrongShape(self.case, wanted=error.args[0], received=error.args[1]) from None
         except NotOffered:
             raise
         except (Exception, SystemExit) as error:
@@ -130,15 +130,15 @@ class Trial(ABC, Generic[C]):
             what = type(out).__name__
             if isinstance(out, (tuple, list)):
                 what = f"a {what} of {len(out)} (return the output alone)"
-            raise WrongShape(f"expected one tensor, got {what}", self.case)
+            raise WrongShape(self.case, wanted="one tensor", received=what)
         if out.dim() != len(shape) or any(
             w is not None and w != h for w, h in zip(shape, out.shape, strict=True)
         ):
             wanted = ", ".join("any" if one is None else str(one) for one in shape)
-            raise WrongShape(f"expected [{wanted}] {letters}, got {list(out.shape)}", self.case)
+            raise WrongShape(self.case, wanted=f"[{wanted}] {letters}", received=list(out.shape))
         if out.dtype not in dtypes:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise WrongDtype(f"expected {names}, got {str(out.dtype).removeprefix('torch.')}", self.case)
+            raise WrongDtype(self.case, wanted=names, received=str(out.dtype).removeprefix("torch."))
 
     def relevant(self, answer: Answer) -> Tensor:
         """Return the part of the output that has to mean something."""

@@ -75,7 +75,7 @@ class NotOffered(Exception):
 
 
 class MisshapenAnswer(Exception):
-    """One of several calls returned something other than an array of the shape of its input; the message says what."""
+    """One of several calls returned something other than an array of the shape of its input: wanted, received."""
 
 
 class Caller(Protocol):

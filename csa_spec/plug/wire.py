@@ -27,12 +27,14 @@ class RemoteError(Exception):
 
 _OURS = {f"{one.__module__}.{one.__name__}": one for one in (NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
+_BETWEEN = "\x1f"
+"""Between the arguments of one of these."""
 
 
 def remote_error(name: str, message: str, trace: str) -> Exception:
     """Return what to raise here for an exception there."""
     if name in _OURS:
-        return _OURS[name](message)
+        return _OURS[name](*message.split(_BETWEEN))
     error: RemoteError = _class_named(name, RemoteError)(message)
     error.add_note(f"In the worker:\n{trace}")
     return error
@@ -41,9 +43,11 @@ def remote_error(name: str, message: str, trace: str) -> Exception:
 def told(error: BaseException) -> tuple[str, str, str]:
     """Return an exception in plain text, since its object need not survive pickling."""
     kind = type(error)
-    name = f"{kind.__module__}.{kind.__name__}" if kind in _OURS.values() else kind.__name__
+    ours = kind in _OURS.values()
+    name = f"{kind.__module__}.{kind.__name__}" if ours else kind.__name__
     try:
-        return name, str(error), "".join(traceback.format_exception(error))
+        message = _BETWEEN.join(map(str, error.args)) if ours else str(error)
+        return name, message, "".join(traceback.format_exception(error))
     except BaseException as another:  # its message cannot be made, or there is no memory for it
         return name, f"(no message: {type(another).__name__})", ""
 

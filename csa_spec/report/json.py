@@ -100,6 +100,7 @@ def failure_json(failure: Failure) -> dict[str, Any]:
         "column": None if place is None else place.column,
         "query": None if place is None else place.t,
         "head": None if place is None else place.head,
+        "facts": {name: _plain(value) for name, value in failure.facts.items()},
         "context": list(failure.context),
         "expected": _numbers(failure.expected),
         "got": _numbers(failure.got),
@@ -138,3 +139,12 @@ def _numbers(values: list[float] | None) -> list[float | str] | None:
 def _number(value: float | None) -> float | str | None:
     """JSON has no infinity and no NaN; they become strings."""
     return value if value is None or math.isfinite(value) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a fact as plain JSON data."""
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return value
+    if isinstance(value, float):
+        return _number(value)
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import letter
 from csa_spec.spec import DocumentTrace, QueryTrace
 
 LARGEST = 24
@@ -41,7 +40,7 @@ def dependence_map(dependence: Dependence) -> list[str]:
 
 
 def _label(t: int) -> str:
-    return f"{letter(t)} t={t}".strip()
+    return f"t={t}"
 
 
 def _row(label: str, tokens: list[str], entries: list[str]) -> str:
@@ -50,7 +49,5 @@ def _row(label: str, tokens: list[str], entries: list[str]) -> str:
 
 
 def _picks(query: QueryTrace) -> str:
-    """Name what a query selected as the issue about 5.8.0 does: A0 is the first pick of query A."""
-    if not letter(query.t) or not query.scores.numel():
-        return ""
-    return "   " + " ".join(f"{letter(query.t)}{n}=e{s}" for n, s in enumerate(query.selection))
+    """Name what a query selected, the best first."""
+    return "   selects " + " ".join(f"e{s}" for s in query.selection) if query.scores.numel() else ""

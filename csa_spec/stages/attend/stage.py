@@ -42,8 +42,8 @@ def order_does_not_matter(trial: AttendTrial) -> Tally | None:
         return trial.judge(trial.ask({**trial.arguments, "indices": reordered.contiguous()}))
     except Failure as failure:
         raise OrderMatters(
-            f"right, but not with the index list reversed and -1 at its ends: {failure.detail}",
             trial.case,
+            inner=failure.detail,
             place=failure.place,
             expected=failure.expected,
             got=failure.got,

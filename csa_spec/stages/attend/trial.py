@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic, core_budget
-from csa_spec.engine.failures import Failure, NotZero, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.failures import Failure, Found, NotZero, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form
 from csa_spec.spec import SPEC
@@ -62,12 +62,9 @@ class AttendTrial(NumbersTrial[AttendCase]):
         """The output ``[B, S, H, D]`` in float64 and its budget."""
         return attend_budget(self.arguments, self.named, self.capabilities.internal_dtype)
 
-    def special(self, wrong: list[tuple[int, int]]) -> tuple[type[Failure], str, int, int] | None:
-        """Name a query without keys whose output is not zero."""
-        for b, t in wrong:
-            if not self.named[b][t]:
-                return NotZero, f"{self.name(b, t)} has no key, so its output must be exactly zero", b, t
-        return None
+    def special(self, b: int, i: int) -> Found | None:
+        """Name a query without keys, whose output is not zero."""
+        return None if self.named[b][i] else (NotZero, {})
 
     def context(self, b: int, i: int) -> tuple[str, ...]:
         """Show the query's index list."""
@@ -79,7 +76,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
             f"sinks                 [{sinks}]",
         )
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+    def sight(self, b: int, i: int) -> Found | None:
         """Replace one key at a time and watch whether the query's output moves when it must, and only then."""
         keys, named = self.case.keys, self.named[b][i]
         if keys > _MOST_PROBES:
@@ -91,17 +88,12 @@ class AttendTrial(NumbersTrial[AttendCase]):
             changed = {**self.arguments, "kv": kv}
             moved = self.moved(self.ask(changed), b, i)
             if moved and j not in named:
-                sentence = f"the output of {self.name(b, i)} changes when key {j} changes, which its indices do not name"
-                return SeesTooMuch, sentence, j
+                return SeesTooMuch, {"what": "key", "number": j, "why": "not listed"}
             if moved or j not in named:
                 continue
             must = self._alone(changed, b, i) - expected[b, i]
             if bool((must.abs() > 8 * budget[b, i]).any()):
-                return (
-                    SeesTooLittle,
-                    f"the output of {self.name(b, i)} does not change when key {j} changes, which its indices name",
-                    j,
-                )
+                return SeesTooLittle, {"what": "key", "number": j, "why": "listed"}
         return None
 
     def depends_on(self, failure: Failure) -> str:

@@ -125,9 +125,7 @@ def _extended(stream: Any, hidden: Any) -> Tensor:
     out = stream.extend(hidden)
     if getattr(out, "shape", None) != hidden.shape:
         got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
-        raise MisshapenAnswer(
-            f"extend of tokens {list(hidden.shape)} must return as many outputs, not {got}"
-        )
+        raise MisshapenAnswer(f"{list(hidden.shape)} from extend", got)
     found: Tensor = from_library(out)
     return found.flatten(0, 1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.agreement import Part
-from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers
+from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers, counted
 from csa_spec.engine.numbers import moved_by
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.engine.trial import Form, Trial, main_output
@@ -205,26 +205,30 @@ class CacheTrial(Trial[CacheCase]):
         return "It depends on no token that the row does not hold: it misses some, or the numbers are wrong"
 
     def _failure(self, answer: Answer, one: Judged, mismatch: Mismatch) -> Failure:
-        before = [call.op for call in self.case.calls[: one.call + 1] if call.op is not Op.EXTEND]
-        detail = (
-            f"call {one.call + 1} of {len(self.case.calls)} ({_said(self.case.calls[one.call])}) answers row {one.row} "
-            f"otherwise than the specification on the {len(one.tokens)} tokens that the row then holds"
-        )
-        details: dict[str, Any] = {
-            "place": Place(one.row, mismatch.t, mismatch.t),
-            "expected": mismatch.expected.tolist(),
-            "got": mismatch.got.tolist(),
-            "over_budget": mismatch.over_budget,
-            "document": mismatch.document.trace,
-            "context": tuple(self._program(one.call)),
-        }
+        call = self.case.calls[one.call]
+        before = [earlier.op for earlier in self.case.calls[: one.call + 1] if earlier.op is not Op.EXTEND]
+        kind: type[Failure] = StreamDiffers
         out = main_output(answer)
         assert isinstance(out, Tensor)
         if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
-            return NotFinite(detail, self.case, **details)
-        if not out.any():
-            return ReturnsZeros("every element is zero", self.case, **details)
-        return StreamDiffers(before[-1] if before else Op.EXTEND, detail, self.case, **details)
+            kind = NotFinite
+        elif not out.any():
+            kind = ReturnsZeros
+        return kind(
+            self.case,
+            place=Place(one.row, mismatch.t, mismatch.t),
+            expected=mismatch.expected.tolist(),
+            got=mismatch.got.tolist(),
+            over_budget=mismatch.over_budget,
+            document=mismatch.document.trace,
+            context=tuple(self._program(one.call)),
+            after=f"after {before[-1] if before else Op.EXTEND}",
+            call=one.call,
+            calls=len(self.case.calls),
+            op=_said(call),
+            row=one.row,
+            tokens=len(one.tokens),
+        )
 
     def _program(self, wrong: int) -> Iterator[str]:
         """Print the schedule as a short program."""
@@ -251,7 +255,7 @@ class CacheTrial(Trial[CacheCase]):
 
 
 def _said(call: Call) -> str:
-    return f"{call.numbers[0]} token{'s' * (call.numbers[0] > 1)}" if call.op is Op.EXTEND else str(call)
+    return counted(call.numbers[0], "token") if call.op is Op.EXTEND else str(call)
 
 
 _MOST = 32

@@ -46,8 +46,9 @@ def a_prefix_gives_the_same_entries(trial: CompressorTrial) -> Tally | None:
     if wrong:
         b, s = wrong[0]
         raise PrefixDiffers(
-            f"{trial.name(b, s)} differs when only the first {keep} tokens are there",
             trial.case,
+            place=trial.place(b, s),
+            column=keep,
             expected=first[b, s].tolist(),
             got=entries[b, s].tolist(),
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic, entries_budget
-from csa_spec.engine.failures import Failure, SeesTooLittle, SeesTooMuch
+from csa_spec.engine.failures import Failure, Found, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form
 from csa_spec.spec import SPEC, CompressorWeights, compress
@@ -62,7 +62,7 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         expected = self.specified({"hidden": hidden, "weights": exact, "geometry": geometry})
         return expected, torch.stack(budgets)
 
-    def sight(self, b: int, i: int) -> tuple[type[Failure], str, int] | None:
+    def sight(self, b: int, i: int) -> Found | None:
         """Replace one token at a time and watch whether the entry moves when it must, and only then."""
         geometry, fresh = self.case.geometry, self.sibling().arguments["hidden"]
         if self.case.tokens > _MOST_PROBES:
@@ -74,17 +74,12 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
             changed = {**self.arguments, "hidden": hidden}
             moved = self.moved(self.ask(changed), b, i)
             if moved and token not in pooled:
-                sentence = f"{self.name(b, i)} changes when token {token} changes, which it does not pool"
-                return SeesTooMuch, sentence, token
+                return SeesTooMuch, {"what": "token", "number": token, "why": "not pooled"}
             if not moved and token in pooled:
                 exact = {**changed, "hidden": hidden.double(), "weights": _double(self.arguments["weights"])}
                 must = self.specified(exact)[b, i] - self.expected[0][b, i]
                 if bool((must.abs() > 8 * self.expected[1][b, i]).any()):
-                    return (
-                        SeesTooLittle,
-                        f"{self.name(b, i)} does not change when token {token} changes, which it pools",
-                        token,
-                    )
+                    return SeesTooLittle, {"what": "token", "number": token, "why": "pooled"}
         return None
 
     def context(self, b: int, i: int) -> tuple[str, ...]:

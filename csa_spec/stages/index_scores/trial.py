@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic, index_score_budget
-from csa_spec.engine.failures import Failure, Place, query_name
+from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
 from csa_spec.engine.trial import Form
@@ -94,15 +94,14 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         got = self.relevant(self.answer).double()[b, i]
         expected, budget = (one[b, i] for one in self.expected)
         wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
-        where = f"of query {query_name(i)} the scores of {len(wrong)} of {len(got)} entries are wrong, first entry {wrong[0]}"
+        where = f"query {i} has {len(wrong)} wrong scores of {len(got)}, the first of entry {wrong[0]}"
         for s in wrong[:_MOST]:
             changed = {**self.arguments, "index_k": keys.clone()}
             changed["index_k"][b, s] = -self.sibling().arguments["index_k"][b, s]
             moved = moved_by(self.relevant(self.ask(changed)).double()[b, i], got, budget)
             q, w = (changed[name][b, i].double() for name in ("index_q", "head_weights"))
-            must = (
-                SPEC.index_score(q, w, changed["index_k"][b, s].double()) - expected[s]
-            ).abs() > _CLEARLY * budget[s]
+            score = SPEC.index_score(q, w, changed["index_k"][b, s].double())
+            must = (score - expected[s]).abs() > _CLEARLY * budget[s]
             if bool(moved.any()) and moved.nonzero().flatten().tolist() != [s]:
                 return f"It sees too much: {where}; other scores change with the key of entry {s}"
             if bool(must) and not moved[s]:

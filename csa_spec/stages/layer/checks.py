@@ -6,14 +6,17 @@ covered, or None where the case gives it nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import (
     BatchOrderMatters,
+    ExposesTooMuch,
     Failure,
+    Found,
     FutureLeak,
     NotFinite,
     Place,
@@ -25,7 +28,6 @@ from csa_spec.engine.failures import (
     WeightIgnored,
     WrongNumbers,
     WrongSelection,
-    query_name,
 )
 from csa_spec.engine.gradients import gradients_match
 from csa_spec.engine.side_effects import check_bits
@@ -33,6 +35,7 @@ from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.spec import PADDING
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import (
+    Finding,
     Mismatch,
     attention_with_own_selection,
     compare,
@@ -54,56 +57,30 @@ def matches_specification(trial: LayerTrial) -> Tally:
         if (
             finding is not None
         ):  # the output is right, so it was made with another selection than the one shown
-            raise WrongSelection(
-                f"the output is right, the selection shown with it is not: {finding.sentence}",
-                trial.case,
-                place=_place(document, finding.t),
-                document=document.trace,
-            )
+            place = _place(document, finding.t)
+            raise WrongSelection(trial.case, place=place, document=document.trace, finding=finding.sentence)
     return tally
 
 
 def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
     """Say what kind of failure a mismatch is: not finite, sees too much, too little, or wrong numbers."""
-    geometry, document = trial.case.geometry, mismatch.document
+    document = mismatch.document
     dependence = trial.dependence(document)
-    kind: type[Failure] = WrongNumbers
     findings = explain_stages(trial.output, document)
-    stray = next((finding for finding in findings if finding.sees_too_much), None)
-    t = mismatch.t
-    where = f"query {query_name(t)}"
-    detail = f"{mismatch.queries} of the queries differ from the specification, {where} the most"
+    (kind, facts), t = _named(trial, mismatch, dependence, findings)
     own = attention_with_own_selection(trial.expected, trial.output, document)
     if own is not None:
         findings.append(own)
-    if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
-        kind, detail = NotFinite, f"{where} has NaN or infinity where the specification has finite numbers"
-    elif not trial.output.out.any() and trial.expected.out.any():
-        kind, detail = ReturnsZeros, "every element is zero"
-    elif dependence is not None and dependence.too_much:
-        kind, (t, token) = SeesTooMuch, dependence.too_much[0]
-        detail = f"the output of query {query_name(t)} changes when token {token} changes; {_why(t, token)}"
-    elif stray is not None:
-        kind, t, detail = SeesTooMuch, stray.t, stray.sentence
-    elif dependence is not None and dependence.too_little:
-        kind, (t, token) = SeesTooLittle, dependence.too_little[0]
-        detail = (
-            f"the output of query {query_name(t)} does not change when token {token} changes, but it must: "
-            f"{_role(document, t, token, geometry.compress_ratio)}"
-        )
     expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
     place = document.trace.context.document
-    errors = error_ratios(
-        trial.output.out[place.row, place.columns], document.trace.out, document.budgets.out
-    ).amax(1)
+    outputs = trial.output.out[place.row, place.columns]
+    errors = error_ratios(outputs, document.trace.out, document.budgets.out).amax(1)
     open_choice = [i for i in document.ambiguous if i != mismatch.t]
     errors[open_choice] = torch.nan  # what they must give depends on their choice
     if t != mismatch.t:  # show the query that the sentence is about
-        got = trial.output.out[place.row, place.begin + t]
-        expected = document.trace.queries[t].out
+        got, expected = outputs[t], document.trace.queries[t].out
         over = float(error_ratios(got, expected, document.budgets.out[t]).max())
     return kind(
-        detail,
         trial.case,
         place=_place(document, t),
         expected=expected.tolist(),
@@ -113,19 +90,32 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
         document=document.trace,
         dependence=dependence,
         errors=errors,
+        **facts,
     )
 
 
-def _why(t: int, token: int) -> str:
-    if token > t:
-        return f"token {token} comes after it, so it must not see it"
-    return f"token {token} is neither in its window nor in an entry that it may see"
-
-
-def _role(document: ExpectedDocument, t: int, token: int, compress_ratio: int) -> str:
-    if token in document.trace.queries[t].window:
-        return f"token {token} is in its window"
-    return f"token {token} is part of an entry that it may see (entry {token // compress_ratio})"
+def _named(
+    trial: LayerTrial, mismatch: Mismatch, dependence: Dependence | None, findings: list[Finding]
+) -> tuple[Found, int]:
+    """Return what kind of failure it is, and the query that shows it."""
+    t = mismatch.t
+    stray = next((finding for finding in findings if finding.sees_too_much), None)
+    if not mismatch.got.isfinite().all() and mismatch.expected.isfinite().all():
+        return (NotFinite, {}), t
+    if not trial.output.out.any() and trial.expected.out.any():
+        return (ReturnsZeros, {}), t
+    if dependence is not None and dependence.too_much:
+        t, token = dependence.too_much[0]
+        why = "later" if token > t else "outside"
+        return (SeesTooMuch, {"what": "token", "number": token, "why": why}), t
+    if stray is not None:
+        return (ExposesTooMuch, {"finding": stray.sentence}), stray.t
+    if dependence is not None and dependence.too_little:
+        t, token = dependence.too_little[0]
+        why = "window" if token in mismatch.document.trace.queries[t].window else "entry"
+        entry = token // trial.case.compress_ratio
+        return (SeesTooLittle, {"what": "token", "number": token, "why": why, "entry": entry}), t
+    return (WrongNumbers, {"wrong": mismatch.queries, "total": trial.queries, "items": "queries"}), t
 
 
 def _place(document: ExpectedDocument, t: int) -> Place:
@@ -143,13 +133,7 @@ def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:
     hidden[:, cut:] = fresh[:, cut:]
     inputs = trial.inputs
     changed = trial.run(Inputs(hidden, inputs.weights, inputs.positions, inputs.documents)).out
-    return _agree(
-        trial,
-        changed,
-        FutureLeak,
-        lambda at: f"{at} changes when the tokens from column {cut} on change",
-        cut,
-    )
+    return _agree(trial, changed, FutureLeak, cut, column=cut)
 
 
 def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
@@ -157,7 +141,7 @@ def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
     if len(trial.case.rows) < 2 or not trial.allows("B", 1):
         return None
     alone = torch.cat([trial.run(_take(trial.inputs, [row])).out for row in range(len(trial.case.rows))])
-    tally = _agree(trial, alone, RowsInteract, lambda at: f"{at} differs when its row is run alone")
+    tally = _agree(trial, alone, RowsInteract)
     real = trial.inputs.documents != PADDING
     check_bits(trial, alone[real], trial.output.out[real])
     return tally
@@ -178,9 +162,7 @@ def prefix_is_enough(trial: LayerTrial) -> Tally | None:
         inputs.documents[:, :cut].contiguous(),
     )
     out = trial.run(shorter).out
-    return _agree(
-        trial, out, PrefixDiffers, lambda at: f"{at} differs when the batch ends at column {cut}", cut
-    )
+    return _agree(trial, out, PrefixDiffers, cut, column=cut)
 
 
 def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
@@ -191,12 +173,7 @@ def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
     order = [(row + 1) % rows for row in range(rows)]
     out = trial.run(_take(trial.inputs, order)).out
     back = [order.index(row) for row in range(rows)]
-    return _agree(
-        trial,
-        out[back],
-        BatchOrderMatters,
-        lambda at: f"{at} differs when the rows come in the order {order}",
-    )
+    return _agree(trial, out[back], BatchOrderMatters, order=order)
 
 
 _CLEARLY = 3.0
@@ -224,9 +201,8 @@ def every_weight_matters(trial: LayerTrial) -> Tally | None:
             continue
         if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
             raise WeightIgnored(
-                name,
-                f"replacing {name} does not move the output of query {query_name(t)}; the specification's moves",
                 trial.case,
+                weight=name,
                 place=place,
                 expected=moved.out[place.row, place.column].tolist(),
                 got=after.tolist(),
@@ -256,13 +232,9 @@ def gradients_of_a_layer_match(trial: LayerTrial) -> Tally | None:
 
 
 def _agree(
-    trial: LayerTrial,
-    other: Tensor,
-    failure: type[Failure],
-    say: Callable[[str], str],
-    columns: int | None = None,
+    trial: LayerTrial, other: Tensor, failure: type[Failure], columns: int | None = None, **facts: Any
 ) -> Tally | None:
-    """Hold another output of the candidate, up to column ``columns``, against the one for the case as it is.
+    """Compare another output of the candidate, up to column ``columns``, with the one for the case as it is.
 
     Both may be off by a budget, so they may differ by two. Budgets hold for right answers; a little more, relative
     to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous queries are left out:
@@ -285,7 +257,6 @@ def _agree(
             ratio = float(error_ratios(second, first, allowed).max())
             if ratio > 1 and not (first.isnan() & second.isnan()).any():
                 raise failure(
-                    say(f"the output of query {query_name(t)}"),
                     trial.case,
                     place=_place(document, t),
                     expected=first.tolist(),
@@ -293,6 +264,7 @@ def _agree(
                     over_budget=ratio,
                     document=document.trace,
                     dependence=trial.dependence(document),
+                    **facts,
                 )
             tally.worst = max(tally.worst, ratio)
     return tally if tally.queries else None

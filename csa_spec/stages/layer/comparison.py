@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from csa_spec.engine.failures import query_name
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.spec import Document, answer_query
 from csa_spec.stages.layer.expected import ALTERNATIVES, Expected, ExpectedDocument
@@ -128,7 +127,7 @@ def attention_with_own_selection(
     if float(ratios[t]) <= 1:
         return Finding("attention: right for the selections that the candidate made", t)
     return Finding(
-        f"attention: wrong even for the selections that the candidate made; query {query_name(t)} is off by "
+        f"attention: wrong even for the selections that the candidate made; query {t} is off by "
         f"{float(ratios[t]):.3g} budgets",
         t,
     )
@@ -195,7 +194,7 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument, place: Docume
         ratio = float(error_ratios(got, query.scores, document.budgets.scores[query.t, query.visible]).max())
         if ratio > 1:
             sentence = (
-                f"index scores: query {query_name(query.t)} differs by {ratio:.3g} budgets "
+                f"index scores: query {query.t} differs by {ratio:.3g} budgets "
                 f"(expected {_numbers(query.scores)}, got {_numbers(got)})"
             )
             return Finding(sentence, query.t)
@@ -212,10 +211,10 @@ def _selection(output: LayerOutput, document: ExpectedDocument, place: Document)
         hidden = sorted(set(chosen) - set(query.visible))
         may = f"it may see {_entry_list(query.visible)}"
         if hidden:
-            sentence = f"selection: query {query_name(query.t)} selects {_entry_list(hidden)}, which it must not see"
+            sentence = f"selection: query {query.t} selects {_entry_list(hidden)}, which it must not see"
             return Finding(f"{sentence} ({may})", query.t, sees_too_much=True)
         sentence = (
-            f"selection: query {query_name(query.t)} selects {_entry_list(chosen)} "
+            f"selection: query {query.t} selects {_entry_list(chosen)} "
             f"where the scores say {_entry_list(sorted(query.selection))} ({may})"
         )
         return Finding(sentence, query.t)
@@ -254,7 +253,7 @@ def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Docum
         if stray.any():
             head, key = (stray != 0).nonzero()[0].tolist()
             sentence = (
-                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, columns)} "
+                f"attention: query {query.t}, head {head} attends to {_key_name(key, columns)} "
                 f"with probability {float(got[head, key]):.3g}; it must not attend to it at all"
             )
             seen = set((got != 0).any(0).nonzero().flatten().tolist())
@@ -265,7 +264,7 @@ def _probabilities(output: LayerOutput, document: ExpectedDocument, place: Docum
         if float(ratios.max()) > 1:
             head, key = divmod(int(ratios.argmax()), keys)
             sentence = (
-                f"attention: query {query_name(query.t)}, head {head} attends to {_key_name(key, columns)} "
+                f"attention: query {query.t}, head {head} attends to {_key_name(key, columns)} "
                 f"with probability {float(got[head, key]):.6g} where it must be {float(ours[head, key]):.6g}"
             )
             return Finding(sentence, query.t)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import Failure, query_name
+from csa_spec.engine.failures import Failure
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
 from csa_spec.spec import SPEC, Geometry, answer_query
@@ -63,7 +63,7 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
     other = _other_selection(trial, document, told, got)
     query = document.trace.queries[told]
     if trial.expected.geometry.kind != "sliding":
-        where += f"; query {query_name(told)} must attend to {_entries(sorted(query.selection))}"
+        where += f"; query {told} must attend to {_entries(sorted(query.selection))}"
         where += f" (of {len(document.trace.context.entries)}) and to {_tokens(query.window)} in its window"
     if other is not None:
         where += f"; its output is that of attending to {_entries(other)}"
@@ -109,7 +109,7 @@ def _sight(dependence: Dependence | None, geometry: Geometry, document: Expected
         for t, token in pairs:
             by_query.setdefault(t, []).append(token)
         told = [
-            f"query {query_name(t)} {verb} {_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"
+            f"query {t} {verb} {_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"
             for t, tokens in list(by_query.items())[:_SHOWN]
         ]
         if told:
@@ -132,8 +132,8 @@ def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: Expecte
 
 
 def _queries(ts: list[int]) -> str:
-    names = ", ".join(query_name(t) for t in ts[:_SHOWN]) + (", ..." if len(ts) > _SHOWN else "")
-    return ("Query " if len(ts) == 1 else f"{len(ts)} queries, ") + names + ("" if len(ts) == 1 else ",")
+    names = ", ".join(map(str, ts[:_SHOWN])) + (", ..." if len(ts) > _SHOWN else "")
+    return f"Query {names}" if len(ts) == 1 else f"{len(ts)} queries ({names})"
 
 
 def _entries(entries: list[int]) -> str:

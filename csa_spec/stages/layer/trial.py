@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csa_spec.engine.agreement import Part
 from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import Failure, Place, WrongNumbers, letter
+from csa_spec.engine.failures import Failure, Place, WrongNumbers
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Form, Trial, main_output
 from csa_spec.plug.call import Answer
@@ -77,8 +77,10 @@ class LayerTrial(Trial[LayerCase]):
         tally, mismatch = compare(self.expected, self._settled(answer))
         if mismatch is not None:
             raise WrongNumbers(
-                f"{mismatch.queries} of the queries differ from the specification",
                 self.case,
+                wrong=mismatch.queries,
+                total=self.queries,
+                items="queries",
                 expected=mismatch.expected.tolist(),
                 got=mismatch.got.tolist(),
                 over_budget=mismatch.over_budget,
@@ -130,9 +132,8 @@ class LayerTrial(Trial[LayerCase]):
         hidden = self.inputs.hidden
         if hidden.numel() > 24 or len(hidden) > 1:
             return []
-        tokens = enumerate(hidden[0].tolist())
-        names = (f"{letter(t)}=[{', '.join(f'{x:.4g}' for x in token)}]" for t, token in tokens)
-        return [f"hidden states         {' '.join(names)}"]
+        tokens = ("[" + ", ".join(f"{x:.4g}" for x in token) + "]" for token in hidden[0].tolist())
+        return [f"hidden states         {' '.join(tokens)}"]
 
     def _settled(self, answer: Answer) -> LayerOutput:
         """Return an output in float64 and int64, without exposed stages whose shape does not fit."""

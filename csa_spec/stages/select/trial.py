@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.failures import (
-    BetterLeftOut,
     Failure,
+    Found,
+    MissedHigherScore,
     PickedTwice,
     PickNotVisible,
     PickOutOfRange,
     Place,
-    TieBrokenOtherwise,
+    TieNotLowestFirst,
     WrongCount,
-    query_name,
+    first_entries,
 )
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output
@@ -71,7 +72,7 @@ class SelectTrial(Trial[SelectCase]):
                 visible = self.visible(b, t)
                 wrong = self._wrong(picks[b, t], b, t, visible)
                 if wrong is not None:
-                    raise self._failure(*wrong, b, t, picks, visible)
+                    raise self._failure(wrong, b, t, picks, visible)
                 tally.ambiguous += self._tie(b, t, visible)
         return tally
 
@@ -127,54 +128,47 @@ class SelectTrial(Trial[SelectCase]):
             found.add("more than 65536 entries")
         return found
 
-    def _wrong(self, listed: Tensor, b: int, t: int, visible: int) -> tuple[type[Failure], str] | None:
-        case, scores = self.case, self.arguments["scores"][b, t].double()
-        picks = listed[listed != -1]
-        where = f"query {query_name(t)} of row {b}"
+    def _wrong(self, listed: Tensor, b: int, t: int, visible: int) -> Found | None:
+        """Return which rule a query's list breaks."""
+        case, picks = self.case, listed[listed != -1]
         outside = picks[(picks < 0) | (picks >= case.entries)]
         if len(outside):
-            return (
-                PickOutOfRange,
-                f"{where} has the index {int(outside[0])}, which is neither -1 nor one of {case.entries} entries",
-            )
+            return PickOutOfRange, {"index": int(outside[0]), "entries": case.entries}
         hidden = picks[picks >= visible]
         if len(hidden):
-            return PickNotVisible, f"{where} selects entry {int(hidden[0])}; it may see {_first(visible)}"
+            return PickNotVisible, {"entry": int(hidden[0]), "visible": visible}
         counts = picks.bincount()
         if (counts > 1).any():
-            return PickedTwice, f"{where} selects entry {int(counts.argmax())} {int(counts.max())} times"
-        must = min(case.top_k, visible)
-        if len(picks) != must:
-            return (
-                WrongCount,
-                f"{where} selects {len(picks)} entries; min(k, visible) = min({case.top_k}, {visible}) = {must}",
-            )
+            return PickedTwice, {"entry": int(counts.argmax()), "times": int(counts.max())}
+        wanted = min(case.top_k, visible)
+        if len(picks) != wanted:
+            return WrongCount, {
+                "count": len(picks),
+                "top_k": case.top_k,
+                "visible": visible,
+                "wanted": wanted,
+            }
         taken = torch.zeros(case.entries, dtype=torch.bool)
         taken[picks] = True
-        taken = taken[:visible]
-        seen = scores[:visible]
-        ranked = ~seen.isnan()
+        return self._wrong_by_score(taken[:visible], self.arguments["scores"][b, t, :visible].double())
+
+    def _wrong_by_score(self, taken: Tensor, scores: Tensor) -> Found | None:
+        """Compare the lowest score that was taken with the highest that was left out; a NaN has no rank."""
+        ranked = ~scores.isnan()
         inside, out = taken & ranked, ~taken & ranked
         if not inside.any() or not out.any():
             return None
         chosen, rest = inside.nonzero().flatten(), out.nonzero().flatten()
-        low, high = int(chosen[seen[chosen].argmin()]), int(rest[seen[rest].argmax()])
-        gap = float(seen[high] - seen[low]) if seen[high] > seen[low] else 0.0
-        allowed = self.capabilities.tie_tolerance * max(abs(float(seen[high])), abs(float(seen[low])))
-        if gap > 0 and not gap <= allowed:
-            return BetterLeftOut, (
-                f"{where} leaves out entry {high}, which scores {float(seen[high]):.9g}, and selects entry {low}, "
-                f"which scores {float(seen[low]):.9g}"
-            )
+        low, high = int(chosen[scores[chosen].argmin()]), int(rest[scores[rest].argmax()])
+        lower, higher = float(scores[low]), float(scores[high])
+        allowed = self.capabilities.tie_tolerance * max(abs(higher), abs(lower))
+        if higher > lower and not higher - lower <= allowed:
+            return MissedHigherScore, {"left_out": high, "higher": higher, "selected": low, "lower": lower}
         if self.capabilities.lowest_index_first:
-            boundary = float(seen[low])
-            later = (inside & (seen == boundary)).nonzero()
-            earlier = (out & (seen == boundary)).nonzero()
+            later = (inside & (scores == lower)).nonzero()
+            earlier = (out & (scores == lower)).nonzero()
             if len(later) and len(earlier) and int(earlier[0]) < int(later[-1]):
-                return TieBrokenOtherwise, (
-                    f"{where} selects entry {int(later[-1])} and leaves out entry {int(earlier[0])}, "
-                    "which scores the same"
-                )
+                return TieNotLowestFirst, {"selected": int(later[-1]), "left_out": int(earlier[0])}
         return None
 
     def _tie(self, b: int, t: int, visible: int) -> bool:
@@ -185,28 +179,21 @@ class SelectTrial(Trial[SelectCase]):
         ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
         return bool(ordered[k - 1] == ordered[k]) or bool(scores.isnan().any())
 
-    def _failure(
-        self, kind: type[Failure], detail: str, b: int, t: int, answer: Tensor, visible: int
-    ) -> Failure:
+    def _failure(self, found: Found, b: int, t: int, answer: Tensor, visible: int) -> Failure:
+        kind, facts = found
         picks, scores = answer[b, t].tolist(), self.arguments["scores"][b, t].tolist()
-        position = int(self.arguments["positions"][b, t])
-        must = SPEC.select(
-            range(visible), [x if x == x else -torch.inf for x in scores[:visible]], self.case.top_k
-        )
+        position, top_k = int(self.arguments["positions"][b, t]), self.case.top_k
+        ranked = [x if x == x else -torch.inf for x in scores[:visible]]
+        shown = ", ".join(f"{x:.7g}" for x in scores[:16]) + (", ..." if len(scores) > 16 else "")
         return kind(
-            detail,
             self.case,
             place=Place(b, t, t),
-            expected=[float(s) for s in must],
+            expected=[float(s) for s in SPEC.select(range(visible), ranked, top_k)],
             got=[float(s) for s in picks],
             answer=answer,
             context=(
-                f"the query             position {position}, sees {_first(visible)}, selects {self.case.top_k} at most",
-                f"scores                [{', '.join(f'{x:.7g}' for x in scores[:16])}"
-                + (", ...]" if len(scores) > 16 else "]"),
+                f"the query             position {position}, sees {first_entries(visible)}, selects {top_k} at most",
+                f"scores                [{shown}]",
             ),
+            **facts,
         )
-
-
-def _first(count: int) -> str:
-    return "no entry" if count == 0 else "entry 0 only" if count == 1 else f"entries 0 to {count - 1}"
