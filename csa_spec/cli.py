@@ -11,9 +11,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from csa_spec.engine.results import Report
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "--stage",
         default="all",
         metavar="NAME",
-        help="compressor, index_scores, select, attend, layer, or all that it offers (default); "
-        "a bare function is this stage, or a layer",
+        help="one of the candidate's stages, or all that it offers (default); a bare function is this stage, or a "
+        "layer. An unknown name lists the stages",
     )
     check.add_argument("--layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
     check.add_argument(
@@ -296,12 +296,13 @@ def _selftest(options: argparse.Namespace) -> int:
 
 
 def _vectors(options: argparse.Namespace) -> int:
-    from csa_spec.vectors import TOLERANCE, check_attend, check_vectors
+    from csa_spec.resolving import stage_function
+    from csa_spec.vectors import STAGE, TOLERANCE, check_attend, check_vectors
 
     if options.attend is None:
         results = list(check_vectors(options.folder))
     else:
-        results = list(check_attend(options.folder, _attend_of(options.attend)))
+        results = list(check_attend(options.folder, stage_function(options.attend, STAGE)))
     for name in dict.fromkeys(result.file for result in results):
         mine = [result for result in results if result.file == name]
         errors = {
@@ -316,21 +317,6 @@ def _vectors(options: argparse.Namespace) -> int:
     wrong_cases = sum(not result.agrees for result in results)
     print(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
     return 1 if wrong_cases else 0
-
-
-def _attend_of(name: str) -> Callable[..., Any]:
-    """Return the function of a candidate's stage ``attend``, called as the checks call it."""
-    from csa_spec.engine.trial import main_output
-    from csa_spec.plug.call import Request
-    from csa_spec.plug.candidate import ARGUMENTS
-    from csa_spec.resolving import resolve_candidate, resolve_stages
-
-    candidate = resolve_candidate(name, "attend")
-    resolve_stages("attend", candidate)
-    names = ARGUMENTS["attend"]
-    return lambda *arguments: main_output(
-        candidate.ask(Request("attend", dict(zip(names, arguments, strict=True))))
-    )
 
 
 class ProgressLine:

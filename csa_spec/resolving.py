@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.recognise import as_candidate
+from csa_spec.engine.trial import main_output
+from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.plug.worker import WorkerCaller
@@ -33,6 +35,18 @@ def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
     named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
     name = getattr(candidate, "__name__", "") if type(candidate).__name__ == "module" else ""
     return as_candidate(candidate, name or f"{named.__module__}:{named.__qualname__}", wanted)
+
+
+def stage_function(name: str, stage: str) -> Callable[..., Any]:
+    """Return the function of a candidate's stage, called as the checks call it."""
+    candidate = resolve_candidate(name, stage)
+    resolve_stages(stage, candidate)
+    names = STAGES[stage].arguments
+
+    def function(*arguments: Any) -> Any:
+        return main_output(candidate.ask(Request(stage, dict(zip(names, arguments, strict=True)))))
+
+    return function
 
 
 def resolve_single(single: Mapping[str, Any]) -> Candidate:

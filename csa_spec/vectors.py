@@ -34,6 +34,10 @@ TOLERANCE = 2e-5
 formulas to better than this."""
 
 
+STAGE = "attend"
+"""The stage of candidates that there are figures for."""
+
+
 class VectorsError(Exception):
     """The folder is missing, broken or of another version; the message says which."""
 

@@ -1,4 +1,4 @@
-"""Who may import whom: spec <- harness <- stages <- (candidates, strategies, report) <- target <- checking, cli."""
+"""Who may import whom: spec <- plug <- engine <- stages <- (candidates, strategies, report) <- target <- cli."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ STRATEGIES = Path(csa_spec.strategies.__file__).parent
 
 ALLOWED = {
     "spec": {"spec"},
-    "harness": {"spec", "harness"},
-    "stages": {"spec", "harness", "stages"},
-    "candidates": {"spec", "harness", "candidates"},
-    "bugs": {"spec", "harness", "stages", "candidates", "bugs"},
-    "strategies": {"spec", "harness", "stages", "strategies"},
-    "diagnosis": {"spec", "harness", "stages", "strategies", "bugs", "diagnosis"},
-    "report": {"spec", "harness", "stages", "report"},
-    "bundle": {"spec", "harness", "stages", "candidates", "report", "bundle"},
+    "plug": {"spec", "plug"},
+    "engine": {"spec", "plug", "engine"},
+    "drawing": {"spec", "plug", "engine", "drawing"},
+    "stages": {"spec", "plug", "engine", "drawing", "scripting", "stages"},
+    "candidates": {"spec", "plug", "engine", "scripting", "stages", "candidates"},
+    "strategies": {"spec", "engine", "stages", "strategies"},
+    "bugs": {"spec", "plug", "engine", "stages", "candidates", "bugs"},
+    "diagnosis": {"spec", "plug", "engine", "stages", "bugs", "diagnosis"},
+    "report": {"spec", "plug", "engine", "drawing", "stages", "report"},
+    "bundle": {"spec", "plug", "engine", "scripting", "stages", "candidates", "report", "bundle"},
     "vectors": {"spec"},
     "profiles": set(),
-    "resolving": {"spec", "harness", "stages", "candidates", "profiles"},
-    "target": {"spec", "harness", "stages", "strategies", "diagnosis", "profiles", "resolving"},
+    "resolving": {"spec", "plug", "engine", "stages", "candidates", "profiles"},
+    "target": {"spec", "plug", "engine", "stages", "candidates", "diagnosis", "profiles", "resolving"},
 }
 """Room (or top-level module): rooms that it may import. What is not listed may import everything."""
 
-OUTSIDE = {"spec": {"torch"}, "harness": {"torch", "hypothesis", "packaging"}, "stages": {"torch"}}
+OUTSIDE = {
+    "spec": {"torch"},
+    "plug": {"torch"},
+    "engine": {"torch", "hypothesis", "packaging"},
+    "drawing": {"torch"},
+    "stages": {"torch"},
+}
 """Third-party packages that a room may import at all."""
 
 

@@ -59,7 +59,7 @@ def _of_nothing_left(declared: Capabilities, stage: str) -> str:
     for variant in kinds:
         case = STAGES[stage].case
         try:
-            (case(kind=variant) if variant else case()).fit(declared)  # type: ignore[call-arg]
+            (case(kind=variant) if variant else case()).fit(declared)
         except CaseError as error:
             return str(error)
     return ""

@@ -281,14 +281,15 @@ class Case:
         return self.sizes
 
     def _bucket(self, letter: str, value: int) -> int:
-        bucketed = {
-            one.metadata["letter"]: one.metadata["bucketed"]
-            for one in fields(self)
-            if "letter" in one.metadata
-        }
-        if not bucketed.get(letter):
-            return value
-        return next(bucket for bucket in (0, *(4**n for n in range(16))) if bucket >= value)
+        """Return the next power of four, for sizes that a candidate would compile anew for."""
+        bucketed = any(
+            one.metadata.get("letter") == letter and one.metadata["bucketed"] for one in fields(self)
+        )
+        return (
+            next(bucket for bucket in (0, *(4**n for n in range(16))) if bucket >= value)
+            if bucketed
+            else value
+        )
 
     def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
         """Yield cases just outside of each size that a candidate declares, with what is declared."""

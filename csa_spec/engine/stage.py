@@ -139,7 +139,7 @@ class Stage(Generic[C, T]):
     """The layer kinds that are checked one by one, for stages that have some"""
     effort: str = "light"
     """How much one case costs: the profile's ``light``, ``medium`` or ``heavy`` amount of cases is drawn"""
-    passes: tuple[Callable[[C], Iterator[C]], ...] = FLAT_PASSES
+    passes: tuple[Callable[[Any], Iterator[Any]], ...] = FLAT_PASSES
     """How a failing case gets smaller: each yields simpler cases"""
     wanting: Callable[[Any, str], list[str]] = lambda result, dtype: []
     """What else a result of the specification check lacks to mean anything"""

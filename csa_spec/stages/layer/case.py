@@ -104,7 +104,8 @@ class Row:
     def widened(self, columns: int) -> Row:
         """Return the row cut, or its last document made longer, to so many columns."""
         padding = min(self.left_padding, columns - 1)
-        room, lengths = columns - padding, []
+        room = columns - padding
+        lengths: list[int] = []
         for length in self.lengths:
             if room > sum(lengths):
                 lengths.append(min(length, room - sum(lengths)))
@@ -409,7 +410,7 @@ class LayerCase(OfLayer):
         regime = ((Values, self.values), (Scores, self.scores), (Sinks, self.sinks))
         simple = sum(list(kind).index(one) for kind, one in regime)
         constants = sum(getattr(self, name) != getattr(_SMALLEST, name) for name in CONSTANTS)
-        return (self.yarn is not None) + constants + bool(self.mode) + simple
+        return int(self.yarn is not None) + constants + bool(self.mode) + simple
 
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:
         """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""
