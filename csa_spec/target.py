@@ -145,25 +145,23 @@ class Target:
 
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
-        names = [name for name in self._required() if not result.reached[name]]
-        left = set(self.left_out(result))
-        return [name for name in names if name not in left] + self.stage.wanting(result, self.dtype)
+        names = [] if self._taken_away(result) else self._unreached(result)
+        return names + self.stage.wanting(result, self.dtype)
 
     def left_out(self, result: CheckResult) -> list[str]:
-        """Return the required kinds that cannot be reached within what the candidate declares.
+        """Return the required kinds that cannot be reached within what the candidate declares."""
+        return self._unreached(result) if self._taken_away(result) else []
 
-        The corner cases reach every kind; those that none of them has once it is made to fit are out of reach.
+    def _unreached(self, result: CheckResult) -> list[str]:
+        required = self.stage.required(self.variant, self.capabilities)
+        return [name for name in required if not result.reached[name]]
+
+    def _taken_away(self, result: CheckResult) -> bool:
+        """Whether kinds that were not reached are out of reach, because cases had to be made to fit the candidate.
+
+        The corner cases reach every required kind, and all of them were tried.
         """
-        names = [name for name in self._required() if not result.reached[name]]
-        if not names:
-            return []
-        within: set[str] = set()
-        for case in self._corners(self.stage.checks[0]):
-            within |= self.stage.trial(self.candidate, case.fit(self.capabilities)[0]).kinds()
-        return [name for name in names if name not in within]
-
-    def _required(self) -> list[str]:
-        return list(self.stage.required(self.variant, self.capabilities))
+        return bool(result.not_applicable) and not result.failing
 
 
 @lru_cache(maxsize=512)
