@@ -20,26 +20,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names.
-
-    Parameters
-    ----------
-    q
-        ``[B, S, H, D]``.
-    kv
-        ``[B, N, D]``, keys and values, shared by all heads.
-    indices
-        ``[B, S, n]`` int64 into ``kv``; -1 names none.
-    sinks
-        ``[H]``, logits.
-    scale
-        Factor on ``q . k``.
-
-    Returns
-    -------
-    out
-        ``[B, S, H, D]``, zero for a query that names no key.
-    """
+    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
     (batch, queries, _, dim), dtype = q.shape, wide(q)
     counts = key_counts(indices, kv.shape[1])
     if not counts.numel() or not q.numel():  # flex_attention refuses empty tensors

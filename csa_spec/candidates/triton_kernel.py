@@ -57,26 +57,7 @@ def _attend(  # type: ignore[no-untyped-def] # the compiler would look types up
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names.
-
-    Parameters
-    ----------
-    q
-        ``[B, S, H, D]``.
-    kv
-        ``[B, N, D]``, keys and values, shared by all heads.
-    indices
-        ``[B, S, n]`` int64 into ``kv``; -1 names none.
-    sinks
-        ``[H]``, logits.
-    scale
-        Factor on ``q . k``.
-
-    Returns
-    -------
-    out
-        ``[B, S, H, D]``, zero for a query that names no key.
-    """
+    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
     batch, queries, heads, dim = q.shape
     out = torch.zeros_like(q, dtype=torch.float32, memory_format=torch.contiguous_format)
     if q.numel() and kv.numel() and indices.numel():

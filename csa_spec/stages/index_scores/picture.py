@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from csa_spec.drawing.frame import frame
-from csa_spec.drawing.grid import (
-    UNKNOWN,
-    Grid,
-    Look,
-    crop,
-    cut_note,
-    error_look,
-    error_text,
-    side_of,
-)
-from csa_spec.drawing.items import FEW, HEADER, item_of, row_of
-from csa_spec.drawing.svg import Sheet
+from csa_spec.drawing.grid import UNKNOWN, Look, error_look, error_text
+from csa_spec.drawing.items import FEW, Relation, item_of, row_of
 from csa_spec.engine.failures import Failure
 from csa_spec.stages.index_scores.case import IndexScoresCase
 
@@ -29,37 +17,35 @@ def index_scores_picture(failure: Failure, numbers: Sequence[str]) -> str | None
         return None
     case = failure.case
     assert isinstance(case, IndexScoresCase)
-    row, here = row_of(failure), item_of(failure)
-    errors: Any = failure.errors
-    expected, got = failure.expected or [], failure.got or []
-    worst = max(range(len(expected)), key=lambda s: _distance(expected[s], got[s]), default=0)
-    rows, columns = crop(case.queries, here), crop(case.entries, worst)
+    row, here, errors = row_of(failure), item_of(failure), failure.errors
+    pairs = list(zip(failure.expected or [], failure.got or [], strict=False))
+    worst = max(range(len(pairs)), key=lambda s: _distance(*pairs[s]), default=0)
 
-    def value(t: int, s: int) -> float | None:
+    def error(t: int, s: int) -> float | None:
         if errors is not None:
             return float(errors[row, t, s])
         return failure.over_budget if (t, s) == (here, worst) else None
 
     def look(t: int, s: int) -> Look:
-        ratio = value(t, s)
+        ratio = error(t, s)
         return UNKNOWN if ratio is None else error_look(ratio)
 
     def inside(t: int, s: int) -> str:
-        ratio = value(t, s)
-        return error_text(ratio) if ratio is not None and not ratio <= 1 and len(columns) <= FEW else ""
+        ratio = error(t, s)
+        return error_text(ratio) if ratio is not None and not ratio <= 1 and case.entries <= FEW else ""
 
-    square = side_of(len(rows), len(columns))
-    grid = Grid(
-        rows, columns, look, column_name=lambda s: f"e{s}", inside=inside,
-        above=f"entries, row {row}; squares: error of the score", current=here, square=square,
-        wide=52 if len(columns) <= FEW else square,
-    )  # fmt: skip
-
-    def body(sheet: Sheet, x: float, y: float) -> float:
-        return grid.draw(sheet, x + grid.label_width, y + HEADER)[1]
-
-    notes = [cut_note("Queries", rows, case.queries), cut_note("Entries", columns, case.entries)]
-    return frame(failure, numbers, body, [], notes)
+    relation = Relation(
+        failure=failure,
+        items=("Queries", case.queries),
+        others=("Entries", case.entries),
+        near=worst,
+        look=look,
+        other_name=lambda s: f"e{s}",
+        inside=inside,
+        errors="",
+        notes=["The squares show the error of each score."],
+    )
+    return relation.draw(numbers)
 
 
 def _distance(expected: float, got: float) -> float:

@@ -8,20 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from csa_spec.drawing.frame import frame
-from csa_spec.drawing.grid import (
-    NOTHING,
-    TOO_LITTLE,
-    TOO_MUCH,
-    Grid,
-    Look,
-    crop,
-    cut_note,
-    looking,
-    side_of,
-)
-from csa_spec.drawing.items import FEW, HEADER, item_of, row_of
-from csa_spec.drawing.svg import QUIET, SMALL, Sheet, text_width
+from csa_spec.drawing.grid import NOTHING, TOO_LITTLE, TOO_MUCH, Look, looking
+from csa_spec.drawing.items import FEW, Relation, item_of, row_of
 from csa_spec.engine.failures import Failure
 from csa_spec.spec import SPEC
 from csa_spec.stages.select.case import SelectCase, make_select_inputs
@@ -35,60 +23,40 @@ LEFT_OUT = looking(TOO_LITTLE, "left out and must not be")
 
 
 def select_picture(failure: Failure, numbers: Sequence[str]) -> str | None:
-    """Draw which entries each query may see, what the specification selects, and what the candidate selects."""
+    """Draw which entries each query may see, what it must select, and what the candidate selects."""
     if failure.place is None:
         return None
     case = failure.case
     assert isinstance(case, SelectCase)
     inputs, row, here = make_select_inputs(case), row_of(failure), item_of(failure)
-    scores, k = inputs["scores"][row].double().tolist(), case.top_k
-    count = case.entries
+    scores, count = inputs["scores"][row].double().tolist(), case.entries
     visible = [
         min(count, len(SPEC.visible_entries(position, case.compress_ratio)))
         for position in inputs["positions"][row].tolist()
     ]
     picks = [_picks(failure, row, t, here) for t in range(case.queries)]
-    strange = next((int(p) for p in picks[here] or () if p >= visible[here]), 0)
-    rows, columns = crop(case.queries, here), crop(count, min(strange, max(0, count - 1)))
-    marks = [_pick_marks(scores[t][: visible[t]], visible[t], k, picks[t]) for t in range(case.queries)]
-
-    def look(t: int, s: int) -> Look:
-        return marks[t].get(s, SEEN if s < visible[t] else UNSEEN)
-
-    def inside(t: int, s: int) -> str:
-        return f"{scores[t][s]:.2g}" if few else ""
-
-    few = count <= FEW
-    square = 38 if few else side_of(len(rows), len(columns))
-    across = (
-        max((text_width(f"{scores[t][s]:.2g}", SMALL) for t in rows for s in columns), default=0)
-        if few
-        else 0
-    )
-    grid = Grid(
-        rows, columns, look, column_name=lambda s: f"e{s}", inside=inside, above=f"entries, row {row}",
-        current=here, square=square, wide=max(square, int(across) + 6),
-    )  # fmt: skip
-
-    def body(sheet: Sheet, x: float, y: float) -> float:
-        right, bottom = grid.draw(sheet, x + grid.label_width, y + HEADER)
-        for number, t in enumerate(rows):
-            if picks[t] is not None:
-                middle = y + HEADER + number * square + square / 2
-                sheet.text(right + 12, middle + 4, _listed(picks[t]), SMALL, mono=True)
-        sheet.text(right + 12, y + HEADER - 5, "selected by the candidate", SMALL, QUIET)
-        return bottom
-
-    notes = [
-        cut_note("Queries", rows, case.queries),
-        cut_note("Entries", columns, count),
-        "The numbers in the squares are the scores." if few else "",
-        "Of other queries the candidate's selection is not recorded."
-        if any(one is None for one in picks)
-        else "",
+    marks = [
+        _pick_marks(scores[t][: visible[t]], visible[t], case.top_k, picks[t]) for t in range(case.queries)
     ]
-    looks = [PICKED, *([EXPECTED] if None in picks else []), SEEN, UNSEEN, WRONG_PICK, LEFT_OUT]
-    return frame(failure, numbers, body, looks, notes, errors=False)
+    strange = next((int(p) for p in picks[here] or () if p >= visible[here]), 0)
+    unknown = None in picks
+    relation = Relation(
+        failure=failure,
+        items=("Queries", case.queries),
+        others=("Entries", count),
+        near=min(strange, max(0, count - 1)),
+        look=lambda t, s: marks[t].get(s, SEEN if s < visible[t] else UNSEEN),
+        looks=[PICKED, *[EXPECTED] * unknown, SEEN, UNSEEN, WRONG_PICK, LEFT_OUT],
+        other_name=lambda s: f"e{s}",
+        inside=lambda t, s: f"{scores[t][s]:.2g}" if count <= FEW else "",
+        beside=("selected by the candidate", lambda t: "" if picks[t] is None else _listed(picks[t])),
+        errors="",
+        notes=[
+            *["The numbers in the squares are the scores."] * (count <= FEW),
+            *["Of other queries the candidate's selection is not recorded."] * unknown,
+        ],
+    )
+    return relation.draw(numbers)
 
 
 def _picks(failure: Failure, row: int, t: int, here: int) -> list[int] | None:
