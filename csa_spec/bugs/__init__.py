@@ -22,7 +22,7 @@ _MODULES = (
     "layer_compressor",
     "layer_rotary",
     "layer_numbers",
-    "layer_manners",
+    "layer_side_effects",
     "attend_softmax",
     "attend",
     "select",
@@ -31,7 +31,7 @@ _MODULES = (
     "gradients",
     "cache_calls",
     "cache_operations",
-    "cache_manners",
+    "cache_side_effects",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 
