@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ attend_bug(
 )
 attend_bug(
     "attends_to_the_keys_of_all_queries",
-    "The index lists of all queries are flattened into one list, to which every query attends without a mask.",
+    "The index lists of all queries are one list, to which every query attends without a mask.",
     "https://github.com/huggingface/transformers/issues/45758",
     "https://github.com/huggingface/transformers/pull/45892",
     "https://github.com/huggingface/transformers/pull/45837",
@@ -127,12 +128,15 @@ attend_bug(
 )
 
 
-@attend_bug.function()
-def multiplies_unused_rows_by_zero(call: AttendCall) -> Tensor:
-    """Attention is dense, with probabilities of 0 for unused rows: NaN in a stale row of the cache stays NaN."""
+def _dense(call: AttendCall) -> Tensor:
     return call.attend_to(call.kv[:, None].expand(-1, call.q.shape[1], -1, -1), call.membership())
 
 
+attend_bug(
+    "multiplies_unused_rows_by_zero",
+    "Attention is dense, with probability 0 for unused rows: NaN in a stale row of the cache stays NaN.",
+    answer=_dense,
+)
 attend_bug(
     "answers_every_second_query_with_the_one_before",
     "Of each pair of queries the second gets the answer of the first.",
@@ -199,7 +203,7 @@ def finds_rows_by_bisection_in_an_unsorted_list(call: AttendCall) -> Tensor:
 
 @attend_bug.function()
 def skips_empty_lists_but_not_empty_tiles(call: AttendCall) -> Tensor:
-    """A query without keys returns early, but a first tile of nothing but -1 still makes exp(-inf - -inf)."""
+    """A query without keys returns early, but an empty first tile still makes exp(-inf - -inf)."""
     unguarded = returns_nan_when_the_first_tile_is_empty(
         call.q, call.kv, call.indices, call.sinks, call.scale
     )
@@ -212,19 +216,16 @@ attend_bug(
     declares=Capabilities(invalid_indices=True),
     indices=lambda call: torch.where(call.indices == -1, -1, call.indices.clamp(0, call.kv.shape[1] - 1)),
 )
-
-
-@attend_bug.function()
-def saturates_keys_and_multiplies_unused_ones_by_zero(call: AttendCall) -> Tensor:
-    """Attention is dense over keys that a conversion to fp8 saturates: infinity becomes finite, NaN stays NaN."""
-    return multiplies_unused_rows_by_zero(
-        call.q, call.kv.clamp(-1e4, 1e4), call.indices, call.sinks, call.scale
-    )
+attend_bug(
+    "saturates_keys_and_multiplies_unused_ones_by_zero",
+    "Attention is dense over keys saturated as in fp8: infinity becomes finite, NaN stays NaN.",
+    answer=lambda call: _dense(replace(call, kv=call.kv.clamp(-1e4, 1e4))),
+)
 
 
 @attend_bug.function()
 def masks_logits_of_unused_keys_by_adding_minus_infinity(call: AttendCall) -> Tensor:
-    """Attention is dense with an additive mask and NaN keys set to 0: a logit that overflows still becomes NaN."""
+    """Attention is dense, NaN keys are set to 0, the mask is added: an overflowing logit becomes NaN."""
     keys = torch.where(call.kv.isnan(), 0, call.kv).to(wide(call.q))
     mask = torch.zeros(call.membership().shape, dtype=keys.dtype).masked_fill(~call.membership(), -math.inf)
     logits = call.scale * torch.einsum("bshd,bnd->bshn", call.q.to(keys.dtype), keys)

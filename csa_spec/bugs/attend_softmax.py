@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def does_not_subtract_the_maximum(call: AttendCall) -> Tensor:
 
 @attend_bug.function()
 def does_not_rescale_when_the_maximum_grows(call: AttendCall) -> Tensor:
-    """Earlier tiles are not rescaled to the new maximum: each tile counts as if its maximum were the last one."""
+    """Earlier tiles are not rescaled: each tile counts as if its maximum were the last one."""
     width = call.indices.shape[-1]
     if width <= TILE:
         return call.right()
@@ -130,9 +131,8 @@ def counts_unused_slots_as_zero_keys(call: AttendCall) -> Tensor:
 
 @attend_bug.function()
 def masks_logits_with_a_finite_number(call: AttendCall) -> Tensor:
-    """Logits are masked with -1e4 instead of -inf, so that a query without keys and sink averages masked keys."""
-    clamped = AttendCall(call.q, call.kv, call.indices.clamp(min=0), call.sinks, call.scale)
-    keys, named = clamped.gathered()
+    """Logits are masked with -1e4: a query without keys and sink returns the mean of masked keys."""
+    keys, named = replace(call, indices=call.indices.clamp(min=0)).gathered()
     return call.attend_to(keys.nan_to_num(0, 0, 0), named & (call.indices >= 0), none=-1e4)
 
 
@@ -152,7 +152,7 @@ attend_bug(
 
 @attend_bug.function()
 def subtracts_the_share_of_the_sink_from_one(call: AttendCall) -> Tensor:
-    """The factor for the sink is computed as 1 - sigmoid(sink - lse), which cancels where the sink is large."""
+    """The factor for the sink is 1 - sigmoid(sink - lse), which cancels where the sink is large."""
     plain = call.right(sinks=call.no_sinks)
     keys, named = call.gathered()
     logits = call.scale * torch.einsum("bshd,bsnd->bshn", call.q, keys).to(wide(call.q))
@@ -168,7 +168,7 @@ attend_bug(
 )
 attend_bug(
     "broadcasts_sinks_by_a_matrix_product",
-    "Sinks are broadcast over heads by a product with a 0/1 matrix: one sink of -inf turns the others into NaN.",
+    "Sinks are broadcast by a product with a 0/1 matrix: one sink of -inf turns the others into NaN.",
     sinks=lambda call: torch.eye(len(call.sinks), dtype=call.sinks.dtype) @ call.sinks,
 )
 
@@ -206,7 +206,7 @@ def clamps_logits_to_30(call: AttendCall) -> Tensor:
 
 attend_bug(
     "leaves_values_in_the_hadamard_basis",
-    "Queries and keys are rotated by a Hadamard matrix for quantization, and the output is not rotated back.",
+    "Queries and keys are multiplied by a Hadamard matrix, and the output is not turned back.",
     "https://github.com/ggml-org/llama.cpp/issues/25382",
     "https://github.com/ggml-org/llama.cpp/pull/25391",
     q=lambda call: hadamard(call.q),

@@ -4,13 +4,13 @@ To add one to a layer, write the rules that it breaks, its cause and its URL::
 
     layer_bug(
         "sees_its_own_unfinished_block",
-        "The bound is p // m instead of (p + 1) // m, so that a query sees a block that is not complete yet.",
+        "The bound is p // m instead of (p + 1) // m, so that a query sees an incomplete block.",
         "https://github.com/vllm-project/tpu-inference/issues/3536",
         visible_entries=lambda t, m: list(range(t // m + 1)),
     )
 
-Where rules do not suffice, write how one document is answered. The function's name is the bug's, the first paragraph
-of its docstring the cause::
+Where rules do not suffice, write how one document is answered. The function's name is the bug's, the first
+paragraph of its docstring the cause::
 
     @layer_bug.function("https://github.com/...", kinds=CSA)
     def selects_nothing(call: DocumentCall) -> Tensor:
@@ -132,7 +132,8 @@ def register(
     stage, urls, more
         As in :class:`Bug`.
     name, cause
-        As in :class:`Bug`; where they are not given, those of the function. Of a docstring the first paragraph counts.
+        As in :class:`Bug`; where they are not given, the function's name and the first paragraph of its
+        docstring.
     declares
         What the function declares, where it declares anything.
     """
@@ -193,7 +194,7 @@ class DocumentCall:
         return min(document.begin for document in self.own_row)
 
     def stream(self, begin: int) -> Document:
-        """Return its row from a column to its own end as one document, at positions that agree with its own."""
+        """Return its row from a column to its own end as one document, at matching positions."""
         document = self.document
         early = document.begin - begin
         return document._replace(begin=begin, length=document.length + early, start=document.start - early)
@@ -233,7 +234,7 @@ class DocumentCall:
     def out_with_entries_of(
         self, other: Context, spec: Spec = SPEC, selections: list[list[int]] | None = None
     ) -> Tensor:
-        """Answer every query by the document's own tokens, and by the entries and index keys of other keys."""
+        """Answer every query by its own tokens, and by the entries and index keys of another context."""
         context = replace(self.context(), entries=other.entries, index_keys=other.index_keys)
         return self.out(context, spec, selections)
 
@@ -280,7 +281,7 @@ class LayerBugs:
     ) -> LayerStage:
         """Register a layer that follows the specification except for some rules, and return it.
 
-        Say one of ``answer``, ``indexer``, ``selections`` and broken rules, or change what the layer is given.
+        Give one of ``answer``, ``indexer``, ``selections`` and broken rules, or change the arguments.
 
         Parameters
         ----------

@@ -74,7 +74,7 @@ cache_bug(
 )
 cache_bug(
     "counts_visible_entries_after_the_update",
-    "The mask is made from the number of entries after the call, so that its queries see entries of their future.",
+    "All queries of a later call see the entries that there are after it, future ones included.",
     "https://github.com/SharpAI/SwiftLM/pull/159",
     kinds=COMPRESSED,
     visible=lambda cache, slot, t, start: Cache.visible(cache, slot, slot.count - 1 if start else t, start),
@@ -91,7 +91,7 @@ class SelectsOnlyEntriesOfTheCurrentCall(Cache):
 
 @wrong_stream("https://github.com/ml-explore/mlx-lm/pull/1189", kinds=CSA)
 class KeepsIndexKeysForOneCallOnly(Cache):
-    """Index keys are not kept from call to call, so that entries are counted from the first one of the call."""
+    """Index keys are not kept between calls, so that entries are counted from the current call."""
 
     def finish(self, slot: Slot, start: int) -> None:
         super().finish(slot, start)
@@ -103,7 +103,7 @@ class KeepsIndexKeysForOneCallOnly(Cache):
 
 @wrong_stream(kinds=COMPRESSED)
 class LosesAPromptOneTokenShortOfABlock(Cache):
-    """A prompt shorter than m - 1 is kept as an unfinished block and one of m as a block, but m - 1 tokens are lost."""
+    """A prompt of exactly m - 1 tokens is neither kept as an unfinished block nor pooled."""
 
     def finish(self, slot: Slot, start: int) -> None:
         super().finish(slot, start)
@@ -113,7 +113,7 @@ class LosesAPromptOneTokenShortOfABlock(Cache):
 
 @wrong_stream(kinds=COMPRESSED)
 class PoolsAPromptOfOneBlockTwice(Cache):
-    """A prompt of exactly m tokens is kept as an unfinished block, although it has become an entry already."""
+    """A prompt of exactly m tokens is kept as an unfinished block, although it is an entry already."""
 
     def finish(self, slot: Slot, start: int) -> None:
         super().finish(slot, start)
@@ -186,7 +186,7 @@ class SharesOneStateBetweenRows(Cache):
     kinds=CSA,
 )
 class StoresAllTokensOfACallBeforePooling(Cache):
-    """All tokens of a call go into a ring of two blocks before any is pooled, and later ones overwrite earlier ones."""
+    """All tokens of a call go into a ring of two blocks before any is pooled, and overwrite each other."""
 
     def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
         self.call = tokens
@@ -238,7 +238,7 @@ class KeepsIndexKeysOfPrefillsOnly(Cache):
     kinds=CSA,
 )
 class ReadsIndexKeysInAnotherLayout(Cache):
-    """After the first call, pages of two index keys that were written key by key are read channel by channel."""
+    """After the first call, pages of two index keys written key by key are read channel by channel."""
 
     def index_key(self, slot: Slot, s: int, start: int) -> Tensor:
         page = slot.index.entries[s // 2 * 2 : s // 2 * 2 + 2]

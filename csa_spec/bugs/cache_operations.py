@@ -28,7 +28,7 @@ class ResetKeepsTheCount(Cache):
 
 @wrong_stream("https://github.com/Avarok-Cybersecurity/atlas/pull/279", kinds=COMPRESSED)
 class ResetKeepsTheEntries(Cache):
-    """Reset does not clear the entries, which stay visible until the first block of the next request is complete."""
+    """Reset does not clear the entries, which stay visible until the next request completes a block."""
 
     def emptied(self, slot: Slot) -> Slot:
         return slot.only("entries")
@@ -59,7 +59,7 @@ cache_bug(
 
 @wrong_stream(kinds=CSA)
 class ResetKeepsThePreviousBlockBeforeAShortRequest(Cache):
-    """Only a first call of at least one block clears the previous block after a reset, as in the official code."""
+    """Reset leaves the previous block to a first call of m tokens or more to clear, as the official code."""
 
     def emptied(self, slot: Slot) -> Slot:
         return slot.only("before")
@@ -106,7 +106,7 @@ cache_bug(
 )
 cache_bug(
     "reorder_does_not_move_unfinished_blocks",
-    "Reorder leaves unfinished blocks in their old rows; transformers before 5.23.0 moved no compressor state at all.",
+    "Reorder leaves unfinished blocks in their old rows, as did transformers before 5.23.0.",
     kinds=CSA,
     moved=lambda cache, source, target: source.taking("filling", target),
 )

@@ -49,7 +49,7 @@ _opened = itertools.count()
 
 @wrong_stream()
 class RoundsDifferentlyInEverySecondStream(Cache):
-    """Which of two kernels serves a stream depends on how many there were before; both are within the tolerance."""
+    """Every second stream is served by another kernel; both kernels are within the tolerance."""
 
     def __init__(self, weights: LayerWeights, geometry: Geometry, batch: int) -> None:
         super().__init__(weights, geometry, batch)

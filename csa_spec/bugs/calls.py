@@ -79,7 +79,7 @@ class StageBugs(Generic[C]):
         declares: Capabilities | None = None,
         **changed: Callable[[C], Any],
     ) -> Callable[..., Any]:
-        """Register the right stage on changed arguments, or ``answer``; return it with its stage's signature.
+        """Register the right stage on changed arguments, or ``answer``, and return it.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class AttendCall(Call):
         return torch.full_like(self.sinks, -math.inf)
 
     def gathered(self) -> tuple[Tensor, Tensor]:
-        """Return every query's own keys ``[B, S, n, D]``, rows of zeros for none, and which of them there are."""
+        """Return every query's own keys ``[B, S, n, D]``, zeros for none, and which of them there are."""
         length = self.kv.shape[1]
         rows = key_or_none(self.indices, length)
         batch = torch.arange(len(self.kv))[:, None, None]

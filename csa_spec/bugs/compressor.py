@@ -196,7 +196,7 @@ compressor_bug(
 )
 compressor_bug(
     "norms_after_the_rotation",
-    "The norm comes after the rotation: its root mean square is the same, but its weight meets other channels.",
+    "The norm comes after the rotation, so that its weight multiplies other channels.",
     answer=lambda call: call.right(weights=_without_norm_weight(call)) * call.weights.norm,
 )
 compressor_bug(
@@ -208,7 +208,7 @@ compressor_bug(
 
 @compressor_bug.function()
 def overlaps_with_the_row_before(call: CompressorCall) -> Tensor:
-    """The blocks of all rows are one sequence, so that the first block of a row pools the last of the row before."""
+    """The blocks of all rows are one sequence, so that a row's first block overlaps the row before."""
     m, count = call.geometry.compress_ratio, call.geometry.entry_count(call.length)
     entries = call.right()
     if count and len(call.hidden) > 1:
@@ -229,7 +229,7 @@ def fails_without_a_complete_block(call: CompressorCall) -> Tensor:
 
 compressor_bug(
     "aligns_blocks_to_the_end",
-    "Blocks are cut from the end of the sequence, so that its first S % m tokens are left over instead of the last.",
+    "Blocks are counted from the end of the sequence, so that its first S % m tokens are left over.",
     hidden=lambda call: call.hidden[:, call.length % call.geometry.compress_ratio :],
 )
 

@@ -124,7 +124,7 @@ def divides_zero_by_zero_behind_a_where(call: AttendCall) -> Tensor:
 
 @attend_bug.function(declares=GRADIENTS)
 def divides_zero_by_zero_without_keys_and_sink(call: AttendCall) -> Tensor:
-    """A `where` gives zeros to a query without keys, but without a sink the gradient of its softmax is NaN."""
+    """A `where` hides the NaN of a query without keys and sink, but not that of its gradient."""
     keys, named = call.gathered()
     weights = call.terms(call.logits(keys, named)).softmax(-1)[..., :-1]
     return call.mix(torch.where(named.any(-1)[:, :, None, None], weights, 0), keys)

@@ -141,7 +141,7 @@ def replaces_scores_of_zero_by_minus_infinity(call: IndexScoresCall) -> Tensor:
 
 @index_scores_bug.function()
 def sums_heads_in_an_order_that_depends_on_the_batch(call: IndexScoresCall) -> Tensor:
-    """How the scores of a row are rounded depends on the number of rows; the difference is far within the tolerance."""
+    """The rounding of a row's scores depends on the number of rows, far within the tolerance."""
     scores = call.right()
     return scores * (1 + torch.finfo(scores.dtype).eps) if len(scores) > 1 else scores
 
@@ -165,6 +165,6 @@ def sums_heads_in_bfloat16(call: IndexScoresCall) -> Tensor:
     equivalent="an orthogonal matrix on both sides leaves every product as it is, without quantization",
 )
 def applies_a_hadamard_matrix_to_both_sides_or_to_neither(call: IndexScoresCall) -> Tensor:
-    """The option for the Hadamard matrix is never read, so that queries and keys both have it, or neither has."""
+    """The option for the Hadamard matrix is never read: queries and keys both have it, or neither has."""
     turned = hadamard(call.index_q.double()), hadamard(call.index_k.double())  # rounding is another matter
     return IndexScoresCall(*turned, call.head_weights.double()).right().to(call.index_q.dtype)

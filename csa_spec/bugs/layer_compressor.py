@@ -61,7 +61,7 @@ layer_bug(
 )
 layer_bug(
     "swaps_the_halves_of_the_columns",
-    "The current block reads the half of the columns that belongs to the previous block, and the other way round.",
+    "The current block reads the columns of the previous one, and the other way round.",
     kinds=CSA,
     half_columns=swapped_halves,
 )
@@ -114,7 +114,7 @@ layer_bug(
     "The gate of the block before the first is -1e4 instead of -inf.",
     "https://github.com/AI-Hypercomputer/maxtext/pull/3810",
     kinds=CSA,
-    equivalent="exp(-1e4) is exactly 0 in float64; only gates near -1e4 of all tokens of a block would show it.",
+    equivalent="exp(-1e4) is exactly 0 in float64; only a block whose gates are all near -1e4 would show it.",
     answer=lambda call: call.trace(with_a_block_of_zeros(call.geometry, -1e4)).out,
 )
 layer_bug(
@@ -131,7 +131,7 @@ TILE = 16
 
 @layer_bug.function("https://github.com/hw-native-sys/pypto-lib/pull/910", kinds=COMPRESSED)
 def compresses_whole_tiles_of_tokens_only(call: DocumentCall) -> Tensor:
-    """The number of tiles is rounded down, so that the last tokens are never projected for the compressor."""
+    """The number of tiles is rounded down, so that the compressor never projects the last tokens."""
     place = call.document
     blank = call.hidden.clone()
     blank[place.row, place.begin + place.length // TILE * TILE : place.begin + place.length] = 0
@@ -140,7 +140,7 @@ def compresses_whole_tiles_of_tokens_only(call: DocumentCall) -> Tensor:
 
 @layer_bug.function(kinds=(LayerKind.HCA, LayerKind.CSA))
 def pools_only_what_the_window_holds(call: DocumentCall) -> Tensor:
-    """The compressor reads the ring of the window, in which the first tokens of a long block are overwritten."""
+    """The compressor reads the ring of the window, which has lost the first tokens of a long block."""
 
     def kept(s: int, m: int, overlap: bool) -> list[PooledToken]:
         first = (s + 1) * m - call.geometry.window
@@ -185,7 +185,7 @@ layer_bug(
 )
 ignores_the_index_bias = layer_bug(
     "leaves_the_position_bias_out_of_the_indexer",
-    "Only the indexer's compressor lacks its position bias, which matters only where there are more than k entries.",
+    "The indexer's compressor lacks its position bias, which shows where there are more than k entries.",
     kinds=CSA,
     weights=_changing("indexer.compressor.ape", torch.zeros_like),
 )

@@ -1,4 +1,4 @@
-"""Layers whose queries see the right things, but with the wrong numbers: sink, softmax, output projection."""
+"""Layers whose queries see the right keys, but compute wrong numbers: sink, softmax, output."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ layer_bug(
     kinds=(LayerKind.HCA, LayerKind.CSA),
 )
 def returns_nan_for_queries_without_entries(call: DocumentCall) -> Tensor:
-    """A softmax whose first tile is masked completely subtracts -inf from -inf, and all that follows is NaN."""
+    """A softmax whose first tile is masked completely subtracts -inf from -inf, which is NaN."""
     out = call.trace().out
     if call.geometry.kind is not LayerKind.SLIDING:
         out[: call.geometry.compress_ratio - 1] = torch.nan
@@ -159,7 +159,7 @@ def returns_nan_for_queries_without_entries(call: DocumentCall) -> Tensor:
 nan_without_entries = returns_nan_for_queries_without_entries
 layer_bug(
     "returns_values_in_the_hadamard_basis",
-    "Keys are multiplied by a Hadamard matrix for quantization, and values, the same memory, are not rotated back.",
+    "Keys are multiplied by a Hadamard matrix, and values, the same memory, are not turned back.",
     "https://github.com/ggml-org/llama.cpp/issues/25382",
     "https://github.com/ggml-org/llama.cpp/pull/25391",
     attend=lambda q, keys, sink, scale: attend(hadamard(q), hadamard(keys), sink, scale),

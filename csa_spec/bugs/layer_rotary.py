@@ -38,7 +38,7 @@ def _sliding(geometry: Geometry) -> bool:
     kinds=COMPRESSED,
 )
 def rotates_queries_by_one_base_and_entries_by_another(call: DocumentCall) -> Tensor:
-    """Queries and window use rope_theta while entries use compress_rope_theta, so that their products mean nothing."""
+    """Queries and window keys use rope_theta, while entries use compress_rope_theta."""
     main = replace(SPEC, layer_frequencies=_main_theta)
     right = call.context()
     return call.out(replace(call.context(main), entries=right.entries, index_keys=right.index_keys), main)
@@ -46,7 +46,7 @@ def rotates_queries_by_one_base_and_entries_by_another(call: DocumentCall) -> Te
 
 uses_one_theta = layer_bug(
     "uses_the_main_base_in_every_layer",
-    "Compressed layers use rope_theta without YaRN, because the configuration of their own base is not read.",
+    "Compressed layers use rope_theta without YaRN, because their own base is not configured.",
     "https://github.com/modelscope/ms-swift/issues/9501",
     "https://github.com/Avarok-Cybersecurity/atlas/pull/276",
     kinds=COMPRESSED,
@@ -170,7 +170,7 @@ layer_bug(
 )
 layer_bug(
     "rotates_half_split_pairs_in_the_indexer",
-    "The indexer rotates half-split pairs, so that it ranks entries by other scores than it was trained for.",
+    "The indexer rotates half-split pairs, and so ranks entries by other scores than trained for.",
     "https://github.com/vllm-project/vllm/pull/28968",
     "https://github.com/sgl-project/sglang/pull/13495",
     "https://github.com/vllm-project/vllm-ascend/pull/4641",
@@ -223,7 +223,7 @@ layer_bug(
 )
 layer_bug(
     "places_entries_at_the_previous_block",
-    "An entry is rotated to the position of the first token that it pools, which is one of the previous block.",
+    "An entry is rotated to the first token that it pools, which is one of the previous block.",
     entry_position=lambda s, m: (s - 1) * m,
 )
 layer_bug(
@@ -260,5 +260,5 @@ layer_bug(
     "The given positions are ignored and counted from 0.",
     kinds=EVERY,
     answer=lambda call: call.out(call.context(document=call.document._replace(start=0))),
-    equivalent="Only differences of positions matter: queries, keys and the output's rotation shift together.",
+    equivalent="Only differences of positions matter: queries, keys and the rotation of the output shift alike.",
 )

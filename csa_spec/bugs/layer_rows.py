@@ -1,4 +1,4 @@
-"""Layers that mix up what lies in a batch: rows, padding, packed documents, shards of a sequence, positions."""
+"""Layers that mix up what lies in a batch: rows, padding, packed documents, shards, positions."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ layer_bug(
     kinds=COMPRESSED,
 )
 def sees_the_entries_of_previous_documents(call: DocumentCall) -> Tensor:
-    """A query sees the entries of all documents before its own in the packed row, and selects some of them."""
+    """A query sees the entries of all documents before its own in the packed row."""
     joined = _joined([*(call.context(document=document) for document in call.before), call.context()])
     earlier = len(joined.entries) - call.count
     return call.out(joined, replace(SPEC, visible_entries=lambda t, m: _seeing(0, earlier + (t + 1) // m)))
@@ -89,7 +89,7 @@ def sees_the_entries_of_previous_documents(call: DocumentCall) -> Tensor:
 
 @layer_bug.function(kinds=COMPRESSED)
 def sees_the_entries_of_the_first_document(call: DocumentCall) -> Tensor:
-    """Positions begin anew in each packed document but entries do not, so that those of the first are seen."""
+    """Positions begin anew in each packed document but entries do not: those of the first are seen."""
     stream = call.stream(call.origin)._replace(start=call.document.start)
     return call.out_with_entries_of(call.context(document=stream))
 
@@ -154,7 +154,7 @@ def _without_the_offset_of_the_row(call: DocumentCall) -> list[list[int]]:
 
 layer_bug(
     "subtracts_the_offset_of_the_request_twice",
-    "Selected entries are already counted within the request when its offset is subtracted from them once more.",
+    "The offset of the request is subtracted from selected entries that do not contain it.",
     "https://github.com/vllm-project/vllm/pull/41834",
     selections=_without_the_offset_of_the_row,
 )
@@ -206,7 +206,7 @@ def _shards(call: DocumentCall, boundary: int) -> Context:
     kinds=COMPRESSED,
 )
 def compresses_each_shard_alone(call: DocumentCall) -> Tensor:
-    """Each half of a sequence counts blocks from its own first token, so that a block across the border is lost."""
+    """Each half of a sequence counts blocks from its own start, so that a block across both is lost."""
     half = (call.document.length + 1) // 2
     first = half // call.geometry.compress_ratio
 
@@ -231,7 +231,7 @@ layer_bug(
 
 @layer_bug.function(kinds=(LayerKind.SLIDING, LayerKind.HCA, LayerKind.CSA))
 def compares_positions_of_queries_with_columns_of_keys(call: DocumentCall) -> Tensor:
-    """The window mask compares positions of queries with columns of keys, so that a later chunk misses keys."""
+    """The window compares positions of queries with columns of keys, so that later chunks miss keys."""
 
     def tokens(t: int, window: int) -> list[int]:
         return [j for j in SPEC.window_tokens(t, window) if j > call.document.start + t - window]
@@ -241,7 +241,7 @@ def compares_positions_of_queries_with_columns_of_keys(call: DocumentCall) -> Te
 
 layer_bug(
     "aligns_blocks_to_absolute_positions",
-    "Blocks begin at positions that are multiples of the ratio instead of at the first token of the document.",
+    "Blocks begin at multiples of the ratio instead of at the first token of the document.",
     kinds=COMPRESSED,
     answer=lambda call: _beginning_late(call, -call.document.start % call.geometry.compress_ratio),
 )

@@ -108,7 +108,7 @@ def _by_keys_read_as(read: Callable[[Tensor], Tensor]) -> Callable[[DocumentCall
 
 layer_bug(
     "ranks_by_index_keys_in_another_layout",
-    "Index keys are written channel by channel and read token by token, so that only their first elements are right.",
+    "Index keys are written channel by channel and read token by token.",
     "https://github.com/1CatAI/1Cat-vLLM/pull/250",
     "https://github.com/vllm-project/vllm/pull/40991",
     "https://github.com/vllm-project/vllm/issues/52109",
@@ -313,7 +313,7 @@ layer_bug(
     kinds=CSA,
 )
 def scores_unused_columns_as_zero(call: DocumentCall) -> Tensor:
-    """Columns of scores behind the visible entries hold 0 instead of -inf, which beats every negative score."""
+    """Columns behind the visible entries hold 0 instead of -inf, which beats every negative score."""
 
     def chosen(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
         unused = list(range(len(visible), call.count))

@@ -1,4 +1,4 @@
-"""Layers whose output has the wrong form or breaks a law, which have side effects, or whose gradients are wrong."""
+"""Layers whose output has the wrong form or breaks a law, with side effects or wrong gradients."""
 
 from __future__ import annotations
 

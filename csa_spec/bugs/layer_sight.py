@@ -1,4 +1,4 @@
-"""Layers whose queries see what they must not, or miss what they must see: window, causality, which entries."""
+"""Layers whose queries see what they must not, or miss what they must see: window and entries."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _all(t: int, m: int) -> list[int]:
     wording="has the bugs of transformers 5.8.0",
 )
 def has_the_bugs_of_transformers_5_8_0(call: DocumentCall) -> Tensor:
-    """The top-k ranks future entries too, every query attends to that of all queries, and rotations are wrong.
+    """The top-k ranks future entries too, every query attends to it, and rotations are wrong.
 
     Queries and window rotate by rope_theta, and every rotation is scaled by the amplitude of YaRN.
     """
@@ -77,7 +77,7 @@ sees_every_entry = layer_bug(
 )
 layer_bug(
     "masks_the_future_after_the_top_k",
-    "The causal mask comes after the top-k: future entries are not attended to, but take the places of others.",
+    "The causal mask comes after the top-k, in which future entries take the places of others.",
     "https://github.com/huggingface/transformers/issues/45820",
     selections=lambda call: [
         [entry for entry in query.selection if entry < (query.t + 1) // call.geometry.compress_ratio]
@@ -86,14 +86,14 @@ layer_bug(
 )
 leaks_the_future = layer_bug(
     "sees_its_own_unfinished_block",
-    "Entry s is visible if s <= p // m instead of s < (p + 1) // m, so that a query sees its own block too early.",
+    "Entry s is visible if s <= p // m instead of s < (p + 1) // m, before its block is complete.",
     "https://github.com/vllm-project/tpu-inference/issues/3536",
     "https://github.com/sgl-project/sglang-jax/pull/1607",
     visible_entries=lambda t, m: list(range(t // m + 1)),
 )
 hides_the_newest_entry = layer_bug(
     "hides_a_block_from_the_token_that_completes_it",
-    "The paper's bound floor(t / m) is used with t counted from 0, so that the last token of a block does not see it.",
+    "The paper's bound floor(t / m) counts t from 1 and is used with t counted from 0.",
     visible_entries=lambda t, m: list(range(t // m)),
 )
 layer_bug(
@@ -123,7 +123,7 @@ layer_bug(
 
 @layer_bug.function(kinds=COMPRESSED)
 def drops_entries_that_overlap_the_window(call: DocumentCall) -> Tensor:
-    """Entries with tokens that are in the window as well are dropped, as if every token had to be seen only once."""
+    """Entries with tokens of the window are dropped, as if each token had to be seen only once."""
     return call.follow(
         visible_entries=lambda t, m: [
             s for s in visible_entries(t, m) if (s + 1) * m - 1 < t - call.geometry.window + 1
@@ -133,7 +133,7 @@ def drops_entries_that_overlap_the_window(call: DocumentCall) -> Tensor:
 
 layer_bug(
     "counts_visible_entries_from_the_absolute_position",
-    "Visible entries are counted from the absolute position, although entries are counted from the first token.",
+    "Visible entries are counted from the absolute position, entries from the first token.",
     kinds=COMPRESSED,
     answer=lambda call: call.follow(
         visible_entries=lambda t, m: visible_entries(call.document.start + t, m)
@@ -179,7 +179,7 @@ layer_bug(
 )
 layer_bug(
     "treats_a_window_of_one_as_no_window",
-    "The window is passed as the W - 1 tokens before the query, and 0 of them means that there is no window.",
+    "The window is passed as the W - 1 tokens before the query, and 0 means that there is no window.",
     window_tokens=lambda t, window: SPEC.window_tokens(t, window) if window > 1 else list(range(t + 1)),
 )
 misses_the_oldest_token = layer_bug(

@@ -19,7 +19,7 @@ select_bug(
 )
 select_bug(
     "hides_a_block_from_its_last_token",
-    "Entry s is visible if s < p // m: the paper's formula counts positions from 1, and p is counted from 0.",
+    "Entry s is visible if s < p // m: the paper counts positions from 1, and p is counted from 0.",
     answer=lambda call: call.best(call.entries >= (call.positions // call.compress_ratio)[..., None]),
 )
 select_bug(
@@ -223,7 +223,7 @@ select_bug(
 )
 select_bug(
     "inverts_the_mask",
-    "A mask of 0 and -inf is read as one of true and false, so that exactly the hidden entries can be selected.",
+    "A mask of 0 and -inf is read as a boolean one, so that exactly the hidden entries are selected.",
     "https://github.com/AI-Hypercomputer/maxtext/pull/4488",
     answer=lambda call: call.best(~call.hidden),
 )
@@ -259,7 +259,7 @@ select_bug(
 
 @select_bug.function()
 def scales_scores_to_the_unit_interval(call: SelectCall) -> Tensor:
-    """Scores are scaled to 0...1 before the threshold: where all are equal they are 0 / 0, and none is selected."""
+    """Scores are scaled to 0...1 before the threshold: equal ones are 0 / 0, and none is selected."""
     picks, scores = call.right(), call.scores
     if not picks.numel():
         return picks

@@ -1,7 +1,7 @@
 """A right stream, from which wrong ones are derived, and how they are registered.
 
-``Cache`` keeps what serving engines keep: the last keys, what the compressors made of the block that is being filled
-and of the block before it, finished entries and index keys, and a count.
+``Cache`` keeps what serving engines keep: the last keys, what the compressors made of the unfinished block
+and of the previous one, finished entries and index keys, and a count.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Cache:
             self.carry(blocks)
 
     def carry(self, blocks: Blocks) -> None:
-        """Make what a compressor keeps from one call to the next out of what it has at its end: all of it."""
+        """Reduce a compressor's state to what is kept from one call to the next: all of it."""
 
     def kept(self) -> int:
         """Return how many keys later queries see at most."""
