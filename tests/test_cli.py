@@ -904,9 +904,9 @@ def test_failures_become_pages_and_bundles_that_can_be_replayed(folder: Path) ->
     """Each bundle is printed, holds what an issue needs, and tells whether the failure is still there."""
     pages, bundles = (folder / "report.html", folder / "comment.md"), folder / "bundles"
     options = ("--html", pages[0], "--markdown", pages[1], "--bundle", bundles)
-    outcome = run("check", "csa_spec.bugs:takes_none_for_row_zero", "--profile", "tiny", *options)
+    outcome = run("check", "csa_spec.bugs:reads_index_minus_one_as_row_0", "--profile", "tiny", *options)
     assert outcome.code == 1
-    assert all("takes none for row zero" in page.read_text(encoding="utf-8") for page in pages)
+    assert all("reads index minus one as row 0" in page.read_text(encoding="utf-8") for page in pages)
     printed = [
         Path(line.removeprefix("bundle: "))
         for line in outcome.out.splitlines()

@@ -40,23 +40,23 @@ def diagnosis(candidate: Candidate, line: str, check: str = "specification") -> 
 
 
 NAMED = (
-    ("lets_all_queries_share_their_selections", "csa rows=2", "specification"),
+    ("every_query_attends_to_every_querys_top_k", "csa rows=2", "specification"),
     ("sees_every_entry", "csa rows=2 seed=3", "specification"),
-    ("places_entries_at_the_block_before", "csa rows=1 values=units seed=1", "specification"),
+    ("places_entries_at_the_previous_block", "csa rows=1 values=units seed=1", "specification"),
     ("ignores_the_weight_of_the_kv_norm", "csa k=0 rows=1 values=gaussian", "specification"),
-    ("cuts_blocks_at_absolute_positions", "csa m=2 rows=2@1 values=units seed=1", "specification"),
-    ("pads_a_short_sequence_to_the_window", "csa k=0 W=2 rows=1 values=units seed=1", "specification"),
-    ("masks_with_a_finite_number", "attend N=1 n=1 indices=empty sinks=no-sinks", "specification"),
-    ("hides_key_zero", "attend N=2 n=2 indices=holes seed=4", "specification"),
-    ("nan_in_an_empty_first_tile", "attend n=1", "specification"),
-    ("ranks_by_the_high_bits", "select T=3 k=2 start=2 values=gaussian seed=3", "specification"),
-    ("points_behind_the_entries", "select T=1 m=2 k=1", "specification"),
+    ("aligns_blocks_to_absolute_positions", "csa m=2 rows=2@1 values=units seed=1", "specification"),
+    ("pads_a_short_sequence_with_zero_keys", "csa k=0 W=2 rows=1 values=units seed=1", "specification"),
+    ("masks_logits_with_a_finite_number", "attend N=1 n=1 indices=empty sinks=no-sinks", "specification"),
+    ("drops_key_0_where_the_list_has_a_minus_one", "attend N=2 n=2 indices=holes seed=4", "specification"),
+    ("returns_nan_when_the_first_tile_is_empty", "attend n=1", "specification"),
+    ("ranks_by_sign_and_exponent_only", "select T=3 k=2 start=2 values=gaussian seed=3", "specification"),
+    ("pads_the_list_with_the_number_of_entries", "select T=1 m=2 k=1", "specification"),
     ("scores_whole_tiles_only", "index_scores T=5", "specification"),
     ("swaps_the_halves", "compressor overlap=csa", "specification"),
-    ("rotates_at_zero", "compressor blocks=2 seed=1", "specification"),
-    ("loses_the_remainder", "cache csa calls=1,1 m=2 values=units seed=1", "specification"),
+    ("rotates_at_position_zero", "compressor blocks=2 seed=1", "specification"),
+    ("loses_the_unfinished_block", "cache csa calls=1,1 m=2 values=units seed=1", "specification"),
     ("fails_without_entries", "select", "specification"),
-    ("rounds_with_the_batch", "sliding rows=1,1 values=units seed=1", "rows"),
+    ("rounds_differently_in_a_batch", "sliding rows=1,1 values=units seed=1", "rows"),
 )
 
 
@@ -106,7 +106,7 @@ def _bug(name: str, function: Callable[..., Any]) -> Bug:
 
 def test_two_mistakes_at_once_get_the_match_of_the_smallest_case() -> None:
     """On other cases the second mistake shows too: the first is named all the same."""
-    first = find_bug("lets_all_queries_share_their_selections")
+    first = find_bug("every_query_attends_to_every_querys_top_k")
 
     def both(hidden: Any, weights: Any, geometry: Any, positions: Any, documents: Any) -> Any:
         out = first.function(hidden, weights, geometry, positions, documents)
@@ -173,7 +173,7 @@ def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
 def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:
     """The token that must be forgotten is named."""
     line = "cache sliding B=2 calls=1,rollback:1,1 W=2 values=units seed=1"
-    found = diagnosis(black_box(find_bug("rolls_back_the_first_row")), line)
+    found = diagnosis(black_box(find_bug("rollback_is_right_for_the_first_row_only")), line)
     assert "It sees too much: it depends on token 0 of row 1 in call 1" in found.summary
 
 

@@ -83,9 +83,9 @@ def test_every_shape_of_the_search_is_smaller_and_in_order(line: str, least: dic
 @pytest.mark.parametrize(
     "name",
     [
-        "takes_a_logit_of_zero_for_none",
-        "has_one_position_for_a_call",
-        "saturates_products",
+        "masks_keys_whose_logit_is_zero",
+        "uses_the_position_of_the_first_query_for_all",
+        "saturates_products_at_448",
         "rollback_does_nothing",
     ],
 )

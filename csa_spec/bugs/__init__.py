@@ -1,7 +1,8 @@
 """Known bugs as small variants of the specification, each with its cause and where it was reported.
 
 ``bugs()`` is the catalogue. Each is an implementation that can be plugged in by its name:
-``csa-spec check csa_spec.bugs:drops_the_sink``. How to add one: :mod:`csa_spec.bugs.bug`.
+``csa-spec check csa_spec.bugs:drops_the_sink``. How to add one: :mod:`csa_spec.bugs.bug` for layers,
+:mod:`csa_spec.bugs.calls` for stages, :mod:`csa_spec.bugs.stream` for caches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MODULES = (
     "layer_compressor",
     "layer_rotary",
     "layer_numbers",
-    "layer_manners",
+    "layer_side_effects",
     "attend_softmax",
     "attend",
     "select",
@@ -31,7 +32,7 @@ _MODULES = (
     "gradients",
     "cache_calls",
     "cache_operations",
-    "cache_manners",
+    "cache_side_effects",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 
@@ -45,8 +46,8 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def find_bug(name: str) -> Bug:
-    """Return a bug by its name; a name that there is not raises ``KeyError``."""
-    return {one.name: one for one in bugs()}[name]
+    """Return a bug by its name; an unknown name raises ``KeyError``."""
+    return {bug.name: bug for bug in bugs()}[name]
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

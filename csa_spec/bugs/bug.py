@@ -1,24 +1,31 @@
 """A known bug: what the wrong code would have computed, as a small variant of the specification.
 
-To add one, write the function as the wrong code has it, or the rules that it breaks, its cause and its URL::
+To add one to a layer, write the rules that it breaks, its cause and its URL::
 
     layer_bug(
-        "sees_the_block_that_it_stands_in",
-        "The bound is p // m in place of (p + 1) // m, so that a query sees a block that is not complete yet.",
+        "sees_its_own_unfinished_block",
+        "The bound is p // m instead of (p + 1) // m, so that a query sees an incomplete block.",
         "https://github.com/vllm-project/tpu-inference/issues/3536",
         visible_entries=lambda t, m: list(range(t // m + 1)),
     )
 
-Where rules do not suffice, write how one document is answered::
+Where rules do not suffice, write how one document is answered. The function's name is the bug's, the first
+paragraph of its docstring the cause::
 
-    layer_bug(..., answer=lambda asked: asked.out(asked.context(), selections=[...]))
+    @layer_bug.function("https://github.com/...", kinds=CSA)
+    def selects_nothing(call: DocumentCall) -> Tensor:
+        \"\"\"No query selects an entry.\"\"\"
+        return call.out(selections=[[]] * call.document.length)
+
+Bugs of one stage are in :mod:`csa_spec.bugs.calls`, those of caches in :mod:`csa_spec.bugs.stream`.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +33,7 @@ from torch import Tensor
 
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import (
     SPEC,
     Context,
@@ -44,8 +52,6 @@ from csa_spec.spec import (
 from csa_spec.stages.layer.output import LayerStage
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Rules = Callable[[Document, Geometry], Spec]
-"""Rules that depend on the document: its row, length and start."""
 
 EVERY = (LayerKind.CSA, LayerKind.HCA, LayerKind.SLIDING)
 COMPRESSED = (LayerKind.CSA, LayerKind.HCA)
@@ -58,6 +64,8 @@ class Bug:
 
     name: str
     """What such an implementation does, in words joined by underscores: ``drops_the_sink``"""
+    wording: str = ""
+    """The same in plain words, where the name needs punctuation"""
     cause: str
     """One sentence"""
     urls: tuple[str, ...]
@@ -75,7 +83,7 @@ class Bug:
     @property
     def title(self) -> str:
         """The name in words."""
-        return self.name.replace("_", " ")
+        return self.wording or self.name.replace("_", " ")
 
     @property
     def seeded(self) -> bool:
@@ -105,84 +113,59 @@ def source(url: str) -> str:
 
 REGISTERED: list[Bug] = []
 """In the order in which the modules of this folder are read."""
+GRADIENTS = Capabilities(gradients=True)
+"""What a bug declares whose gradients are wrong"""
 
 
-def bug(
-    stage: str, *urls: str, kinds: tuple[LayerKind, ...] = (), **more: Any
-) -> Callable[[Function], Function]:
-    """Register the decorated function: its name is the bug's, the first paragraph of its docstring the cause."""
-
-    def register(function: Function) -> Function:
-        cause = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
-        function.stage = stage  # type: ignore[attr-defined]
-        REGISTERED.append(
-            Bug(
-                name=function.__name__,
-                cause=cause,
-                urls=urls,
-                stage=stage,
-                function=function,
-                kinds=kinds,
-                **more,
-            )
-        )
-        return function
-
-    return register
-
-
-def layer_bug(
-    name: str,
-    cause: str,
+def register(
+    function: Function,
+    stage: str,
     *urls: str,
-    kinds: tuple[LayerKind, ...] = (),
-    rules: Rules | None = None,
-    answer: Answer | None = None,
-    weights: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
-    geometry: Callable[[Geometry], Geometry] | None = None,
-    equivalent: str = "",
-    **broken: Callable[..., Any],
-) -> LayerStage:
-    """Register a layer that follows the specification but for some rules, and return it.
-
-    Say one of ``rules``, ``answer`` and ``broken``, or change what the layer is given.
+    name: str = "",
+    cause: str = "",
+    declares: Capabilities | None = None,
+    **more: Any,
+) -> Function:
+    """Register a wrong stage and return it.
 
     Parameters
     ----------
-    name, cause, urls, equivalent
+    function
+        Called with the arguments of its stage, by position.
+    stage, urls, more
         As in :class:`Bug`.
-    kinds
-        Layer kinds in which it shows; where it is not said, those that the broken rules are about.
-    rules
-        Where the rules depend on the document.
-    answer
-        Where more than rules is wrong: the output of one document.
-    weights
-        Replaces weights, of which only the names that there are keep their place.
-    geometry
-        Replaces the geometry.
-    broken
-        Rules of :class:`csa_spec.spec.Spec` and what takes their place.
+    name, cause
+        As in :class:`Bug`; where they are not given, the function's name and the first paragraph of its
+        docstring.
+    declares
+        What the function declares, where it declares anything.
     """
-    layer = by_document(answer or _following(rules or replace(SPEC, **broken)), weights, geometry)
-    layer.__name__ = layer.__qualname__ = name  # type: ignore[attr-defined]
-    layer.__doc__ = cause
-    bug("layer", *urls, kinds=kinds or _kinds_of(broken), broken=broken, equivalent=equivalent)(layer)
-    return layer
+    name = name or function.__name__
+    first, *_ = (cause or function.__doc__ or "").strip().split("\n\n")
+    cause = " ".join(first.split())
+    wrong: Any = function
+    wrong.__name__ = wrong.__qualname__ = name
+    wrong.__module__ = "csa_spec.bugs"  # where it is found by its name, in a worker's process too
+    wrong.__doc__ = cause
+    wrong.stage = stage
+    if declares is not None:
+        wrong.capabilities = declares
+    REGISTERED.append(Bug(name=name, cause=cause, urls=urls, stage=stage, function=wrong, **more))
+    return function
 
 
 _OF_COMPRESSED = ("pooled_tokens", "half_columns", "pool_logit", "pool", "entry_position", "visible_entries")
 
 
-def _kinds_of(broken: dict[str, Any]) -> tuple[LayerKind, ...]:
+def _kinds_of(broken: Collection[str]) -> tuple[LayerKind, ...]:
     if broken and set(broken) <= {"index_score", "select"}:
         return CSA
     return COMPRESSED if broken and set(broken) <= {"index_score", "select", *_OF_COMPRESSED} else EVERY
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One document of a call, and all that lies around it; numbers are float64."""
+class DocumentCall:
+    """One document of a call of a layer, and all that lies around it; numbers are float64."""
 
     hidden: Tensor
     """``[B, S, hidden]``, all of the call"""
@@ -199,19 +182,22 @@ class Asked:
         return self.geometry.entry_count(self.document.length)
 
     @property
+    def own_row(self) -> list[Document]:
+        """Documents of the same row."""
+        return [document for document in self.documents if document.row == self.document.row]
+
+    @property
     def before(self) -> list[Document]:
         """Documents of the same row before it."""
-        return [
-            one for one in self.documents if one.row == self.document.row and one.begin < self.document.begin
-        ]
+        return [document for document in self.own_row if document.begin < self.document.begin]
 
     @property
     def origin(self) -> int:
         """Column of the row's first token that is not padding."""
-        return min(one.begin for one in self.documents if one.row == self.document.row)
+        return min(document.begin for document in self.own_row)
 
     def stream(self, begin: int) -> Document:
-        """Return its row from a column to its own end as one document, at positions that agree with its own."""
+        """Return its row from a column to its own end as one document, at matching positions."""
         document = self.document
         early = document.begin - begin
         return document._replace(begin=begin, length=document.length + early, start=document.start - early)
@@ -219,28 +205,41 @@ class Asked:
     def context(self, spec: Spec = SPEC, document: Document | None = None) -> Context:
         """Return the keys of the document, or of another."""
         place = document or self.document
-        return document_context(
-            self.hidden[place.row, place.columns], place, self.weights, self.geometry, spec
-        )
+        tokens = self.hidden[place.row, place.columns]
+        return document_context(tokens, place, self.weights, self.geometry, spec)
 
     def out(
         self,
-        context: Context,
+        context: Context | None = None,
         spec: Spec | Callable[[int], Spec] = SPEC,
         selections: list[list[int]] | None = None,
     ) -> Tensor:
-        """Answer every query ``[S, hidden]`` from some keys, by rules that may be of each query."""
+        """Answer every query ``[S, hidden]``.
+
+        Parameters
+        ----------
+        context
+            Keys; None: those of the document.
+        spec
+            Rules, or those of each query.
+        selections
+            The entries that each query attends to; None: those that the rules select.
+        """
+        keys = context or self.context()
+        rules = spec if not isinstance(spec, Spec) else lambda t: spec
         return torch.stack(
             [
-                self.query(
-                    t,
-                    context,
-                    spec if isinstance(spec, Spec) else spec(t),
-                    None if selections is None else selections[t],
-                ).out
+                self.query(t, keys, rules(t), None if selections is None else selections[t]).out
                 for t in range(self.document.length)
             ]
         )
+
+    def out_with_entries_of(
+        self, other: Context, spec: Spec = SPEC, selections: list[list[int]] | None = None
+    ) -> Tensor:
+        """Answer every query by its own tokens, and by the entries and index keys of another context."""
+        context = replace(self.context(), entries=other.entries, index_keys=other.index_keys)
+        return self.out(context, spec, selections)
 
     def query(
         self, t: int, context: Context, spec: Spec = SPEC, selection: list[int] | None = None
@@ -249,14 +248,96 @@ class Asked:
         rules = _existing(spec, len(context.window_keys), len(context.entries))
         return answer_query(t, context, self.weights, self.geometry, rules, selection)
 
+    def selections(self, context: Context, spec: Spec = SPEC) -> list[list[int]]:
+        """Return what every query selects from some keys."""
+        return [self.query(t, context, spec).selection for t in range(self.document.length)]
+
     def trace(self, spec: Spec = SPEC) -> DocumentTrace:
         """Run the document by some rules."""
         tokens = self.hidden[self.document.row, self.document.columns]
         return run_document(tokens, self.document, self.weights, self.geometry, spec)
 
+    def follow(self, **broken: Callable[..., Any]) -> Tensor:
+        """Answer every query by the rules of the specification except for some."""
+        return self.trace(replace(SPEC, **broken)).out
 
-Answer = Callable[[Asked], Tensor]
+
+Answer = Callable[[DocumentCall], Tensor]
 """Returns the output ``[S, hidden]`` of one document."""
+
+
+class LayerBugs:
+    """Registers bugs of layers."""
+
+    def __call__(
+        self,
+        name: str,
+        cause: str,
+        *urls: str,
+        kinds: tuple[LayerKind, ...] = (),
+        answer: Answer | None = None,
+        indexer: Spec | None = None,
+        selections: Callable[[DocumentCall], list[list[int]]] | None = None,
+        weights: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        geometry: Callable[[Geometry], Geometry] | None = None,
+        **more: Any,
+    ) -> LayerStage:
+        """Register a layer that follows the specification except for some rules, and return it.
+
+        Give one of ``answer``, ``indexer``, ``selections`` and broken rules, or change the arguments.
+
+        Parameters
+        ----------
+        name, cause, urls
+            As in :class:`Bug`.
+        kinds
+            Layer kinds in which it shows; where they are not given, those that the broken rules are about.
+        answer
+            The output of one document.
+        indexer
+            Rules that only the indexer follows.
+        selections
+            The entries that each query attends to.
+        weights
+            Replaces weights, of which only the names that there are keep their place.
+        geometry
+            Replaces the geometry.
+        more
+            Rules of :class:`csa_spec.spec.Spec` and what takes their place; other fields of :class:`Bug`.
+        """
+        broken = {rule.name: more.pop(rule.name) for rule in fields(Spec) if rule.name in more}
+        if indexer is not None:
+            answer = selecting_by(indexer)
+        elif selections is not None:
+            answer = attending_to(selections)
+        if not kinds:
+            kinds = CSA if indexer or selections else _kinds_of(broken)
+        layer = by_document(answer or _following(replace(SPEC, **broken)), weights, geometry)
+        return register(layer, "layer", *urls, name=name, cause=cause, kinds=kinds, broken=broken, **more)
+
+    def function(
+        self, *urls: str, kinds: tuple[LayerKind, ...] = EVERY, **more: Any
+    ) -> Callable[[Answer], LayerStage]:
+        """Register the decorated function, which answers one document."""
+
+        def decorate(answer: Answer) -> LayerStage:
+            cause = inspect.getdoc(answer) or ""
+            return self(answer.__name__, cause, *urls, kinds=kinds, answer=answer, **more)
+
+        return decorate
+
+
+layer_bug = LayerBugs()
+
+
+def selecting_by(spec: Spec) -> Answer:
+    """Return a layer of which only the indexer follows these rules."""
+    return attending_to(lambda call: [query.selection for query in call.trace(spec).queries])
+
+
+def attending_to(selections: Callable[[DocumentCall], list[list[int]]]) -> Answer:
+    """Return a layer whose queries attend to given entries."""
+    return lambda call: call.out(selections=selections(call))
 
 
 def by_document(
@@ -270,30 +351,25 @@ def by_document(
         hidden: Tensor, weights: LayerWeights, geometry: Geometry, positions: Tensor, documents: Tensor, /
     ) -> Tensor:
         named = {name: tensor.double() for name, tensor in weights.named().items()}
-        if change_weights is not None:
-            named = change_weights(named)
-        exact, used = (
-            LayerWeights.from_named(named),
-            geometry if change_geometry is None else change_geometry(geometry),
-        )
-        found, out = split_documents(positions, documents), torch.zeros_like(hidden, dtype=torch.float64)
-        for document in found:
-            asked = Asked(hidden.double(), found, document, exact, used)
-            out[document.row, document.columns] = answer(asked)
+        exact = LayerWeights.from_named(named if change_weights is None else change_weights(named))
+        used = geometry if change_geometry is None else change_geometry(geometry)
+        of_the_call = split_documents(positions, documents)
+        out = torch.zeros_like(hidden, dtype=torch.float64)
+        for document in of_the_call:
+            call = DocumentCall(hidden.double(), of_the_call, document, exact, used)
+            out[document.row, document.columns] = answer(call)
         return out.to(hidden.dtype)
 
     return layer
 
 
-def following(rules: Spec | Rules) -> LayerStage:
+def following(spec: Spec) -> LayerStage:
     """Return a layer that follows some rules in float64, document by document, and rounds once."""
-    return by_document(_following(rules))
+    return by_document(_following(spec))
 
 
-def _following(rules: Spec | Rules) -> Answer:
-    return lambda asked: (
-        asked.trace(rules if isinstance(rules, Spec) else rules(asked.document, asked.geometry)).out
-    )
+def _following(spec: Spec) -> Answer:
+    return lambda call: call.trace(spec).out
 
 
 def _existing(spec: Spec, tokens: int, entries: int) -> Spec:

@@ -1,4 +1,5 @@
 """Caches that go wrong after an operation: reset, reorder, rollback, fork, restore and their like."""
+# ruff: noqa: D102 - Cache says what its methods do
 
 from __future__ import annotations
 
@@ -8,432 +9,368 @@ from dataclasses import replace
 from torch import Tensor
 
 from csa_spec.bugs.bug import CSA
-from csa_spec.bugs.stream import COMPRESSED, Blocks, Cache, Slot, cache_bug
+from csa_spec.bugs.stream import COMPRESSED, Blocks, Cache, Slot, cache_bug, wrong_stream
 from csa_spec.spec import CompressorWeights
 
 # RESET
 
 
-@cache_bug(kinds=COMPRESSED)
+@wrong_stream(kinds=COMPRESSED)
 class ResetKeepsTheCount(Cache):
-    """The counter of tokens survives."""
+    """Reset does not clear the number of tokens."""
 
     def emptied(self, slot: Slot) -> Slot:
-        """Keep it."""
         return Slot(slot.count, past=slot.past)
 
     def visible(self, slot: Slot, t: int, start: int) -> list[int]:
-        """Point to what there is."""
         return super().visible(slot, t, start)[: len(slot.main.entries)]
 
 
-@cache_bug("https://github.com/Avarok-Cybersecurity/atlas/pull/279", kinds=COMPRESSED)
+@wrong_stream("https://github.com/Avarok-Cybersecurity/atlas/pull/279", kinds=COMPRESSED)
 class ResetKeepsTheEntries(Cache):
-    """The counter of entries survives until a block is complete."""
+    """Reset does not clear the entries, which stay visible until the next request completes a block."""
 
     def emptied(self, slot: Slot) -> Slot:
-        """Keep entries, and so their number."""
-        return Slot(main=Blocks(entries=slot.main.entries), index=Blocks(entries=slot.index.entries))
+        return slot.only("entries")
 
     def feed(self, blocks: Blocks, w: CompressorWeights, x: Tensor, t: int, start: int) -> None:
-        """Begin anew with the first block."""
         if t + 1 == self.geometry.compress_ratio:
             blocks.entries = []
         super().feed(blocks, w, x, t, start)
 
     def visible(self, slot: Slot, t: int, start: int) -> list[int]:
-        """Before that, see them all."""
         begun = slot.count >= self.geometry.compress_ratio
         return super().visible(slot, t, start) if begun else list(range(len(slot.main.entries)))
 
 
-@cache_bug(kinds=COMPRESSED)
-class ResetKeepsTheRemainder(Cache):
-    """What there is of a block goes into the first block of the next request."""
+cache_bug(
+    "reset_keeps_the_unfinished_block",
+    "Reset does not clear the unfinished block, which goes into the first block of the next request.",
+    kinds=COMPRESSED,
+    emptied=lambda cache, slot: slot.only("filling"),
+)
+cache_bug(
+    "reset_keeps_the_previous_block",
+    "Reset does not clear the previous block, with which the first block of the next request then overlaps.",
+    kinds=CSA,
+    emptied=lambda cache, slot: slot.only("before"),
+)
+
+
+@wrong_stream(kinds=CSA)
+class ResetKeepsThePreviousBlockBeforeAShortRequest(Cache):
+    """Reset leaves the previous block to a first call of m tokens or more to clear, as the official code."""
 
     def emptied(self, slot: Slot) -> Slot:
-        """Keep it."""
-        return Slot(main=Blocks(filling=slot.main.filling), index=Blocks(filling=slot.index.filling))
-
-
-@cache_bug(kinds=CSA)
-class ResetKeepsTheBlockBefore(Cache):
-    """The first block of the next request overlaps with the last request."""
-
-    def emptied(self, slot: Slot) -> Slot:
-        """Keep it."""
-        return Slot(main=Blocks(before=slot.main.before), index=Blocks(before=slot.index.before))
-
-
-@cache_bug(kinds=CSA)
-class ResetKeepsTheBlockBeforeAShortRequest(ResetKeepsTheBlockBefore):
-    """A first call of a whole block clears it, as in the official code, whose state is never cleared otherwise."""
+        return slot.only("before")
 
     def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
-        """Clear it."""
         if not slot.count and len(tokens) >= self.geometry.compress_ratio:
             slot.main.before, slot.index.before = [], []
         return super().extend_row(slot, tokens)
 
 
-@cache_bug()
-class ResetKeepsTheKeys(Cache):
-    """The window reaches into the last request."""
-
-    def emptied(self, slot: Slot) -> Slot:
-        """Keep them."""
-        return Slot(keys=slot.keys)
-
+cache_bug(
+    "reset_keeps_the_keys",
+    "Reset does not clear the keys of the window, which then reaches into the last request.",
+    emptied=lambda cache, slot: Slot(keys=slot.keys),
+)
 
 # REORDER, SELECT, REPEAT, CLEAR
 
 
-@cache_bug(kinds=COMPRESSED)
-class ReorderForgetsTheEntries(Cache):
-    """Entries stay where they are."""
+@wrong_stream(kinds=COMPRESSED)
+class ReorderDoesNotMoveTheEntries(Cache):
+    """Reorder leaves entries in their old rows."""
 
     def moved(self, source: Slot, target: Slot) -> Slot:
-        """Keep those of the row."""
         return replace(
             source.copied(), main=replace(source.main.copied(), entries=list(target.main.entries))
         )
 
 
-@cache_bug(kinds=CSA)
-class ReorderForgetsTheIndexKeys(Cache):
-    """Index keys stay where they are."""
+@wrong_stream(kinds=CSA)
+class ReorderDoesNotMoveTheIndexKeys(Cache):
+    """Reorder leaves index keys in their old rows."""
 
     def moved(self, source: Slot, target: Slot) -> Slot:
-        """Keep those of the row."""
         return replace(
             source.copied(), index=replace(source.index.copied(), entries=list(target.index.entries))
         )
 
 
-@cache_bug()
-class ReorderForgetsTheKeys(Cache):
-    """Keys of the window stay where they are."""
-
-    def moved(self, source: Slot, target: Slot) -> Slot:
-        """Keep those of the row."""
-        return replace(source.copied(), keys=list(target.keys))
-
-
-@cache_bug(kinds=CSA)
-class ReorderForgetsTheRemainder(Cache):
-    """Unfinished blocks stay where they are; transformers before 5.23.0 moved no state of compressors at all."""
-
-    def moved(self, source: Slot, target: Slot) -> Slot:
-        """Keep those of the row."""
-        new = source.copied()
-        new.main.filling, new.index.filling = list(target.main.filling), list(target.index.filling)
-        return new
-
-
-@cache_bug(kinds=CSA)
-class ReorderForgetsTheBlockBefore(Cache):
-    """Blocks before stay where they are."""
-
-    def moved(self, source: Slot, target: Slot) -> Slot:
-        """Keep those of the row."""
-        new = source.copied()
-        new.main.before, new.index.before = list(target.main.before), list(target.index.before)
-        return new
+cache_bug(
+    "reorder_does_not_move_the_keys",
+    "Reorder leaves the keys of the window in their old rows.",
+    moved=lambda cache, source, target: replace(source.copied(), keys=list(target.keys)),
+)
+cache_bug(
+    "reorder_does_not_move_unfinished_blocks",
+    "Reorder leaves unfinished blocks in their old rows, as did transformers before 5.23.0.",
+    kinds=CSA,
+    moved=lambda cache, source, target: source.taking("filling", target),
+)
+cache_bug(
+    "reorder_does_not_move_previous_blocks",
+    "Reorder leaves previous blocks in their old rows.",
+    kinds=CSA,
+    moved=lambda cache, source, target: source.taking("before", target),
+)
 
 
-@cache_bug()
-class ReordersBackwards(Cache):
-    """Row ``rows[i]`` goes on as row i."""
+@wrong_stream()
+class ReorderInvertsThePermutation(Cache):
+    """Row `rows[i]` goes on as row i instead of row i as `rows[i]`."""
 
     def reorder(self, rows: list[int]) -> None:
-        """Send rows where they should come from."""
         new = self.save()
         for i, b in enumerate(rows):
             new[b] = self.slots[i].copied()
         self.slots = new
 
 
-@cache_bug()
-class ReordersInPlace(Cache):
-    """Rows are overwritten before they are read."""
+@wrong_stream()
+class ReorderOverwritesRowsBeforeItReadsThem(Cache):
+    """Rows are copied one after another in place, so that some are overwritten before they are read."""
 
     def reorder(self, rows: list[int]) -> None:
-        """Copy one after another."""
         for i, b in enumerate(rows):
             self.slots[i] = self.slots[b].copied()
 
 
-@cache_bug()
-class ReorderShares(Cache):
-    """Two rows that go on as the same one have one state."""
-
-    def moved(self, source: Slot, target: Slot) -> Slot:
-        """Copy nothing."""
-        return source
+cache_bug(
+    "reorder_shares_state_between_rows",
+    "Two rows that continue the same row share its state.",
+    moved=lambda cache, source, target: source,
+)
 
 
-@cache_bug()
-class SelectKeepsTheFirst(Cache):
-    """As many rows as there should be, the first ones."""
+@wrong_stream()
+class SelectKeepsTheFirstRows(Cache):
+    """Select keeps the right number of rows, but always the first ones."""
 
     def select(self, rows: list[int]) -> None:
-        """Cut the batch."""
         self.slots = self.slots[: len(rows)] + [
             slot.copied() for slot in self.slots[: len(rows) - len(self.slots)]
         ]
 
 
-@cache_bug()
-class SelectKeepsTheOrder(Cache):
-    """Rows stay in the order of the old batch."""
-
-    def select(self, rows: list[int]) -> None:
-        """Sort them."""
-        super().select(sorted(rows))
+cache_bug(
+    "select_keeps_the_order",
+    "Select leaves rows in the order of the old batch.",
+    select=lambda cache, rows: Cache.select(cache, sorted(rows)),
+)
 
 
-@cache_bug()
-class RepeatTiles(Cache):
-    """The whole batch again and again: 0 1 0 1 in place of 0 0 1 1."""
+@wrong_stream()
+class RepeatTilesTheBatch(Cache):
+    """Repeat puts copies of the whole batch one after another: rows 0 1 0 1 instead of 0 0 1 1."""
 
     def repeat(self, times: int) -> None:
-        """Put copies behind one another."""
         self.slots = [slot.copied() for _ in range(times) for slot in self.slots]
 
 
-@cache_bug()
-class RepeatShares(Cache):
-    """Copies have one state."""
+@wrong_stream()
+class RepeatSharesState(Cache):
+    """The copies of a row share its state."""
 
     def repeat(self, times: int) -> None:
-        """Copy nothing."""
         self.slots = [slot for slot in self.slots for _ in range(times)]
 
 
-@cache_bug(kinds=COMPRESSED)
-class ClearLeavesTheRemainder(Cache):
-    """Another request gets a slot with what there is of a block."""
+@wrong_stream(kinds=COMPRESSED)
+class ClearKeepsTheUnfinishedBlock(Cache):
+    """Clear does not clear the unfinished block, which goes into the next request of the row."""
 
     def clear(self, rows: list[int]) -> None:
-        """Keep it."""
         for b in rows:
-            old = self.slots[b]
-            self.slots[b] = Slot(
-                main=Blocks(filling=old.main.filling), index=Blocks(filling=old.index.filling)
-            )
+            self.slots[b] = self.slots[b].only("filling")
 
 
-@cache_bug(kinds=CSA)
-class ClearLosesTheOverlapOfOthers(Cache):
-    """The blocks before are cleared in all rows."""
+@wrong_stream(kinds=CSA)
+class ClearDropsThePreviousBlocksOfOtherRows(Cache):
+    """Clear drops the previous blocks of all rows."""
 
     def clear(self, rows: list[int]) -> None:
-        """Clear too much."""
         super().clear(rows)
-        for slot in self.slots:
-            slot.main.before, slot.index.before = [], []
+        self.slots = [slot.without("before") for slot in self.slots]
 
 
-@cache_bug()
-class ClearKeepsOneLength(Cache):
-    """Queries of all rows stand where those of the first row do."""
+@wrong_stream()
+class ClearKeepsOneLengthForAllRows(Cache):
+    """After clear, the queries of all rows are rotated to the positions of the first row."""
 
     def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
-        """The first row has got its tokens before the others."""
-        self.shift = self.slots[0].count - slot.count - (slot is not self.slots[0]) * len(tokens)
+        first = self.slots[0]  # it has got its tokens before the others
+        self.shift = first.count - slot.count - (slot is not first) * len(tokens)
         return super().extend_row(slot, tokens)
 
     def query_position(self, t: int, start: int) -> int:
-        """Take that of the first row."""
         return t + self.shift
 
 
 # ROLLBACK
 
 
-@cache_bug("https://github.com/antirez/ds4/issues/750", kinds=CSA)
-class RollbackKeepsTheCompressor(Cache):
-    """Only keys are cropped, as in transformers."""
+@wrong_stream("https://github.com/antirez/ds4/issues/750", kinds=CSA)
+class RollbackDoesNotRestoreTheCompressors(Cache):
+    """Rollback crops the keys of the window and leaves the compressors as they are, as in transformers."""
 
     def rolled_back(self, slot: Slot, n: int) -> Slot:
-        """Keep the compressors' state."""
         return replace(super().rolled_back(slot, n), main=slot.main, index=slot.index)
 
 
-@cache_bug(kinds=CSA)
-class RollbackKeepsTheBlockBefore(Cache):
-    """A block that is no longer complete stays the one before."""
+cache_bug(
+    "rollback_keeps_the_previous_block",
+    "Rollback leaves a block that is no longer complete as the previous one.",
+    kinds=CSA,
+    rolled_back=lambda cache, slot, n: Cache.rolled_back(cache, slot, n).taking("before", slot),
+)
+
+
+@wrong_stream()
+class RollbackDoesNotRestoreOverwrittenKeys(Cache):
+    """The ring holds W keys, so that rejected drafts have overwritten some that are needed again."""
 
     def rolled_back(self, slot: Slot, n: int) -> Slot:
-        """Keep it."""
-        back = super().rolled_back(slot, n)
-        back.main.before, back.index.before = slot.main.before, slot.index.before
-        return back
-
-
-@cache_bug()
-class RollbackDropsOldKeys(Cache):
-    """The ring holds no more than the window, so rejected drafts have overwritten what is needed again."""
-
-    def rolled_back(self, slot: Slot, n: int) -> Slot:
-        """Keep what is left."""
         return replace(super().rolled_back(slot, n), keys=slot.keys[: max(0, len(slot.keys) - n)])
 
 
-@cache_bug(
+@wrong_stream(
     "https://github.com/sgl-project/sglang/pull/32183",
     "https://github.com/sgl-project/sglang/pull/34189",
     "https://github.com/bytedance-iaas/sglang/pull/756",
     kinds=COMPRESSED,
 )
-class RollsBackFourTokens(Cache):
-    """The state has room for four drafts."""
+class RollbackHandlesAtMostFourTokens(Cache):
+    """The state has room for four drafts, and a longer rollback loses a token of the unfinished block."""
 
     def rolled_back(self, slot: Slot, n: int) -> Slot:
-        """Lose the first token of the block beyond that."""
         back = super().rolled_back(slot, n)
         if n > 4:
             back.main.filling, back.index.filling = back.main.filling[1:], back.index.filling[1:]
         return back
 
 
-@cache_bug("https://github.com/Blaizzy/mlx-vlm/issues/1896")
-class RollsBackTheFirstRow(Cache):
-    """Only the first row is rolled back, the others by one token less."""
+@wrong_stream("https://github.com/Blaizzy/mlx-vlm/issues/1896")
+class RollbackIsRightForTheFirstRowOnly(Cache):
+    """The first row is rolled back by n tokens, the others by one token less."""
 
     def rollback(self, n: int) -> None:
-        """Take one count for all."""
         self.slots = [self.rolled_back(slot, n - (b > 0)) for b, slot in enumerate(self.slots)]
 
 
 # FORK, SAVE, RESTORE
 
-
-@cache_bug()
-class ForkShares(Cache):
-    """Both go on with one state."""
-
-    def fork(self) -> Cache:
-        """Copy nothing."""
-        return copy(self)
+cache_bug(
+    "fork_shares_all_state",
+    "A fork and its original share one state.",
+    fork=lambda cache: copy(cache),
+)
 
 
-@cache_bug("https://github.com/sgl-project/sglang/pull/35494", kinds=CSA)
+@wrong_stream("https://github.com/sgl-project/sglang/pull/35494", kinds=CSA)
 class ForkSharesUnfinishedBlocks(Cache):
-    """All is copied but the unfinished block."""
+    """Fork copies everything but the unfinished blocks, which both streams then fill."""
 
     def fork(self) -> Cache:
-        """Share it."""
         other = super().fork()
         for new, old in zip(other.slots, self.slots, strict=True):
             new.main.filling, new.index.filling = old.main.filling, old.index.filling
         return other
 
 
-@cache_bug()
-class ForkMoves(Cache):
-    """The copy takes everything with it."""
+@wrong_stream()
+class ForkEmptiesTheOriginal(Cache):
+    """Fork moves the state to the copy, and the original is left empty."""
 
     def fork(self) -> Cache:
-        """Leave nothing."""
         other = super().fork()
         self.reset()
         return other
 
 
-@cache_bug()
-class SharesSlotsWithOthers(Cache):
-    """All streams have the same slots, which opening one clears; alone, each is right."""
+@wrong_stream()
+class SharesStateBetweenStreams(Cache):
+    """All streams have the same slots, which opening another one clears; a stream alone is right."""
 
     common: list[Slot]
 
     @property
     def slots(self) -> list[Slot]:
-        """Those of all."""
-        return SharesSlotsWithOthers.common
+        return SharesStateBetweenStreams.common
 
     @slots.setter
     def slots(self, slots: list[Slot]) -> None:
-        SharesSlotsWithOthers.common = slots
+        SharesStateBetweenStreams.common = slots
 
 
-@cache_bug()
-class SavesAReference(Cache):
-    """What was saved goes on with the stream."""
+@wrong_stream()
+class SaveReturnsAReference(Cache):
+    """Save returns the state itself, which changes as the stream goes on."""
 
     def save(self) -> list[Slot]:
-        """Copy nothing."""
         return self.slots
 
     def fork(self) -> Cache:
-        """Copy here."""
         other = copy(self)
         other.slots = super().save()
         return other
 
 
-@cache_bug()
-class RestoresOnce(Cache):
-    """What was restored goes on in what was saved."""
+@wrong_stream()
+class RestoreDoesNotCopy(Cache):
+    """Restore goes on in the saved state itself, so that it can be restored only once."""
 
     def restore(self, state: list[Slot]) -> None:
-        """Copy nothing."""
         self.slots = state
 
 
-@cache_bug("https://github.com/ggml-org/llama.cpp/pull/26063")
-class SavesWithoutKeys(Cache):
-    """Keys are left out of what is saved."""
+@wrong_stream("https://github.com/ggml-org/llama.cpp/pull/26063")
+class SaveOmitsTheKeys(Cache):
+    """The keys of the window are not saved."""
 
     def restore(self, state: list[Slot]) -> None:
-        """Start the window anew."""
         super().restore([replace(slot, keys=[]) for slot in state])
 
 
-@cache_bug(kinds=COMPRESSED)
-class SavesWithoutTheRemainder(Cache):
-    """Unfinished blocks are left out of what is saved."""
-
-    def restore(self, state: list[Slot]) -> None:
-        """Start the block anew."""
-        super().restore(state)
-        for slot in self.slots:
-            slot.main.filling, slot.index.filling = [], []
-
-
-@cache_bug("https://github.com/ml-explore/mlx-lm/pull/1109")
-class RollbackDoesNothing(Cache):
-    """A cache that cannot be cropped is silently left as it is."""
-
-    def rollback(self, n: int) -> None:
-        """Do nothing."""
+cache_bug(
+    "save_omits_unfinished_blocks",
+    "Unfinished blocks are not saved.",
+    kinds=COMPRESSED,
+    restore=lambda cache, state: Cache.restore(cache, [slot.without("filling") for slot in state]),
+)
+cache_bug(
+    "rollback_does_nothing",
+    "A cache that cannot be cropped is silently left as it is.",
+    "https://github.com/ml-explore/mlx-lm/pull/1109",
+    rollback=lambda cache, n: None,
+)
 
 
-@cache_bug(
+@wrong_stream(
     "https://github.com/ROCm/ATOM/issues/1417",
     "https://github.com/sgl-project/sglang/pull/30339",
 )
-class ForkForgetsTheKeys(Cache):
+class ForkOmitsTheKeys(Cache):
     """The keys of the window are in a ring of the request, which a shared prefix does not cover."""
 
     def fork(self) -> Cache:
-        """Leave the ring empty."""
         other = super().fork()
         other.slots = [replace(slot, keys=[]) for slot in other.slots]
         return other
 
 
-@cache_bug(
+@wrong_stream(
     "https://github.com/raullenchai/Rapid-MLX/pull/1469",
     "https://github.com/osaurus-ai/vmlx-swift/pull/199",
     "https://github.com/ikawrakow/ik_llama.cpp/issues/2438",
     kinds=COMPRESSED,
 )
-class RestoreTrimsKeysOnly(Cache):
-    """What the compressors hold is not cut back, so it still has what came after."""
+class RestoreDoesNotTrimTheCompressors(Cache):
+    """Restore to an earlier state leaves in the compressors what came after it."""
 
     def restore(self, state: list[Slot]) -> None:
-        """Keep the compressors' state."""
         later = self.slots
         super().restore(state)
         for slot, old in zip(self.slots, later, strict=False):
@@ -441,23 +378,19 @@ class RestoreTrimsKeysOnly(Cache):
                 slot.main, slot.index = old.main.copied(), old.index.copied()
 
 
-@cache_bug("https://github.com/lightseekorg/tokenspeed/pull/660", kinds=CSA)
-class RestoresIndexKeysFromOtherPages(Cache):
-    """One list of pages is used for entries and index keys, whose pages are others."""
+@wrong_stream("https://github.com/lightseekorg/tokenspeed/pull/660", kinds=CSA)
+class RestoreReadsIndexKeysFromOtherPages(Cache):
+    """Index keys are restored with the list of pages of the entries, although they are on other pages."""
 
     def restore(self, state: list[Slot]) -> None:
-        """Take each index key from the place of its neighbour."""
         super().restore(state)
         for slot in self.slots:
             slot.index.entries = slot.index.entries[1:] + slot.index.entries[:1]
 
 
-@cache_bug(
+cache_bug(
+    "keeps_one_key_too_many",
+    "The ring holds one key more than later queries see.",
     equivalent="every query takes the last keys of those that there are, as many as the window is wide",
+    kept=lambda cache: cache.geometry.window,
 )
-class KeepsOneKeyTooMany(Cache):
-    """The ring holds one key more than later queries see."""
-
-    def kept(self) -> int:
-        """One too many."""
-        return self.geometry.window

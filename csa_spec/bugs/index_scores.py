@@ -7,168 +7,164 @@ import math
 import torch
 from torch import Tensor
 
-from csa_spec.bugs.bug import bug
-from csa_spec.bugs.kernels import hadamard
-from csa_spec.candidates.batched import index_scores, wide
+from csa_spec.bugs.calls import IndexScoresCall, hadamard, index_scores_bug
+from csa_spec.candidates.batched import wide
 
 
-@bug(
-    "index_scores",
+def _without_relu(call: IndexScoresCall) -> Tensor:
+    factors = (x.to(wide(x)) for x in (call.head_weights, call.index_q, call.index_k))
+    return torch.einsum("bsh,bshd,btd->bst", *factors).to(call.index_q.dtype)
+
+
+index_scores_bug(
+    "has_no_relu",
+    "Products of queries and keys are summed over heads without a ReLU.",
     "https://github.com/huggingface/transformers/pull/44364",
     "https://github.com/huggingface/transformers/pull/44398",
     "https://github.com/1CatAI/1Cat-vLLM/pull/250",
+    answer=_without_relu,
 )
-def has_no_relu(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Products as they are."""
-    return torch.einsum("bsh,bshd,btd->bst", *(x.to(wide(x)) for x in (head_weights, index_q, index_k))).to(
-        index_q.dtype
-    )
-
-
-@bug(
-    "index_scores",
+index_scores_bug(
+    "folds_heads_into_one_query",
+    "The weighted queries of all heads are summed into one query, and the ReLU is applied to its product.",
     "https://github.com/sgl-project/sglang/issues/33246",
     "https://github.com/sgl-project/sglang/pull/33271",
+    answer=lambda call: _without_relu(call).relu(),
 )
-def folds_heads(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """One query of all heads, then ReLU."""
-    return has_no_relu(index_q, index_k, head_weights).relu()
 
 
-@bug("index_scores")
-def applies_relu_to_the_terms(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """relu(w q . k): a negative weight times a positive product is lost."""
-    terms = torch.einsum("bsh,bshd,btd->bsht", head_weights, index_q, index_k).relu()
-    return terms.to(wide(terms)).sum(2).to(index_q.dtype)
+@index_scores_bug.function()
+def applies_the_relu_after_the_head_weights(call: IndexScoresCall) -> Tensor:
+    """The ReLU is applied to w q . k, so that a negative weight times a positive product is lost."""
+    terms = torch.einsum("bsh,bshd,btd->bsht", call.head_weights, call.index_q, call.index_k).relu()
+    return terms.to(wide(terms)).sum(2).to(call.index_q.dtype)
 
 
-@bug("index_scores")
-def takes_magnitudes(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """|q . k| in place of ReLU."""
-    products = torch.einsum("bshd,btd->bsht", index_q, index_k).abs()
-    return torch.einsum("bsh,bsht->bst", head_weights, products)
+@index_scores_bug.function()
+def takes_absolute_values_instead_of_a_relu(call: IndexScoresCall) -> Tensor:
+    """The products are |q . k| instead of ReLU(q . k)."""
+    products = torch.einsum("bshd,btd->bsht", call.index_q, call.index_k).abs()
+    return torch.einsum("bsh,bsht->bst", call.head_weights, products)
 
 
-@bug("index_scores", "https://github.com/ml-explore/mlx-lm/pull/1189")
-def squashes_weights(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Sigmoid of the head weights."""
-    return index_scores(index_q, index_k, head_weights.sigmoid())
+index_scores_bug(
+    "applies_a_sigmoid_to_the_head_weights",
+    "Head weights go through a sigmoid, so that none is negative.",
+    "https://github.com/ml-explore/mlx-lm/pull/1189",
+    head_weights=lambda call: call.head_weights.sigmoid(),
+)
+index_scores_bug(
+    "averages_over_heads",
+    "Scores are the mean over heads instead of the sum.",
+    "https://github.com/ml-explore/mlx-lm/pull/1189",
+    head_weights=lambda call: call.head_weights / call.head_weights.shape[-1],
+)
+index_scores_bug(
+    "scales_scores_by_the_head_dim",
+    "Scores are divided by the root of the head dimension, which the head weights contain already.",
+    head_weights=lambda call: call.head_weights * call.index_q.shape[-1] ** -0.5,
+)
 
 
-@bug("index_scores", "https://github.com/ml-explore/mlx-lm/pull/1189")
-def takes_the_mean_over_heads(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Mean in place of sum."""
-    return index_scores(index_q, index_k, head_weights / head_weights.shape[-1])
+@index_scores_bug.function("https://github.com/hw-native-sys/pypto-lib/pull/910")
+def scores_whole_tiles_only(call: IndexScoresCall) -> Tensor:
+    """Entries after the last whole tile of 4 keep a score of 0."""
+    width = len(call.entries)
+    done = width if width < 4 else width // 4 * 4
+    return call.right().masked_fill(call.entries >= done, 0)
 
 
-@bug("index_scores")
-def scales_by_the_head_dim(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """The constant that the weights hold already."""
-    return index_scores(index_q, index_k, head_weights * index_q.shape[-1] ** -0.5)
-
-
-@bug("index_scores", "https://github.com/hw-native-sys/pypto-lib/pull/910")
-def scores_whole_tiles_only(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Entries after the last whole tile of 4 keep 0."""
-    scores = index_scores(index_q, index_k, head_weights)
-    done = scores.shape[-1] if scores.shape[-1] < 4 else scores.shape[-1] // 4 * 4
-    return scores.masked_fill(torch.arange(scores.shape[-1]) >= done, 0)
-
-
-@bug(
-    "index_scores",
+index_scores_bug(
+    "leaves_minus_infinity_in_columns_behind_the_chunk",
+    "Scores of entries whose number is at least the number of queries stay -inf.",
     "https://github.com/hw-native-sys/pypto-lib/issues/592",
     "https://github.com/hw-native-sys/pypto-lib/pull/593",
+    answer=lambda call: call.right().masked_fill(call.entries >= call.index_q.shape[1], -math.inf),
 )
-def leaves_minus_infinity(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Scores past the length of the chunk stay -inf."""
-    scores = index_scores(index_q, index_k, head_weights)
-    return scores.masked_fill(torch.arange(scores.shape[-1]) >= index_q.shape[1], -math.inf)
 
 
-@bug("index_scores", "https://github.com/hw-native-sys/pypto-lib/pull/306")
-def fails_without_index_keys(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """The largest score of no scores, to scale them by."""
-    scores = index_scores(index_q, index_k, head_weights)
+@index_scores_bug.function("https://github.com/hw-native-sys/pypto-lib/pull/306")
+def fails_without_index_keys(call: IndexScoresCall) -> Tensor:
+    """Scores are scaled by the largest of them, which raises an error where there are none."""
+    scores = call.right()
     scores.amax(-1)
     return scores
 
 
-@bug("index_scores")
-def takes_weights_of_the_next_query(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Off by one in the head weights."""
-    return index_scores(index_q, index_k, head_weights.roll(-1, 1))
+index_scores_bug(
+    "uses_the_head_weights_of_the_next_query",
+    "The head weights are off by one query.",
+    head_weights=lambda call: call.head_weights.roll(-1, 1),
+)
+index_scores_bug(
+    "uses_the_index_keys_of_the_next_row",
+    "The offset of a batch row is added twice.",
+    "https://github.com/vllm-project/vllm/pull/41834",
+    index_k=lambda call: call.index_k.roll(-1, 0),
+)
 
 
-@bug("index_scores", "https://github.com/vllm-project/vllm/pull/41834")
-def takes_entries_of_the_next_row(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """The offset of a batch row is added twice."""
-    return index_scores(index_q, index_k.roll(-1, 0), head_weights)
-
-
-@bug("index_scores")
-def scores_for_the_last_query(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """One list of scores for all queries."""
-    scores = index_scores(index_q, index_k, head_weights)
+@index_scores_bug.function()
+def gives_every_query_the_scores_of_the_last(call: IndexScoresCall) -> Tensor:
+    """The scores of the last query are used for all queries."""
+    scores = call.right()
     return scores[:, -1:].expand_as(scores).contiguous()
 
 
-@bug("index_scores")
-def scores_in_bfloat16(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Queries and keys are rounded first, without declaring it."""
-    return index_scores(index_q.bfloat16(), index_k.bfloat16(), head_weights.bfloat16()).to(index_q.dtype)
+@index_scores_bug.function()
+def scores_in_bfloat16(call: IndexScoresCall) -> Tensor:
+    """Queries, keys and weights are rounded to bfloat16 first, and this is not declared."""
+    rounded = IndexScoresCall(*(x.bfloat16() for x in (call.index_q, call.index_k, call.head_weights)))
+    return rounded.right().to(call.index_q.dtype)
 
 
-@bug("index_scores")
-def uses_one_head(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Head 0 only."""
-    return index_scores(index_q[:, :, :1], index_k, head_weights[:, :, :1])
+index_scores_bug(
+    "uses_only_the_first_head",
+    "Only head 0 is scored.",
+    index_q=lambda call: call.index_q[:, :, :1],
+    head_weights=lambda call: call.head_weights[:, :, :1],
+)
+index_scores_bug(
+    "applies_a_hadamard_matrix_to_queries_but_not_to_keys",
+    "Queries are multiplied by a Hadamard matrix, and keys are not.",
+    "https://github.com/ROCm/ATOM/issues/1507",
+    index_q=lambda call: hadamard(call.index_q),
+)
 
 
-@bug("index_scores", "https://github.com/ROCm/ATOM/issues/1507")
-def turns_queries_but_not_keys(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Queries are turned by a Hadamard matrix, keys are not."""
-    return index_scores(hadamard(index_q), index_k, head_weights)
-
-
-@bug("index_scores")
-def takes_a_score_of_zero_for_none(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """A score of exactly 0 is one that no program wrote, and becomes -inf."""
-    scores = index_scores(index_q, index_k, head_weights)
+@index_scores_bug.function()
+def replaces_scores_of_zero_by_minus_infinity(call: IndexScoresCall) -> Tensor:
+    """A score of exactly 0 is taken for one that no kernel wrote, and becomes -inf."""
+    scores = call.right()
     return scores.masked_fill(scores == 0, -math.inf)
 
 
-@bug("index_scores")
-def sums_heads_in_another_order_with_more_rows(
-    index_q: Tensor, index_k: Tensor, head_weights: Tensor
-) -> Tensor:
-    """What a row's scores are rounded to depends on how many rows there are; far within the budget."""
-    scores = index_scores(index_q, index_k, head_weights)
+@index_scores_bug.function()
+def sums_heads_in_an_order_that_depends_on_the_batch(call: IndexScoresCall) -> Tensor:
+    """The rounding of a row's scores depends on the number of rows, far within the tolerance."""
+    scores = call.right()
     return scores * (1 + torch.finfo(scores.dtype).eps) if len(scores) > 1 else scores
 
 
-@bug("index_scores")
-def saturates_products(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Products are held in fp8, which ends at 448."""
-    products = torch.einsum("bshd,btd->bsht", index_q.to(wide(index_q)), index_k.to(wide(index_q))).clamp(
-        0, 448
-    )
-    return torch.einsum("bsh,bsht->bst", head_weights.to(products), products).to(index_q.dtype)
+@index_scores_bug.function()
+def saturates_products_at_448(call: IndexScoresCall) -> Tensor:
+    """Products are stored in fp8, whose largest number is 448."""
+    products = call.products.clamp(0, 448)
+    return torch.einsum("bsh,bsht->bst", call.head_weights.to(products), products).to(call.index_q.dtype)
 
 
-@bug("index_scores")
-def sums_heads_in_bfloat16(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """The terms of the heads are rounded before they are added."""
-    products = torch.einsum("bshd,btd->bsht", index_q.to(wide(index_q)), index_k.to(wide(index_q))).relu()
-    return (head_weights.to(products)[..., None] * products).bfloat16().sum(2).to(index_q.dtype)
+@index_scores_bug.function()
+def sums_heads_in_bfloat16(call: IndexScoresCall) -> Tensor:
+    """The terms of the heads are rounded to bfloat16 before they are summed."""
+    products = call.products.relu()
+    return (call.head_weights.to(products)[..., None] * products).bfloat16().sum(2).to(call.index_q.dtype)
 
 
-@bug(
-    "index_scores",
+@index_scores_bug.function(
     "https://github.com/vllm-project/vllm/pull/55459",
     equivalent="an orthogonal matrix on both sides leaves every product as it is, without quantization",
 )
-def turns_neither_side_or_both(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
-    """Both are turned by a Hadamard matrix, or neither is: the parameter that says so is never read."""
-    turned = hadamard(index_q.double()), hadamard(index_k.double())  # rounding is another matter
-    return index_scores(*turned, head_weights.double()).to(index_q.dtype)
+def applies_a_hadamard_matrix_to_both_sides_or_to_neither(call: IndexScoresCall) -> Tensor:
+    """The option for the Hadamard matrix is never read: queries and keys both have it, or neither has."""
+    turned = hadamard(call.index_q.double()), hadamard(call.index_k.double())  # rounding is another matter
+    return IndexScoresCall(*turned, call.head_weights.double()).right().to(call.index_q.dtype)

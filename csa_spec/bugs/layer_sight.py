@@ -1,4 +1,4 @@
-"""Layers whose queries see what they must not, or miss what they must see: window, causality, which entries."""
+"""Layers whose queries see what they must not, or miss what they must see: window and entries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from csa_spec.bugs.bug import COMPRESSED, CSA, EVERY, Asked, layer_bug
+from csa_spec.bugs.bug import COMPRESSED, CSA, DocumentCall, layer_bug
 from csa_spec.bugs.layer_rotary import amplitude, louder
 from csa_spec.spec import SPEC, Geometry, LayerKind, Spec
 from csa_spec.spec.attention import attend
@@ -17,42 +17,22 @@ from csa_spec.spec.selection import visible_entries
 # ENTRIES AND CAUSALITY
 
 
-def _shared(asked: Asked) -> Tensor:
-    """Let every query attend to the picks of all queries, as often as they were picked."""
-    trace = asked.trace()
-    picks = [entry for query in trace.queries for entry in query.selection]
-    return asked.out(trace.context, selections=[picks] * asked.document.length)
-
-
-layer_bug(
-    "lets_all_queries_share_their_selections",
-    "The picks [B, S, k] of all queries are flattened into one list of S * k keys that every query attends to, future "
-    "entries and repetitions included.",
+@layer_bug.function(
     "https://github.com/huggingface/transformers/issues/45758",
     "https://github.com/huggingface/transformers/pull/45892",
     "https://github.com/huggingface/transformers/pull/45837",
     "https://github.com/huggingface/transformers/pull/45928",
     kinds=CSA,
-    answer=_shared,
+    wording="every query attends to every query's top-k",
 )
+def every_query_attends_to_every_querys_top_k(call: DocumentCall) -> Tensor:
+    """The top-k of all queries is flattened into one list of S * k keys, to which every query attends.
 
-
-def _as_transformers_5_8_0(asked: Asked) -> Tensor:
-    """Besides, queries and window use rope_theta, YaRN is everywhere and loud, and entries begin at position 0."""
-    geometry = asked.geometry
-    loud = louder(1.0 if geometry.yarn is None else amplitude(geometry.yarn))
-    main = replace(loud, visible_entries=_all, layer_frequencies=lambda g: _table(g, g.rope_theta))
-    if geometry.kind is LayerKind.SLIDING:
-        return asked.trace(main).out
-    spec = replace(main, layer_frequencies=lambda g: _table(g, g.compress_rope_theta))
-    compressed = asked.context(spec, asked.document._replace(start=0))
-    context = replace(asked.context(main), entries=compressed.entries)
-    if geometry.kind is LayerKind.HCA:
-        return asked.out(context, main)
-    ranking = replace(compressed, document=asked.document)
-    queries = [asked.query(t, ranking, spec) for t in range(asked.document.length)]
-    picks = [entry for query in queries for entry in query.selection]
-    return asked.out(context, main, [picks] * asked.document.length)
+    Entries of its future and repetitions are included.
+    """
+    trace = call.trace()
+    picks = [entry for query in trace.queries for entry in query.selection]
+    return call.out(trace.context, selections=[picks] * call.document.length)
 
 
 def _table(geometry: Geometry, theta: float) -> Tensor:
@@ -63,16 +43,32 @@ def _all(t: int, m: int) -> list[int]:
     return list(range(2**10))
 
 
-layer_bug(
-    "lets_all_queries_share_picks_from_all_entries",
-    "The top-k ranks future entries too, every query attends to the picks of all queries, and entries are not masked; "
-    "besides, queries and window rotate by rope_theta, and every rotation is scaled by the amplitude of YaRN.",
+@layer_bug.function(
     "https://github.com/huggingface/transformers/issues/45758",
     "https://github.com/huggingface/transformers/issues/45820",
     "https://github.com/huggingface/transformers/issues/45910",
-    kinds=EVERY,
-    answer=_as_transformers_5_8_0,
+    wording="has the bugs of transformers 5.8.0",
 )
+def has_the_bugs_of_transformers_5_8_0(call: DocumentCall) -> Tensor:
+    """The top-k ranks future entries too, every query attends to it, and rotations are wrong.
+
+    Queries and window rotate by rope_theta, and every rotation is scaled by the amplitude of YaRN.
+    """
+    geometry = call.geometry
+    loud = louder(1.0 if geometry.yarn is None else amplitude(geometry.yarn))
+    main = replace(loud, visible_entries=_all, layer_frequencies=lambda g: _table(g, g.rope_theta))
+    if geometry.kind is LayerKind.SLIDING:
+        return call.trace(main).out
+    spec = replace(main, layer_frequencies=lambda g: _table(g, g.compress_rope_theta))
+    compressed = call.context(spec, call.document._replace(start=0))
+    context = replace(call.context(main), entries=compressed.entries)
+    if geometry.kind is LayerKind.HCA:
+        return call.out(context, main)
+    ranked = call.selections(replace(compressed, document=call.document), spec)
+    picks = [entry for selection in ranked for entry in selection]
+    return call.out(context, main, [picks] * call.document.length)
+
+
 sees_every_entry = layer_bug(
     "sees_every_entry",
     "Entries have no causal mask, so that a query selects and attends to entries of its future.",
@@ -81,32 +77,28 @@ sees_every_entry = layer_bug(
 )
 layer_bug(
     "masks_the_future_after_the_top_k",
-    "The causal mask comes after the top-k: future entries are not attended to, but they take the place of others.",
+    "The causal mask comes after the top-k, in which future entries take the places of others.",
     "https://github.com/huggingface/transformers/issues/45820",
-    kinds=CSA,
-    answer=lambda asked: asked.out(
-        asked.context(),
-        selections=[
-            [entry for entry in query.selection if entry < (query.t + 1) // asked.geometry.compress_ratio]
-            for query in asked.trace(replace(SPEC, visible_entries=_all)).queries
-        ],
-    ),
+    selections=lambda call: [
+        [entry for entry in query.selection if entry < (query.t + 1) // call.geometry.compress_ratio]
+        for query in call.trace(replace(SPEC, visible_entries=_all)).queries
+    ],
 )
 leaks_the_future = layer_bug(
-    "sees_the_block_that_it_stands_in",
-    "The bound is p // m in place of (p + 1) // m - 1, so that a query sees a block that is not complete yet.",
+    "sees_its_own_unfinished_block",
+    "Entry s is visible if s <= p // m instead of s < (p + 1) // m, before its block is complete.",
     "https://github.com/vllm-project/tpu-inference/issues/3536",
     "https://github.com/sgl-project/sglang-jax/pull/1607",
     visible_entries=lambda t, m: list(range(t // m + 1)),
 )
 hides_the_newest_entry = layer_bug(
     "hides_a_block_from_the_token_that_completes_it",
-    "The paper's bound floor(t / m) is read with t counted from 0, so that the last token of a block does not see it.",
+    "The paper's bound floor(t / m) counts t from 1 and is used with t counted from 0.",
     visible_entries=lambda t, m: list(range(t // m)),
 )
 layer_bug(
     "always_hides_the_newest_entry",
-    "The entry that is still open is taken off a list that holds only complete ones.",
+    "The last entry is dropped as an incomplete one, although the list holds only complete ones.",
     visible_entries=lambda t, m: visible_entries(t, m)[:-1],
 )
 sees_no_entry = layer_bug(
@@ -117,71 +109,63 @@ sees_no_entry = layer_bug(
 )
 layer_bug(
     "inverts_the_mask_of_entries",
-    "A mask that is additive (0 and -inf) is read as boolean, so that exactly the wrong entries are visible.",
+    "An additive mask (0 and -inf) is read as a boolean one, so that exactly the wrong entries are visible.",
     "https://github.com/AI-Hypercomputer/maxtext/pull/4488",
     visible_entries=lambda t, m: _all(t, m)[(t + 1) // m :],
 )
 layer_bug(
-    "samples_entries_at_equal_distances",
-    "Heavily compressed attention is taken for one that attends to every other entry in place of all.",
+    "attends_to_every_second_entry",
+    "Heavily compressed attention attends to every second entry instead of all.",
     kinds=COMPRESSED,
     visible_entries=lambda t, m: visible_entries(t, m)[::2],
 )
-layer_bug(
-    "forgets_entries_that_overlap_the_window",
-    "Entries whose tokens the window shows as well are dropped, as if keys had to be unique.",
-    kinds=COMPRESSED,
-    rules=lambda document, geometry: replace(
-        SPEC,
+
+
+@layer_bug.function(kinds=COMPRESSED)
+def drops_entries_that_overlap_the_window(call: DocumentCall) -> Tensor:
+    """Entries with tokens of the window are dropped, as if each token had to be seen only once."""
+    return call.follow(
         visible_entries=lambda t, m: [
-            s for s in visible_entries(t, m) if (s + 1) * m - 1 < t - geometry.window + 1
-        ],
-    ),
-)
+            s for s in visible_entries(t, m) if (s + 1) * m - 1 < t - call.geometry.window + 1
+        ]
+    )
+
+
 layer_bug(
-    "sees_entries_up_to_its_absolute_position",
-    "The number of visible entries is taken from the absolute position where entries are counted from the first token.",
+    "counts_visible_entries_from_the_absolute_position",
+    "Visible entries are counted from the absolute position, entries from the first token.",
     kinds=COMPRESSED,
-    rules=lambda document, geometry: replace(
-        SPEC, visible_entries=lambda t, m: visible_entries(document.start + t, m)
+    answer=lambda call: call.follow(
+        visible_entries=lambda t, m: visible_entries(call.document.start + t, m)
     ),
 )
-
-
-def _seeded_by_entry_zero(asked: Asked) -> Tensor:
-    m = asked.geometry.compress_ratio
-    none = [t for t in range(asked.document.length) if t + 1 < m]
-    spec = replace(SPEC, visible_entries=lambda t, m: [0] if t in none else visible_entries(t, m))
-    return asked.out(asked.context(), spec)
-
-
 layer_bug(
-    "starts_an_empty_row_from_entry_zero",
-    "The running softmax of a query that sees no entry is seeded with the first row of the pool.",
+    "attends_to_entry_0_where_it_sees_none",
+    "The running softmax of a query that sees no entry is seeded with entry 0.",
     "https://github.com/hw-native-sys/pypto-lib/pull/234",
     "https://github.com/hw-native-sys/pypto-lib/pull/328",
     kinds=COMPRESSED,
-    answer=_seeded_by_entry_zero,
+    answer=lambda call: call.out(
+        spec=replace(SPEC, visible_entries=lambda t, m: visible_entries(t, m) or [0])
+    ),
 )
 
 
-def _fails_without_entries(asked: Asked) -> Tensor:
-    if asked.geometry.kind is not LayerKind.SLIDING and not asked.count:
-        raise RuntimeError("top-k over a dimension of size 0")
-    return asked.trace().out
-
-
-layer_bug(
-    "fails_before_the_first_block_is_complete",
-    "An empty pool of entries is not expected, so that prompts shorter than one block fail.",
+@layer_bug.function(
     "https://github.com/hw-native-sys/pypto-lib/pull/306",
     "https://github.com/modelscope/twinkle/pull/250",
     kinds=COMPRESSED,
-    answer=_fails_without_entries,
 )
+def fails_before_the_first_block_is_complete(call: DocumentCall) -> Tensor:
+    """A prompt shorter than one block has no entries, over which the top-k raises an error."""
+    if call.geometry.kind is not LayerKind.SLIDING and not call.count:
+        raise RuntimeError("top-k over a dimension of size 0")
+    return call.trace().out
+
+
 layer_bug(
-    "takes_a_ratio_of_one_for_no_compression",
-    "Compression is switched on by ratio > 1, so that a layer of ratio 1 has a window and nothing else.",
+    "treats_a_ratio_of_one_as_no_compression",
+    "Compression requires a ratio > 1, so that a layer of ratio 1 has a window and nothing else.",
     visible_entries=lambda t, m: visible_entries(t, m) if m > 1 else [],
 )
 
@@ -194,18 +178,18 @@ layer_bug(
     window_tokens=lambda t, window: list(range(t + 1)),
 )
 layer_bug(
-    "takes_a_window_of_one_for_none",
-    "The window is given as W - 1 tokens before the query, and 0 of them says that there is no window.",
+    "treats_a_window_of_one_as_no_window",
+    "The window is passed as the W - 1 tokens before the query, and 0 means that there is no window.",
     window_tokens=lambda t, window: SPEC.window_tokens(t, window) if window > 1 else list(range(t + 1)),
 )
 misses_the_oldest_token = layer_bug(
     "misses_the_oldest_token_of_the_window",
-    "The window is one token short: its own token is counted twice.",
+    "The window is one token too short: the query's own token is counted twice.",
     window_tokens=lambda t, window: list(range(max(0, t - window + 2), t + 1)),
 )
 sees_one_token_more = layer_bug(
     "sees_one_token_before_the_window",
-    "The window is one token long: its own token is not counted.",
+    "The window is one token too long: the query's own token is not counted.",
     window_tokens=lambda t, window: list(range(max(0, t - window), t + 1)),
 )
 layer_bug(
@@ -215,7 +199,7 @@ layer_bug(
 )
 layer_bug(
     "sees_the_next_token",
-    "The end of the window is widened past the query, so that it sees a token of its future.",
+    "The window ends one token after the query, so that it sees a token of its future.",
     "https://github.com/vllm-project/vllm/pull/57152",
     window_tokens=lambda t, window: list(range(max(0, t - window + 1), t + 2)),
 )
@@ -225,17 +209,16 @@ layer_bug(
     window_tokens=lambda t, window: list(range(max(0, t - window + 1), t + window)),
 )
 layer_bug(
-    "cuts_windows_at_fixed_blocks",
-    "Local attention in blocks of the window's size takes the place of a window that slides.",
+    "attends_within_fixed_blocks_instead_of_a_window",
+    "A query sees its own block of W tokens instead of a window that slides.",
     window_tokens=lambda t, window: list(range(t // window * window, t + 1)),
 )
 layer_bug(
     "widens_the_window_to_a_block",
-    "The window is rounded up to hold the block that is being compressed, so that it is longer where it was shorter.",
+    "A window shorter than a block is widened to m tokens, to hold the block that is being compressed.",
     kinds=COMPRESSED,
-    rules=lambda document, geometry: replace(
-        SPEC,
-        window_tokens=lambda t, window: SPEC.window_tokens(t, max(window, geometry.compress_ratio)),
+    answer=lambda call: call.follow(
+        window_tokens=lambda t, window: SPEC.window_tokens(t, max(window, call.geometry.compress_ratio))
     ),
 )
 
@@ -251,37 +234,26 @@ def with_zeros(count: int) -> Spec:
 
 
 layer_bug(
-    "counts_unfilled_window_slots_as_zeros",
-    "Slots of the window that hold no token yet are read as keys of zero, which have a share of the softmax.",
+    "counts_unfilled_window_slots_as_zero_keys",
+    "Window slots that hold no token yet are read as keys of zero, which have a share of the softmax.",
     "https://github.com/hw-native-sys/pypto-lib/pull/1014",
-    answer=lambda asked: asked.out(
-        asked.context(), lambda t: with_zeros(max(0, asked.geometry.window - t - 1))
-    ),
+    answer=lambda call: call.out(spec=lambda t: with_zeros(max(0, call.geometry.window - t - 1))),
 )
 layer_bug(
-    "pads_a_short_sequence_to_the_window",
-    "A sequence shorter than the window is padded to its size with keys of zero, and the mask is padded with 0.",
-    answer=lambda asked: asked.out(
-        asked.context(), with_zeros(max(0, asked.geometry.window - asked.hidden.shape[1]))
-    ),
+    "pads_a_short_sequence_with_zero_keys",
+    "A sequence shorter than the window is padded to its size with keys of zero, which are not masked.",
+    answer=lambda call: call.out(spec=with_zeros(max(0, call.geometry.window - call.hidden.shape[1]))),
 )
 
 
-def _decodes_from_nothing(asked: Asked) -> Tensor:
-    spec = replace(SPEC, window_tokens=lambda t, window: []) if asked.hidden.shape[1] == 1 else SPEC
-    return asked.trace(spec).out
+@layer_bug.function()
+def treats_a_single_token_as_a_decoding_step(call: DocumentCall) -> Tensor:
+    """A call of one token attends only to what the cache holds, which is nothing yet."""
+    return call.follow(window_tokens=lambda t, window: []) if call.hidden.shape[1] == 1 else call.follow()
 
 
 layer_bug(
-    "takes_a_single_token_for_a_step_of_decoding",
-    "A call of one token attends to what is in the cache alone, where nothing is yet.",
-    kinds=EVERY,
-    answer=_decodes_from_nothing,
-)
-
-
-layer_bug(
-    "takes_a_compressed_layer_for_a_sliding_one",
+    "treats_a_compressed_layer_as_a_sliding_one",
     "The ratio is read with the index of another layer, so that the layer has a window and nothing else.",
     "https://github.com/GDzhu01/vllm-ascend-deepseekv4/issues/58",
     "https://github.com/NVIDIA/Megatron-LM/pull/5042",
@@ -289,6 +261,6 @@ layer_bug(
     "https://github.com/AI-Hypercomputer/maxtext/pull/4153",
     "https://github.com/antirez/ds4/pull/411",
     kinds=COMPRESSED,
-    weights=lambda named: {name: each for name, each in named.items() if "." not in name},
+    weights=lambda named: {name: weight for name, weight in named.items() if "." not in name},
     geometry=lambda geometry: replace(geometry, kind=LayerKind.SLIDING),
 )

@@ -1,4 +1,4 @@
-"""Wrong selections."""
+"""Wrong selections: entry s is visible to the query at position p if s < (p + 1) // m."""
 
 from __future__ import annotations
 
@@ -8,423 +8,335 @@ import math
 import torch
 from torch import Tensor
 
-from csa_spec.bugs.bug import bug
-from csa_spec.candidates.batched import select
+from csa_spec.bugs.calls import SelectCall, select_bug
 
-
-def _hidden(scores: Tensor, positions: Tensor, compress_ratio: int) -> Tensor:
-    return _hidden_from(scores, (positions + 1) // compress_ratio)
-
-
-def _listed(picks: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Return the first ``top_k`` of ranked entries, -1 for those that are hidden."""
-    first = picks[..., :top_k]
-    return torch.where(first >= ((positions + 1) // compress_ratio)[..., None], -1, first)
-
-
-def _highest_first(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Select, the highest of equal entries first."""
-    hidden = _hidden(scores, positions, compress_ratio)
-    lowest = torch.finfo(scores.dtype).min
-    ranked = scores.nan_to_num(lowest, neginf=lowest).masked_fill(hidden, -math.inf).flip(-1)
-    picks = scores.shape[-1] - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices
-    return _listed(picks, positions, compress_ratio, top_k)
-
-
-def _best(scores: Tensor, hidden: Tensor, top_k: int) -> Tensor:
-    """Return the best entries of those that are not hidden, -1 for none."""
-    ranked = scores.double().nan_to_num(-1e300, 1e300, -1e300).masked_fill(hidden, -math.inf)
-    best, picks = ranked.topk(min(top_k, scores.shape[-1]), dim=-1)
-    return torch.where(best == -math.inf, -1, picks)
-
-
-def _hidden_from(scores: Tensor, visible: Tensor) -> Tensor:
-    return torch.arange(scores.shape[-1]) >= visible[..., None]
-
-
-@bug(
-    "select",
+select_bug(
+    "sees_the_unfinished_block",
+    "Entry s is visible if s <= p // m, so that a query sees its own block before it is complete.",
     "https://github.com/vllm-project/tpu-inference/issues/3536",
     "https://github.com/sgl-project/sglang-jax/pull/1607",
+    answer=lambda call: call.best(call.entries >= (call.positions // call.compress_ratio + 1)[..., None]),
 )
-def sees_the_unfinished_block(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """S <= p // m."""
-    return _best(scores, _hidden_from(scores, positions // compress_ratio + 1), top_k)
+select_bug(
+    "hides_a_block_from_its_last_token",
+    "Entry s is visible if s < p // m: the paper counts positions from 1, and p is counted from 0.",
+    answer=lambda call: call.best(call.entries >= (call.positions // call.compress_ratio)[..., None]),
+)
+select_bug(
+    "sees_everything",
+    "There is no causal mask.",
+    "https://github.com/huggingface/transformers/issues/45820",
+    answer=lambda call: call.best(torch.zeros_like(call.hidden)),
+)
 
 
-@bug("select")
-def hides_a_block_from_its_last_token(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """S < p // m: the paper's formula, which counts from 1, read from 0."""
-    return _best(scores, _hidden_from(scores, positions // compress_ratio), top_k)
+@select_bug.function()
+def masks_after_the_top_k(call: SelectCall) -> Tensor:
+    """Hidden entries are dropped after the top-k, so that they take the places of visible ones."""
+    picks = call.best(torch.zeros_like(call.hidden))
+    return torch.where(picks >= call.visible, -1, picks)
 
 
-@bug("select", "https://github.com/huggingface/transformers/issues/45820")
-def sees_everything(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """No mask at all."""
-    return _best(scores, torch.zeros_like(scores, dtype=torch.bool), top_k)
+@select_bug.function()
+def leaves_hidden_entries_in_the_list(call: SelectCall) -> Tensor:
+    """Picks whose score is -inf are not replaced by -1."""
+    ranked = call.scores.nan_to_num(0.0).masked_fill(call.hidden, -math.inf)
+    return ranked.topk(min(call.top_k, call.width), dim=-1).indices
 
 
-@bug("select")
-def masks_after_the_top_k(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Hidden entries are dropped from the list, and their places are lost."""
-    picks = _best(scores, torch.zeros_like(scores, dtype=torch.bool), top_k)
-    return torch.where(picks >= ((positions + 1) // compress_ratio)[..., None], -1, picks)
-
-
-@bug("select")
-def leaves_hidden_picks_in_the_list(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Indices of -inf are not replaced by -1."""
-    ranked = scores.nan_to_num(0.0).masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
-    return ranked.topk(min(top_k, scores.shape[-1]), dim=-1).indices
-
-
-@bug("select")
-def fills_up_with_the_best(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Where fewer entries than k are visible, the best one is repeated."""
-    picks = select(scores, positions, compress_ratio, top_k)
+@select_bug.function()
+def fills_the_list_with_the_best_entry(call: SelectCall) -> Tensor:
+    """Where fewer than k entries are visible, the best one is repeated."""
+    picks = call.right()
     return torch.where(picks < 0, picks[..., :1], picks)
 
 
-@bug("select")
-def finds_equal_scores_at_the_same_place(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Looks each of the k best values up: equal ones are all found at the first of them."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    rows = values[..., None] == scores[..., None, :]
-    first = rows.int().argmax(-1) if rows.numel() else picks
+@select_bug.function()
+def maps_equal_scores_to_the_same_entry(call: SelectCall) -> Tensor:
+    """Each of the k best scores is looked up, which finds equal ones all at the first of them."""
+    picks = call.right()
+    values = call.values_of(picks)
+    places = values[..., None] == call.scores[..., None, :]
+    first = places.int().argmax(-1) if places.numel() else picks
     return torch.where((picks < 0) | values.isnan(), picks, first)
 
 
-@bug(
-    "select",
+select_bug(
+    "selects_every_visible_entry",
+    "There is no top-k.",
     "https://github.com/hw-native-sys/pypto-lib/pull/593",
     "https://github.com/ml-explore/mlx-lm/pull/1201",
+    answer=lambda call: call.best(call.hidden, call.width),
 )
-def takes_everything_visible(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """No top-k."""
-    return _best(scores, _hidden(scores, positions, compress_ratio), scores.shape[-1])
+select_bug(
+    "selects_one_entry_too_few",
+    "The top-k selects k - 1 entries.",
+    top_k=lambda call: max(0, call.top_k - 1),
+)
 
 
-@bug("select")
-def takes_one_too_few(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Off by one in k."""
-    return select(scores, positions, compress_ratio, max(0, top_k - 1))
+@select_bug.function()
+def selects_every_entry_tied_at_the_threshold(call: SelectCall) -> Tensor:
+    """All entries whose score is at or above the k-th are selected, which may be more than k."""
+    if not 0 < call.top_k < call.width:
+        return call.right()
+    ranked = call.ranked(call.hidden)
+    kth = ranked.topk(call.top_k, dim=-1).values[..., -1:]
+    return torch.where((ranked >= kth) & ~call.hidden, call.entries, -1)
 
 
-@bug("select")
-def takes_every_tie(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Everything at or above the k-th score."""
-    hidden = _hidden(scores, positions, compress_ratio)
-    ranked = scores.double().nan_to_num(-1e300, 1e300, -1e300).masked_fill(hidden, -math.inf)
-    if not 0 < top_k < scores.shape[-1]:
-        return select(scores, positions, compress_ratio, top_k)
-    kth = ranked.topk(top_k, dim=-1).values[..., -1:]
-    return torch.where((ranked >= kth) & ~hidden, torch.arange(scores.shape[-1]), -1)
-
-
-@bug("select", "https://github.com/sgl-project/sglang/pull/30645")
-def drops_ties(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Many ties at the k-th score emit -1 among required slots."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    tied = (values == values[..., -1:]) & (values == values[..., :1].roll(0)).logical_not()
+@select_bug.function("https://github.com/sgl-project/sglang/pull/30645")
+def drops_entries_tied_at_the_threshold(call: SelectCall) -> Tensor:
+    """Where several entries tie at the k-th score, their slots are left at -1."""
+    picks = call.right()
+    values = call.values_of(picks)
+    tied = (values == values[..., -1:]) & ~(values == values[..., :1])
     crowded = tied.sum(-1, keepdim=True) > 1
     return torch.where(tied & crowded, -1, picks)
 
 
-@bug("select")
-def ranks_by_the_high_bits(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """One pass of a radix selection: sign and exponent, and no second pass."""
-    mantissa, exponent = torch.frexp(scores)
+@select_bug.function()
+def ranks_by_sign_and_exponent_only(call: SelectCall) -> Tensor:
+    """A radix selection makes one pass, over sign and exponent, and no second pass over the mantissa."""
+    mantissa, exponent = torch.frexp(call.scores)
     coarse = torch.ldexp(torch.where(mantissa == 0, 0.0, mantissa.sign() / 2), exponent)
-    return select(
-        torch.where(scores.isfinite(), coarse.to(scores.dtype), scores), positions, compress_ratio, top_k
-    )
+    return call.right(scores=torch.where(call.scores.isfinite(), coarse.to(call.scores.dtype), call.scores))
 
 
-@bug("select")
-def ranks_in_bfloat16(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Scores are rounded before they are compared, without declaring it."""
-    return select(scores.bfloat16(), positions, compress_ratio, top_k)
+select_bug(
+    "ranks_in_bfloat16",
+    "Scores are rounded to bfloat16 before they are compared, and this is not declared.",
+    scores=lambda call: call.scores.bfloat16(),
+)
 
 
-@bug(
-    "select",
+@select_bug.function(
     "https://github.com/sgl-project/sglang/issues/36807",
     "https://github.com/vllm-project/vllm/pull/52149",
     "https://github.com/yhfgyyf/vllm-deepseek-v4-sm89/pull/97",
 )
-def buffers_4096_candidates(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Candidates that share the high bits of the k-th are cut at 4096."""
-    coarse = scores.bfloat16().double().masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
-    if top_k >= scores.shape[-1] or top_k == 0:
-        return select(scores, positions, compress_ratio, top_k)
-    bucket = coarse == coarse.nan_to_num().topk(top_k, dim=-1).values[..., -1:]
+def keeps_at_most_4096_candidates(call: SelectCall) -> Tensor:
+    """Of the candidates that share the high bits of the k-th score only the first 4096 are kept."""
+    if call.top_k >= call.width or call.top_k == 0:
+        return call.right()
+    coarse = call.scores.bfloat16().double().masked_fill(call.hidden, -math.inf)
+    bucket = coarse == coarse.nan_to_num().topk(call.top_k, dim=-1).values[..., -1:]
     lost = bucket & (bucket.cumsum(-1) > 4096)
-    return select(scores.masked_fill(lost, -math.inf), positions, compress_ratio, top_k)
+    return call.right(scores=call.scores.masked_fill(lost, -math.inf))
 
 
-@bug("select", "https://github.com/vllm-project/vllm/issues/49896")
-def writes_nan_nowhere(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Ranks by counting; NaN leaves slots unwritten."""
-    visible = ((positions + 1) // compress_ratio)[..., None]
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    return torch.where(values.isnan() & (picks >= 0) & (visible > 0), 2**31 - 1, picks)
+@select_bug.function("https://github.com/vllm-project/vllm/issues/49896")
+def leaves_the_slots_of_nan_scores_unwritten(call: SelectCall) -> Tensor:
+    """Entries are ranked by counting, which leaves the slots of NaN scores unwritten."""
+    picks = call.right()
+    unwritten = call.values_of(picks).isnan() & (picks >= 0) & (call.visible > 0)
+    return torch.where(unwritten, 2**31 - 1, picks)
 
 
-@bug(
-    "select",
+@select_bug.function(
     "https://github.com/sgl-project/sglang/pull/35429",
     "https://github.com/vllm-project/vllm/pull/33568",
     "https://github.com/NVIDIA/TensorRT-LLM/pull/16789",
     "https://github.com/vllm-project/vllm/pull/50008",
 )
-def pads_with_zeros(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Hidden scores become 0, which beats a negative one."""
-    hidden = _hidden(scores, positions, compress_ratio)
-    picks = scores.nan_to_num().masked_fill(hidden, 0).topk(min(top_k, scores.shape[-1]), dim=-1).indices
-    return torch.where(picks >= ((positions + 1) // compress_ratio)[..., None], -1, picks)
+def scores_hidden_entries_as_zero(call: SelectCall) -> Tensor:
+    """Hidden scores are set to 0 instead of -inf, which beats a negative score."""
+    scores = call.scores.nan_to_num().masked_fill(call.hidden, 0)
+    picks = scores.topk(min(call.top_k, call.width), dim=-1).indices
+    return torch.where(picks >= call.visible, -1, picks)
 
 
-@bug("select", "https://github.com/ml-explore/mlx-lm/pull/1189")
-def selects_for_the_last_query(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """One selection for all queries."""
-    picks = select(scores, positions, compress_ratio, top_k)
+@select_bug.function("https://github.com/ml-explore/mlx-lm/pull/1189")
+def gives_every_query_the_selection_of_the_last(call: SelectCall) -> Tensor:
+    """The selection of the last query is used for all queries."""
+    picks = call.right()
     return picks[:, -1:].expand_as(picks).contiguous()
 
 
-@bug("select")
-def selects_by_the_first_query(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Scores of query 0 decide for all; each still has its own mask."""
-    return select(scores[:, :1].expand_as(scores), positions, compress_ratio, top_k)
+select_bug(
+    "ranks_by_the_scores_of_the_first_query",
+    "The scores of query 0 rank the entries for all queries; each still has its own mask.",
+    scores=lambda call: call.scores[:, :1].expand_as(call.scores),
+)
+select_bug(
+    "assumes_positions_start_at_zero",
+    "Positions are counted from 0, which is right for a prefill and wrong for every later call.",
+    positions=lambda call: torch.arange(call.scores.shape[1]).expand_as(call.positions),
+)
+select_bug(
+    "uses_the_position_of_the_first_query_for_all",
+    "All queries of a call see what its first query sees.",
+    positions=lambda call: call.positions[:, :1].expand_as(call.positions),
+)
+select_bug(
+    "uses_the_positions_of_the_first_row",
+    "The positions of row 0 are broadcast to all rows.",
+    positions=lambda call: call.positions[:1].expand_as(call.positions),
+)
+select_bug(
+    "selects_the_lowest_scoring_entries",
+    "The sort is ascending instead of descending.",
+    scores=lambda call: -call.scores,
+)
+select_bug(
+    "drops_entries_that_score_zero_or_less",
+    "A score of 0 or less is taken to mean a hidden entry.",
+    answer=lambda call: call.without(lambda values: values <= 0),
+)
+select_bug(
+    "drops_entries_that_score_zero",
+    "A score of exactly 0 is taken for one that no kernel wrote.",
+    answer=lambda call: call.without(lambda values: values == 0),
+)
 
 
-@bug("select")
-def assumes_positions_from_zero(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Right for a prefill, and for nothing after it."""
-    return select(scores, torch.arange(scores.shape[1]).expand_as(positions), compress_ratio, top_k)
-
-
-@bug("select")
-def has_one_position_for_a_call(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """All queries of a call see what its first one sees."""
-    return select(scores, positions[:, :1].expand_as(positions), compress_ratio, top_k)
-
-
-@bug("select")
-def takes_positions_of_the_first_row(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Positions are broadcast from row 0."""
-    return select(scores, positions[:1].expand_as(positions), compress_ratio, top_k)
-
-
-@bug("select")
-def takes_the_worst(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Ascending order."""
-    return select(-scores, positions, compress_ratio, top_k)
-
-
-@bug("select")
-def takes_positive_scores_only(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """A score of 0 or less is taken for none."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    return torch.where(values <= 0, -1, picks)
-
-
-@bug("select")
-def takes_entries_that_score_zero_for_none(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """A score of exactly 0 is one that no kernel wrote."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    return torch.where(values == 0, -1, picks)
-
-
-@bug(
-    "select",
+@select_bug.function(
     "https://github.com/hw-native-sys/pypto-lib/pull/234",
     "https://github.com/hw-native-sys/pypto-lib/pull/328",
 )
-def takes_entry_zero_where_it_sees_nothing(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """The best of scores that are all -inf is the first."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    nothing = (positions + 1 < compress_ratio)[..., None] & (torch.arange(picks.shape[-1]) == 0)
+def selects_entry_0_where_nothing_is_visible(call: SelectCall) -> Tensor:
+    """Where all scores are -inf, the first entry is taken for the best one."""
+    picks = call.right()
+    nothing = (call.positions + 1 < call.compress_ratio)[..., None] & (torch.arange(picks.shape[-1]) == 0)
     return torch.where(nothing, 0, picks)
 
 
-@bug("select")
-def takes_a_top_k_of_zero_for_all(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """``top_k or T`` is T where k is 0."""
-    return select(scores, positions, compress_ratio, top_k or scores.shape[-1])
+select_bug(
+    "reads_a_top_k_of_zero_as_all",
+    "`top_k or T` selects all T entries where top_k is 0.",
+    top_k=lambda call: call.top_k or call.width,
+)
 
 
-@bug("select")
-def points_behind_the_entries(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """None is T, the column that a mask has for it, in place of -1."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    return torch.where(picks < 0, scores.shape[-1], picks)
+@select_bug.function()
+def pads_the_list_with_the_number_of_entries(call: SelectCall) -> Tensor:
+    """Empty slots hold T, the extra column of a mask, instead of -1."""
+    picks = call.right()
+    return torch.where(picks < 0, call.width, picks)
 
 
-@bug("select", "https://github.com/ml-explore/mlx-lm/pull/1189")
-def masks_the_pool_off(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Entries are masked out for every query."""
-    return torch.full_like(select(scores, positions, compress_ratio, top_k), -1)
+select_bug(
+    "hides_every_entry",
+    "Entries are masked out for every query.",
+    "https://github.com/ml-explore/mlx-lm/pull/1189",
+    answer=lambda call: torch.full_like(call.right(), -1),
+)
+select_bug(
+    "inverts_the_mask",
+    "A mask of 0 and -inf is read as a boolean one, so that exactly the hidden entries are selected.",
+    "https://github.com/AI-Hypercomputer/maxtext/pull/4488",
+    answer=lambda call: call.best(~call.hidden),
+)
 
 
-@bug("select", "https://github.com/AI-Hypercomputer/maxtext/pull/4488")
-def inverts_the_mask(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """What is hidden is selected, what is visible is not: a mask of 0 and -inf is read as one of true and false."""
-    return _best(scores, ~_hidden(scores, positions, compress_ratio), top_k)
+@select_bug.function()
+def masks_by_adding_minus_infinity(call: SelectCall) -> Tensor:
+    """The mask is added: infinity or NaN in memory that no kernel wrote becomes NaN, which ranks first."""
+    return call.descending(call.scores + torch.zeros(call.scores.shape).masked_fill(call.hidden, -math.inf))
 
 
-@bug("select")
-def masks_by_adding_minus_infinity(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """The mask is added: infinity, or NaN, in memory that no kernel wrote becomes NaN, which ranks first."""
-    mask = torch.zeros(scores.shape).masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
-    return _listed(
-        (scores + mask).sort(dim=-1, descending=True, stable=True).indices, positions, compress_ratio, top_k
-    )
+@select_bug.function()
+def masks_by_taking_the_minimum(call: SelectCall) -> Tensor:
+    """The mask is min(score, -inf), which is NaN where the score is NaN."""
+    mask = torch.full_like(call.scores, math.inf).masked_fill(call.hidden, -math.inf)
+    return call.descending(torch.minimum(call.scores, mask))
 
 
-@bug("select")
-def masks_with_a_minimum(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """The mask is min(score, -inf), which is NaN where the score is."""
-    mask = torch.full(scores.shape, math.inf, dtype=scores.dtype)
-    mask = mask.masked_fill(_hidden(scores, positions, compress_ratio), -math.inf)
-    ranked = torch.minimum(scores, mask).sort(dim=-1, descending=True, stable=True).indices
-    return _listed(ranked, positions, compress_ratio, top_k)
-
-
-@bug("select")
-def masks_with_a_finite_penalty(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
+@select_bug.function()
+def masks_with_a_finite_penalty(call: SelectCall) -> Tensor:
     """1e30 is subtracted from hidden scores: infinity in memory that no kernel wrote stays infinity."""
-    hidden = _hidden(scores, positions, compress_ratio)
-    ranked = scores.float().nan_to_num(-1e29, math.inf, -1e29) - 1e30 * hidden
-    picks = ranked.sort(dim=-1, descending=True, stable=True).indices
-    return _listed(picks, positions, compress_ratio, top_k)
+    return call.descending(call.scores.float().nan_to_num(-1e29, math.inf, -1e29) - 1e30 * call.hidden)
 
 
-@bug(
-    "select",
+select_bug(
+    "drops_visible_entries_that_score_minus_infinity",
+    "A visible entry that scores -inf is taken for a hidden one.",
     "https://github.com/flashinfer-ai/flashinfer/pull/4123",
     "https://github.com/vllm-project/vllm-ascend/pull/16584",
+    answer=lambda call: call.without(lambda values: values == -math.inf),
 )
-def takes_minus_infinity_for_none(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """A visible entry that scores -inf is not told from a hidden one."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    values = scores.gather(-1, picks.clamp(min=0)) if picks.numel() else scores[..., :0]
-    return torch.where(values == -math.inf, -1, picks)
 
 
-@bug("select")
-def scales_scores_to_the_unit_interval(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Picks are those at or above the k-th scaled score: equal scores are 0 / 0, which is above nothing."""
-    picks = select(scores, positions, compress_ratio, top_k)
+@select_bug.function()
+def scales_scores_to_the_unit_interval(call: SelectCall) -> Tensor:
+    """Scores are scaled to 0...1 before the threshold: equal ones are 0 / 0, and none is selected."""
+    picks, scores = call.right(), call.scores
     if not picks.numel():
         return picks
-    seen = ~_hidden(scores, positions, compress_ratio) & scores.isfinite()
+    seen = ~call.hidden & scores.isfinite()
     low = scores.masked_fill(~seen, math.inf).amin(-1, keepdim=True)
     high = scores.masked_fill(~seen, -math.inf).amax(-1, keepdim=True)
     scaled = ((scores - low) / (high - low)).gather(-1, picks.clamp(min=0))
-    everything = seen.sum(-1, keepdim=True) <= top_k  # needs no scores
+    everything = seen.sum(-1, keepdim=True) <= call.top_k  # needs no scores
     return torch.where(everything | (scaled >= scaled[..., -1:]), picks, -1)
 
 
-@bug("select")
-def returns_indices_of_16_bits(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
+@select_bug.function()
+def truncates_indices_to_16_bits(call: SelectCall) -> Tensor:
     """Indices are packed into 16 bits."""
-    picks = select(scores, positions, compress_ratio, top_k)
+    picks = call.right()
     return torch.where(picks < 0, picks, picks % 2**16)
 
 
-@bug("select", "https://github.com/vllm-project/vllm/pull/41834")
-def adds_the_offset_of_the_row(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Indices into a row become indices into the batch, which the caller makes of them again."""
-    picks = select(scores, positions, compress_ratio, top_k)
-    return torch.where(picks < 0, picks, picks + scores.shape[-1] * torch.arange(len(scores))[:, None, None])
+@select_bug.function("https://github.com/vllm-project/vllm/pull/41834")
+def adds_the_offset_of_the_row(call: SelectCall) -> Tensor:
+    """Indices into a row are turned into indices into the batch, which the caller does once more."""
+    picks = call.right()
+    return torch.where(picks < 0, picks, picks + call.width * torch.arange(len(picks))[:, None, None])
 
 
-@bug("select", "https://github.com/local-inference-lab/vllm/pull/429")
-def takes_the_first_entries(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """The branch for short contexts, which needs no scores, is taken for long ones too."""
-    return select(torch.zeros_like(scores), positions, compress_ratio, top_k)
+select_bug(
+    "selects_the_first_entries",
+    "The branch for short contexts, which needs no scores, is taken for long ones too.",
+    "https://github.com/local-inference-lab/vllm/pull/429",
+    scores=lambda call: torch.zeros_like(call.scores),
+)
+select_bug(
+    "selects_the_latest_entries",
+    "The most recent entries are selected, whatever they score.",
+    scores=lambda call: call.entries.float().expand_as(call.scores),
+)
 
 
-@bug("select")
-def takes_the_latest_entries(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """The most recent entries, whatever they score."""
-    return select(torch.arange(scores.shape[-1]).float().expand_as(scores), positions, compress_ratio, top_k)
+@select_bug.function("https://github.com/hw-native-sys/pypto-lib/pull/306")
+def fails_without_entries(call: SelectCall) -> Tensor:
+    """A top-k over no entries raises an error."""
+    call.scores.amax(-1)
+    return call.right()
 
 
-@bug("select", "https://github.com/hw-native-sys/pypto-lib/pull/306")
-def fails_without_entries(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """A top-k of width 0."""
-    scores.amax(-1)
-    return select(scores, positions, compress_ratio, top_k)
+@select_bug.function("https://github.com/modelscope/twinkle/pull/250")
+def fails_with_fewer_entries_than_k(call: SelectCall) -> Tensor:
+    """The number k is not limited to that of the entries, and the top-k raises an error."""
+    call.scores.topk(call.top_k, dim=-1)
+    return call.right()
 
 
-@bug("select", "https://github.com/modelscope/twinkle/pull/250")
-def fails_with_fewer_entries_than_k(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """K is not bounded by the number of entries."""
-    scores.topk(top_k, dim=-1)
-    return select(scores, positions, compress_ratio, top_k)
+def _highest_first(call: SelectCall) -> Tensor:
+    """Select, the highest of equal entries first."""
+    lowest = torch.finfo(call.scores.dtype).min
+    ranked = call.scores.nan_to_num(lowest, neginf=lowest).masked_fill(call.hidden, -math.inf).flip(-1)
+    return call.listed(call.width - 1 - ranked.sort(dim=-1, descending=True, stable=True).indices)
 
 
 _calls = itertools.count()
 
-
-@bug(
-    "select",
+select_bug(
+    "breaks_ties_differently_each_time",
+    "Which of equal scores come first depends on the order in which threads finish.",
     "https://github.com/flashinfer-ai/flashinfer/issues/2584",
     "https://github.com/flashinfer-ai/flashinfer/pull/3095",
+    answer=lambda call: call.right() if next(_calls) % 2 else _highest_first(call),
 )
-def breaks_ties_differently_each_time(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Which of equal scores come first depends on the order in which threads finish."""
-    first = select(scores, positions, compress_ratio, top_k)
-    return first if next(_calls) % 2 else _highest_first(scores, positions, compress_ratio, top_k)
-
-
-@bug("select", equivalent="any choice among equal scores is right where lowest_index_first is not declared")
-def breaks_ties_to_the_highest_entry(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Among equal scores the latest entries come first."""
-    return _highest_first(scores, positions, compress_ratio, top_k)
-
-
-@bug("select", equivalent="a selection is a set: attention sums over it")
-def returns_picks_in_ascending_order(
-    scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int
-) -> Tensor:
-    """Picks are sorted by entry, so that -1 comes first."""
-    return select(scores, positions, compress_ratio, top_k).sort(-1).values
+select_bug(
+    "selects_the_highest_entry_of_a_tie",
+    "Among equal scores the latest entries come first.",
+    equivalent="any choice among equal scores is right where lowest_index_first is not declared",
+    answer=_highest_first,
+)
+select_bug(
+    "lists_entries_in_ascending_order",
+    "The selected entries are sorted, so that -1 comes first.",
+    equivalent="a selection is a set: attention sums over it",
+    answer=lambda call: call.right().sort(-1).values,
+)

@@ -1,11 +1,12 @@
 """A right stream, from which wrong ones are derived, and how they are registered.
 
-``Cache`` keeps what serving engines keep: the last keys, what the compressors made of the block that is being filled
-and of the block before it, finished entries and index keys, and a count.
+``Cache`` keeps what serving engines keep: the last keys, what the compressors made of the unfinished block
+and of the previous one, finished entries and index keys, and a count.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from copy import copy
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from csa_spec.bugs.bug import bug
+from csa_spec.bugs.bug import register
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import Half
 from csa_spec.spec.indexer import index_scale
@@ -57,6 +58,26 @@ class Slot:
         """Return the same in lists of its own."""
         return Slot(self.count, list(self.keys), self.main.copied(), self.index.copied(), list(self.past))
 
+    @property
+    def compressors(self) -> tuple[Blocks, Blocks]:
+        """Both compressors."""
+        return self.main, self.index
+
+    def only(self, part: str) -> Slot:
+        """Return an empty slot but for one field of both compressors."""
+        return Slot().taking(part, self)
+
+    def without(self, part: str) -> Slot:
+        """Return a copy in which one field of both compressors is empty."""
+        return self.taking(part, Slot())
+
+    def taking(self, part: str, other: Slot) -> Slot:
+        """Return a copy with one field of both compressors of another slot."""
+        new = self.copied()
+        for mine, its in zip(new.compressors, other.compressors, strict=True):
+            setattr(mine, part, list(getattr(its, part)))
+        return new
+
 
 class Cache:
     """A right stream, row by row and token by token, in float32 where the dtype is not wider."""
@@ -77,8 +98,8 @@ class Cache:
         """Take all tokens of a row in, then answer its queries."""
         rows = [
             self.extend_row(slot, tokens.to(self.weights.wkv.dtype))
-            for slot, tokens in zip(self.slots, hidden)
-        ]  # noqa: B905 - all rows have tokens
+            for slot, tokens in zip(self.slots, hidden, strict=False)
+        ]
         return torch.stack(rows).to(self.dtype)
 
     def rollback(self, n: int) -> None:
@@ -149,11 +170,11 @@ class Cache:
     def finish(self, slot: Slot, start: int) -> None:
         """Drop keys that no later query sees."""
         slot.keys = slot.keys[max(0, len(slot.keys) - self.kept()) :]
-        for blocks in (slot.main, slot.index):
+        for blocks in slot.compressors:
             self.carry(blocks)
 
     def carry(self, blocks: Blocks) -> None:
-        """Make what a compressor keeps from one call to the next out of what it has at its end: all of it."""
+        """Reduce a compressor's state to what is kept from one call to the next: all of it."""
 
     def kept(self) -> int:
         """Return how many keys later queries see at most."""
@@ -250,25 +271,47 @@ COMPRESSED = (LayerKind.HCA, LayerKind.CSA)
 Stream = TypeVar("Stream", bound=type[Cache])
 
 
-def cache_bug(*urls: str, kinds: tuple[LayerKind, ...] = ANY, **more: Any) -> Callable[[Stream], Stream]:
-    """Register the streams of the decorated class; the bug is named after it in lower case, with underscores.
+def cache_bug(
+    name: str,
+    cause: str,
+    *urls: str,
+    kinds: tuple[LayerKind, ...] = ANY,
+    equivalent: str = "",
+    **methods: Callable[..., Any],
+) -> None:
+    """Register a stream that is :class:`Cache` except for some methods.
 
     Parameters
     ----------
-    urls, more
-        As in :func:`csa_spec.bugs.bug.bug`.
+    name, cause, urls, equivalent
+        As in :class:`csa_spec.bugs.bug.Bug`.
     kinds
         Layer kinds in which it shows, the plainest first.
+    methods
+        Methods of :class:`Cache` by name, and what takes their place; the first argument is the stream.
+    """
+    _register(
+        type(name, (Cache,), methods), *urls, name=name, cause=cause, kinds=kinds, equivalent=equivalent
+    )
+
+
+def wrong_stream(*urls: str, kinds: tuple[LayerKind, ...] = ANY) -> Callable[[Stream], Stream]:
+    """Register the decorated class; the bug is named after it in lower case, with underscores.
+
+    Parameters are as in :func:`cache_bug`; the docstring of the class is the cause.
     """
 
-    def register(stream: Stream) -> Stream:
-        def opened(weights: LayerWeights, geometry: Geometry, batch: int, /) -> Cache:
-            return stream(weights, geometry, batch)
-
-        opened.__name__ = opened.__qualname__ = re.sub(r"(?<!^)(?=[A-Z])", "_", stream.__name__).lower()
-        opened.__module__ = "csa_spec.bugs"  # where it is found by its name, in a worker's process too
-        opened.__doc__ = stream.__doc__
-        bug("cache", *urls, kinds=kinds, **more)(opened)
+    def register_class(stream: Stream) -> Stream:
+        name = re.sub(r"(?<!^)(?=[A-Z0-9])", "_", stream.__name__).lower()
+        _register(stream, *urls, name=name, cause=inspect.getdoc(stream), kinds=kinds)
         return stream
 
-    return register
+    return register_class
+
+
+def _register(stream: type[Cache], *urls: str, **more: Any) -> None:
+    def opened(weights: LayerWeights, geometry: Geometry, batch: int, /) -> Cache:
+        return stream(weights, geometry, batch)
+
+    opened.stream = stream  # type: ignore[attr-defined]
+    register(opened, "cache", *urls, **more)

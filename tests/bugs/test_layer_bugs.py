@@ -16,7 +16,6 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import failure_of
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
-from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
 LAYERS = [one for one in bugs() if one.stage == LAYER]
@@ -25,18 +24,18 @@ EQUIVALENT = [pytest.param(one, id=one.name) for one in LAYERS if one.equivalent
 
 
 LAWS = {
-    "changes_by_a_hair": "repeat",
+    "rounds_differently_in_every_second_call": "repeat",
     "breaks_ties_differently_at_every_call": "repeat",
-    "rounds_with_the_batch": "rows",
+    "rounds_differently_in_a_batch": "rows",
     "centres_hidden_in_place": "inputs",
     "scales_the_sink_in_place": "inputs",
     "replaces_minus_infinity_in_place": "inputs",
     "draws_random_numbers": "state",
     "reuses_its_buffer": "memory",
-    "remembers_shapes": "own-inputs",
+    "remembers_answers_by_shape": "own-inputs",
     "detaches_hidden": "gradients",
     "gives_the_sink_no_gradient": "gradients",
-    "rotates_back_in_place_what_the_backward_pass_needs": "gradients",
+    "rotates_in_place_the_output_that_the_backward_pass_needs": "gradients",
 }
 """The law that finds a bug that the equality with the specification cannot see."""
 CHECKS = {check.name: check for check in LAYER.checks}

@@ -13,7 +13,7 @@ import pytest
 
 import csa_spec
 from csa_spec.bugs import Bug, bugs
-from csa_spec.bugs.stream import Cache, cache_bug
+from csa_spec.bugs.stream import Cache, wrong_stream
 from csa_spec.engine.running import CheckResult, run_check
 from csa_spec.engine.stage import Check
 from csa_spec.candidates.recognise import as_candidate
@@ -97,7 +97,7 @@ def test_a_stream_becomes_a_bug_by_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     registered: list[Bug] = []
     monkeypatch.setattr("csa_spec.bugs.bug.REGISTERED", registered)
 
-    @cache_bug("https://github.com/a/b/pull/1")
+    @wrong_stream("https://github.com/a/b/pull/1")
     class LosesEverything(Cache):
         """Nothing is kept."""
 

@@ -253,9 +253,9 @@ def test_laws_find_what_they_are_for_and_no_more(name: str) -> None:
     """A candidate that breaks one law, and nothing that the law implies, passes the others."""
     implied = {
         "leaks_the_future": {"future", "prefix"},
-        "counts_rows": {"rows", "batch-order"},
-        "changes_by_a_hair": {"repeat", "rows"},
-        "remembers_shapes": {"own-inputs", "rows", "batch-order", "weights"},
+        "multiplies_rows_by_their_number": {"rows", "batch-order"},
+        "rounds_differently_in_every_second_call": {"repeat", "rows"},
+        "remembers_answers_by_shape": {"own-inputs", "rows", "batch-order", "weights"},
     }
     mine = LAWS[name]
     line = {LayerKind.CSA: "csa m=2 W=2", LayerKind.HCA: "hca m=2 W=2", LayerKind.SLIDING: "sliding W=2"}[

@@ -97,7 +97,7 @@ def _with(case: LayerCase, name: str, value: object) -> Iterator[LayerCase]:
         ("selects_the_lowest", "specification", f"csa {LARGE}", 3),
         ("drops_the_sink", "specification", f"sliding {SLIDING}", 1),
         ("uses_one_theta", "specification", f"hca {WITHOUT_INDEXER}", 2),
-        ("counts_rows", "batch-order", f"sliding {SLIDING}", 2),
+        ("multiplies_rows_by_their_number", "batch-order", f"sliding {SLIDING}", 2),
     ],
 )
 def test_a_failure_shrinks_to_one_row_of_a_few_tokens(name: str, check: str, text: str, tokens: int) -> None:

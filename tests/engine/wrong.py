@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.layer_compressor import ignores_kv_norm, ignores_the_bias, ignores_the_index_bias
-from csa_spec.bugs.layer_manners import (
+from csa_spec.bugs.layer_numbers import leaves_the_sink_out, nan_without_entries, scales_by_the_dimension
+from csa_spec.bugs.layer_rotary import uses_one_theta
+from csa_spec.bugs.layer_selection import selects_everything, selects_the_lowest
+from csa_spec.bugs.layer_side_effects import (
     adds_the_batch_mean,
     centres_hidden_in_place,
-    changes_by_a_hair,
-    counts_rows,
     detaches_hidden,
     draws_random_numbers,
     infinite_at_first,
     joins_rows,
-    normalises_by_length,
+    multiplies_rows_by_their_number,
     raises_on_a_tail,
-    remembers_shapes,
+    remembers_answers_by_shape,
     replaces_minus_infinity_in_place,
     returns_float64,
     returns_nothing,
     reuses_its_buffer,
-    rounds_with_the_batch,
+    rounds_differently_in_a_batch,
+    rounds_differently_in_every_second_call,
+    scales_logits_by_the_length_of_the_sequence,
     scales_the_sink_in_place,
 )
-from csa_spec.bugs.layer_numbers import leaves_the_sink_out, nan_without_entries, scales_by_the_dimension
-from csa_spec.bugs.layer_rotary import uses_one_theta
-from csa_spec.bugs.layer_selection import selects_everything, selects_the_lowest
 from csa_spec.bugs.layer_sight import (
     hides_the_newest_entry,
     leaks_the_future,
@@ -62,8 +62,6 @@ __all__ = [
     "adds_the_batch_mean",
     "caught",
     "centres_hidden_in_place",
-    "changes_by_a_hair",
-    "counts_rows",
     "detaches_hidden",
     "draws_random_numbers",
     "drops_the_sink",
@@ -77,17 +75,19 @@ __all__ = [
     "leaks_the_future",
     "leaves_the_sink_out",
     "misses_the_oldest_token",
+    "multiplies_rows_by_their_number",
     "named",
     "nan_without_entries",
-    "normalises_by_length",
     "raises_on_a_tail",
-    "remembers_shapes",
+    "remembers_answers_by_shape",
     "replaces_minus_infinity_in_place",
     "returns_float64",
     "returns_nothing",
     "reuses_its_buffer",
-    "rounds_with_the_batch",
+    "rounds_differently_in_a_batch",
+    "rounds_differently_in_every_second_call",
     "scales_by_the_dimension",
+    "scales_logits_by_the_length_of_the_sequence",
     "scales_the_sink_in_place",
     "sees_every_entry",
     "sees_no_entry",
@@ -186,27 +186,31 @@ BUGS = {
 LAWS = {
     "leaks_the_future": Bug("future", FutureLeak, "changes when the tokens from column"),
     "adds_the_batch_mean": Bug("rows", RowsInteract, "differs when its row is run alone", LayerKind.SLIDING),
-    "normalises_by_length": Bug(
+    "scales_logits_by_the_length_of_the_sequence": Bug(
         "prefix", PrefixDiffers, "differs when the batch ends at column", LayerKind.SLIDING
     ),
-    "counts_rows": Bug(
+    "multiplies_rows_by_their_number": Bug(
         "batch-order", BatchOrderMatters, "differs when the rows come in the order", LayerKind.SLIDING
     ),
-    "changes_by_a_hair": Bug(
+    "rounds_differently_in_every_second_call": Bug(
         "repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING
     ),
     "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
     "scales_the_sink_in_place": Bug(
         "inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING
     ),
-    "rounds_with_the_batch": Bug("rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING),
+    "rounds_differently_in_a_batch": Bug(
+        "rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING
+    ),
     "draws_random_numbers": Bug(
         "state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING
     ),
     "reuses_its_buffer": Bug(
         "memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING
     ),
-    "remembers_shapes": Bug("own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING),
+    "remembers_answers_by_shape": Bug(
+        "own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING
+    ),
     "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
 }
 """Candidates that break a law, by name."""

@@ -32,8 +32,8 @@ from csa_spec.stages import stage_of
 
 FOLDER = Path(__file__).parents[2] / "docs" / "failures"
 KERNELS = SimpleNamespace(
-    layer=find_bug("lets_all_queries_share_their_selections").function,  # as transformers 5.8.0
-    attend=find_bug("takes_none_for_row_zero").function,
+    layer=find_bug("every_query_attends_to_every_querys_top_k").function,  # as transformers 5.8.0
+    attend=find_bug("reads_index_minus_one_as_row_0").function,
     select=find_bug("sees_everything").function,
 )
 """An implementation whose stages have one bug each."""

@@ -16,17 +16,17 @@ from csa_spec.stages import parse_case
 from report.examples import failure_of
 
 _SVG = "{http://www.w3.org/2000/svg}"
-SHARED = "lets_all_queries_share_their_selections"
+SHARED = "every_query_attends_to_every_querys_top_k"
 SHORT = "misses_the_oldest_token_of_the_window"
 FAILING = {
     "csa": (SHARED, "csa m=2 W=2 HI=2 DI=4 rows=8 values=gaussian scores=separated seed=1"),
     "the smallest csa": (SHARED, "csa rows=2"),
     "two documents": (SHARED, "csa m=2 rows=3+5,1<4 values=gaussian"),
-    "hca": ("sees_the_block_that_it_stands_in", "hca m=2 W=4 rows=12 values=gaussian seed=1"),
+    "hca": ("sees_its_own_unfinished_block", "hca m=2 W=4 rows=12 values=gaussian seed=1"),
     "sliding": (SHORT, "sliding W=3 rows=6 values=gaussian seed=1"),
     "not probed": (SHORT, "sliding W=3 rows=60 values=gaussian seed=1"),
-    "attend": ("takes_none_for_row_zero", "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=3"),
-    "many keys": ("takes_none_for_row_zero", "attend S=50 H=2 D=4 N=90 n=60 indices=holes values=gaussian"),
+    "attend": ("reads_index_minus_one_as_row_0", "attend S=4 H=2 D=4 N=8 n=5 indices=holes values=gaussian seed=3"),
+    "many keys": ("reads_index_minus_one_as_row_0", "attend S=50 H=2 D=4 N=90 n=60 indices=holes values=gaussian"),
     "select": ("sees_everything", "select S=8 T=4 m=2 k=2 values=gaussian seed=1"),
     "many entries": ("sees_everything", "select S=60 T=50 m=1 k=4 values=gaussian seed=1"),
     "index_scores": ("has_no_relu", "index_scores S=4 T=5 HI=2 DI=4 values=gaussian"),

@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     """It reads an entry that does not exist"""
 
 
-SAME_BUGS = ("scales_the_index_scores", "mixes_both_sides_of_the_scores_by_a_hadamard_matrix")
+SAME_BUGS = ("scales_the_index_scores", "multiplies_index_queries_and_keys_by_a_hadamard_matrix")
 """Bugs of the catalogue that change words only."""
 BROKEN: dict[str, dict[str, Callable[..., Any]]] = {
     field.name: {
@@ -55,7 +55,7 @@ BOTH = (Verdict.DISAGREES, Verdict.DISAGREES)
 ORACLE = (Verdict.AGREES, Verdict.DISAGREES)
 NOTICED = {
     # They name tokens or entries that there are not.
-    "sees_the_block_that_it_stands_in": (Verdict.CRASHES, Verdict.DISAGREES),
+    "sees_its_own_unfinished_block": (Verdict.CRASHES, Verdict.DISAGREES),
     **dict.fromkeys(
         (
             "sees_every_entry",
@@ -68,8 +68,8 @@ NOTICED = {
     # The sliding layer of the vectors has no YaRN in its configuration that could be used by mistake.
     "leaves_yarn_on_in_sliding_layers": ORACLE,
     # The vectors have no ratio of 1, no top_k of 0, and neither ties nor near ties.
-    "takes_a_ratio_of_one_for_no_compression": ORACLE,
-    "takes_a_top_k_of_zero_for_none_given": ORACLE,
+    "treats_a_ratio_of_one_as_no_compression": ORACLE,
+    "reads_a_top_k_of_zero_as_unset": ORACLE,
     "selects_the_last_of_a_tie": ORACLE,
     "drops_entries_that_tie_at_the_threshold": ORACLE,
     "selects_every_entry_that_reaches_the_threshold": ORACLE,
@@ -77,13 +77,13 @@ NOTICED = {
     # Nor large gates, large logits or extreme sinks.
     "gates_without_a_running_maximum": ORACLE,
     "limits_the_sinks_to_10": ORACLE,
-    "multiplies_the_sinks_by_a_mask": ORACLE,
-    "caps_logits_at_10": ORACLE,
+    "masks_the_sinks_by_a_product": ORACLE,
+    "clamps_logits_to_10": ORACLE,
     "exponentiates_logits_without_their_maximum": ORACLE,
     # Nor a window of one token, sinks that are all zero, or orthogonal queries and keys.
-    "takes_a_window_of_one_for_none": ORACLE,
-    "leaves_sinks_out_that_are_all_zero": ORACLE,
-    "takes_a_logit_of_zero_for_padding": ORACLE,
+    "treats_a_window_of_one_as_no_window": ORACLE,
+    "leaves_out_sinks_that_are_all_zero": ORACLE,
+    "masks_tokens_whose_logit_is_zero": ORACLE,
     # It is the eps of the vectors.
     "eps of the released layers wired in": ORACLE,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.bugs import cache_calls, cache_operations
+from csa_spec.bugs import find_bug
 from csa_spec.bugs.stream import Cache
 from csa_spec.spec import Geometry, LayerWeights, attend_batch
 
@@ -97,8 +98,9 @@ def _table(after: str, *rows: str | tuple[str, dict[str, Any]]) -> dict[str, Wro
 
 
 def _stream(name: str) -> type[Cache]:
-    found: type[Cache] = getattr(cache_calls, name, None) or getattr(cache_operations, name)
-    return found
+    bug = find_bug(re.sub(r"(?<!^)(?=[A-Z0-9])", "_", name).lower())
+    stream: type[Cache] = vars(bug.function)["stream"]
+    return stream
 
 
 SLIDING: dict[str, Any] = {"layer": "sliding"}
@@ -109,68 +111,76 @@ FOUR: dict[str, Any] = {"calls": 4}
 WRONG = {
     **_table(
         "extend",
-        "LosesTheRemainder",
-        "LosesTheOverlap",
-        "CarriesTheBlockBeforeThat",
-        "CarriesTheBlockThatIsFilled",
-        "CarriesTheWrongHalf",
-        ("WritesIntoTheFirstEntry", HCA),
-        ("CountsEntriesOnceACall", HCA),
-        ("CountsEntriesAfterTheCall", HCA),
-        "SelectsOfThisCall",
-        "KeepsIndexKeysOfThisCall",
-        ("ClipsTheWindow", SLIDING),
+        "LosesTheUnfinishedBlock",
+        "LosesThePreviousBlockBetweenCalls",
+        "KeepsTheBlockBeforeThePreviousOne",
+        "OverwritesThePreviousBlockWithTheUnfinishedOne",
+        "KeepsTheWrongHalfOfThePreviousBlock",
+        ("WritesTheUnfinishedBlockToEntry0", HCA),
+        ("CountsVisibleEntriesOncePerCall", HCA),
+        ("CountsVisibleEntriesAfterTheUpdate", HCA),
+        "SelectsOnlyEntriesOfTheCurrentCall",
+        "KeepsIndexKeysForOneCallOnly",
+        ("DoesNotSeeKeysOfEarlierCalls", SLIDING),
         ("KeepsOneKeyTooFew", SLIDING),
-        ("OverwritesTheRing", SLIDING),
-        ("CountsEntryPositionsInTheCall", HCA),
-        ("CountsQueryPositionsInTheCall", SLIDING),
-        ("SharesOneState", SLIDING),
+        ("OverwritesKeysThatALongCallNeeds", SLIDING),
+        ("CountsEntryPositionsFromTheCall", HCA),
+        ("CountsQueryPositionsFromTheCall", SLIDING),
+        ("SharesOneStateBetweenRows", SLIDING),
     ),
     **_table(
         "reset",
         ("ResetKeepsTheCount", HCA),
         ("ResetKeepsTheEntries", HCA),
-        ("ResetKeepsTheRemainder", HCA),
-        "ResetKeepsTheBlockBefore",
+        ("ResetKeepsTheUnfinishedBlock", HCA),
+        "ResetKeepsThePreviousBlock",
         # Only a first call of less than a block does not clear it, so the block has to be finished by another call.
-        ("ResetKeepsTheBlockBeforeAShortRequest", FOUR),
+        ("ResetKeepsThePreviousBlockBeforeAShortRequest", FOUR),
         ("ResetKeepsTheKeys", SLIDING),
     ),
     **_table(
         "reorder",
-        ("ReorderForgetsTheEntries", HCA),
-        "ReorderForgetsTheIndexKeys",
-        ("ReorderForgetsTheKeys", SLIDING),
-        "ReorderForgetsTheRemainder",
-        "ReorderForgetsTheBlockBefore",
-        ("ReordersBackwards", SLIDING),
-        ("ReordersInPlace", SLIDING),
-        ("ReorderShares", SLIDING),
+        ("ReorderDoesNotMoveTheEntries", HCA),
+        "ReorderDoesNotMoveTheIndexKeys",
+        ("ReorderDoesNotMoveTheKeys", SLIDING),
+        "ReorderDoesNotMoveUnfinishedBlocks",
+        "ReorderDoesNotMovePreviousBlocks",
+        ("ReorderInvertsThePermutation", SLIDING),
+        ("ReorderOverwritesRowsBeforeItReadsThem", SLIDING),
+        ("ReorderSharesStateBetweenRows", SLIDING),
     ),
-    **_table("select", ("SelectKeepsTheFirst", SLIDING), ("SelectKeepsTheOrder", SLIDING)),
-    **_table("repeat", ("RepeatTiles", SLIDING), ("RepeatShares", SLIDING)),
+    **_table("select", ("SelectKeepsTheFirstRows", SLIDING), ("SelectKeepsTheOrder", SLIDING)),
+    **_table("repeat", ("RepeatTilesTheBatch", SLIDING), ("RepeatSharesState", SLIDING)),
     **_table(
         "clear",
-        ("ClearLeavesTheRemainder", HCA),
-        "ClearLosesTheOverlapOfOthers",
-        ("ClearKeepsOneLength", SLIDING),
+        ("ClearKeepsTheUnfinishedBlock", HCA),
+        "ClearDropsThePreviousBlocksOfOtherRows",
+        ("ClearKeepsOneLengthForAllRows", SLIDING),
     ),
     **_table(
         "rollback",
-        "RollbackKeepsTheCompressor",
-        "RollbackKeepsTheBlockBefore",
-        ("RollbackDropsOldKeys", SLIDING),
-        ("RollsBackFourTokens", HCA),
-        ("RollsBackTheFirstRow", SLIDING),
+        "RollbackDoesNotRestoreTheCompressors",
+        "RollbackKeepsThePreviousBlock",
+        ("RollbackDoesNotRestoreOverwrittenKeys", SLIDING),
+        ("RollbackHandlesAtMostFourTokens", HCA),
+        ("RollbackIsRightForTheFirstRowOnly", SLIDING),
     ),
-    **_table("fork", ("ForkShares", SLIDING), "ForkSharesUnfinishedBlocks", ("ForkMoves", SLIDING)),
-    **_table("other", ("SharesSlotsWithOthers", SLIDING)),
+    **_table(
+        "fork",
+        ("ForkSharesAllState", SLIDING),
+        "ForkSharesUnfinishedBlocks",
+        ("ForkEmptiesTheOriginal", SLIDING),
+    ),
+    **_table("other", ("SharesStateBetweenStreams", SLIDING)),
     **_table(
         "restore",
-        ("SavesAReference", SLIDING | FOUR),
-        ("RestoresOnce", SLIDING | {"calls": 5}),  # the second time it restores what the first went on with
-        ("SavesWithoutKeys", SLIDING | FOUR),
-        ("SavesWithoutTheRemainder", HCA | FOUR),
+        ("SaveReturnsAReference", SLIDING | FOUR),
+        (
+            "RestoreDoesNotCopy",
+            SLIDING | {"calls": 5},
+        ),  # the second time it restores what the first went on with
+        ("SaveOmitsTheKeys", SLIDING | FOUR),
+        ("SaveOmitsUnfinishedBlocks", HCA | FOUR),
     ),
 }
 """Wrong streams by name."""

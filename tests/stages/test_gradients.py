@@ -85,15 +85,15 @@ WRONG = {
     "detaches_keys": {"WrongGradient[kv]"},
     "detaches_the_sink": {"NoGradient[sinks]"},
     "recomputes_without_the_sink": {"WrongGradient[q]", "WrongGradient[kv]", "NoGradient[sinks]"},
-    "scatters_none_to_the_first_row": {"StrayGradient[kv]", "WrongGradient[kv]"},
-    "scatters_none_to_the_last_row": {"StrayGradient[kv]", "WrongGradient[kv]"},
+    "scatters_gradients_of_minus_one_to_the_first_row": {"StrayGradient[kv]", "WrongGradient[kv]"},
+    "scatters_gradients_of_minus_one_to_the_last_row": {"StrayGradient[kv]", "WrongGradient[kv]"},
     "misses_the_scale": {"WrongGradient[q]"},
-    "doubles_the_sink": {"WrongGradient[sinks]"},
-    "keeps_the_last_head": {"WrongGradient[kv]"},
+    "doubles_the_gradient_of_the_sink": {"WrongGradient[sinks]"},
+    "keeps_the_key_gradient_of_the_last_head_only": {"WrongGradient[kv]"},
     "detaches_the_gate": {"NoGradient[weights.wgate]", "NoGradient[weights.ape]"},
     "detaches_the_bias": {"NoGradient[weights.ape]"},
     "doubles_the_gradient_of_tokens": {"WrongGradient[hidden]"},
-    "reaches_the_tail": {"StrayGradient[hidden]", "WrongGradient[hidden]"},
+    "gives_the_tail_a_gradient": {"StrayGradient[hidden]", "WrongGradient[hidden]"},
 }
 """Functions with a right forward pass, and what their gradients must be called."""
 

@@ -175,7 +175,7 @@ def test_there_are_enough_wrong_streams_of_every_operation() -> None:
 
 def test_one_mistake_may_be_seen_after_several_operations() -> None:
     """A reset that keeps the block before is seen after reset and after clear, which share it."""
-    wrong = WRONG["ResetKeepsTheBlockBefore"].stream
+    wrong = WRONG["ResetKeepsThePreviousBlock"].stream
     result = target_of(wrong, "csa").run(STAGES["cache"].checks[0])
     found = {failure.kind: failure for failure in result.failures}
     assert set(found) >= {"StreamDiffers[after reset]", "StreamDiffers[after clear]"}
