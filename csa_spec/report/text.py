@@ -10,11 +10,20 @@ from csa_spec.engine.case import Case
 from csa_spec.engine.comparison import Tally
 from csa_spec.engine.failures import Failure, letter
 from csa_spec.engine.inputs import make_inputs
-from csa_spec.engine.known_issues import Limitation
 from csa_spec.engine.results import Report, Verdict
-from csa_spec.engine.running import CheckResult
+from csa_spec.report.content import (
+    Table,
+    about,
+    call_line,
+    declined,
+    environment,
+    limitation_line,
+    numbers_lines,
+    tables,
+    unreached,
+)
 from csa_spec.report.maps import dependence_map, sight_map
-from csa_spec.stages import SPECIFICATION, STAGES, stage_of
+from csa_spec.stages import SPECIFICATION
 
 
 def describe(failure: Failure, candidate: str, check: str) -> str:
@@ -27,7 +36,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"  smallest case found   {case}",
         f"  which is              {case.in_words()}",
         *_tokens(case),
-        *numbers_lines(failure, check),
+        *(f"  {line}" for line in numbers_lines(failure, check)),
         *_diagnosis(failure),
     ]
     if failure.findings:
@@ -64,12 +73,6 @@ def _diagnosis(failure: Failure) -> list[str]:
     return [*lines, "", *_wrapped(found.summary)]
 
 
-def call_line(failure: Failure, candidate: str, check: str) -> str:
-    """Return the line of Python that tries the case again."""
-    law = "" if check == "specification" else f', check="{check}"'
-    return f'check_case("{candidate}", "{failure.case}"{law})'
-
-
 def _in_short(failure: Failure, candidate: str, check: str) -> str:
     """Return a failure without its explanation, for laws that fall where the equality does."""
     return "\n".join([*_wrapped(failure.detail), f"  {call_line(failure, candidate, check)}"])
@@ -92,34 +95,6 @@ def _tokens(case: Any) -> list[str]:
     return [f"  hidden states         {' '.join(names)}"]
 
 
-def numbers_lines(failure: Failure, check: str) -> list[str]:
-    """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
-    if failure.place is None or failure.expected is None or failure.got is None:
-        return []
-    specified = check in (SPECIFICATION.name, "gradients", "limits") or not isinstance(failure.case, Case)
-    first, second = ("expected", "got") if specified else ("one run", "the other")
-    lines = [
-        f"  {_what(failure):<22}{failure.place}",
-        f"    {first:<20}{_listed(failure.expected)}",
-        f"    {second:<20}{_listed(failure.got)}",
-    ]
-    if failure.over_budget is not None and failure.over_budget > 1:
-        lines.append(f"    off by              {failure.over_budget:.4g} times the error budget")
-    return lines
-
-
-def _listed(values: list[float], shown: int = 6) -> str:
-    return (
-        "[" + ", ".join(f"{x:.7g}" for x in values[:shown]) + (", ..." if len(values) > shown else "") + "]"
-    )
-
-
-def _what(failure: Failure) -> str:
-    return {"select": "selection of", "compressor": "value of", "index_scores": "scores of"}.get(
-        stage_of(failure.case).name, "output of"
-    )
-
-
 def summarise(report: Report) -> str:
     """Return the failures, the table and the verdict of a run."""
     blocks = []
@@ -133,10 +108,7 @@ def summarise(report: Report) -> str:
             else:
                 blocks.append(f"{heading}\n{describe(failure, report.candidate, result.check)}")
                 explained.add((result.subject, result.dtype))
-    for stage in STAGES:
-        for dtype in report.dtypes:
-            mine = [result for result in report.results if result.dtype == dtype and result.stage == stage]
-            blocks += [_table(mine, dtype)] if mine else []
+    blocks += [_table(table) for table in tables(report)]
     blocks.append(_verdict(report))
     return "\n\n".join(blocks)
 
@@ -149,64 +121,29 @@ _ROWS: dict[str, Callable[[Tally], str]] = {
 }
 
 
-def _table(results: list[CheckResult], dtype: str) -> str:
+def _table(table: Table) -> str:
     """Return the results of one stage in one dtype; a layer has a column for each of its kinds."""
-    subjects = list(dict.fromkeys(result.subject for result in results))
-    by_place = {(result.check, result.subject): result for result in results}
-    lines = [f"{dtype:<46}" + "".join(f"{subject:>16}" for subject in subjects)]
-    for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results):
-        row = [count_cell(by_place.get((check, subject))) for subject in subjects]
-        lines.append(f"{sentence:<46}" + "".join(f"{cell:>16}" for cell in row))
-    first = [by_place[results[0].check, subject] for subject in subjects]
+    rows = [(table.dtype, table.subjects), *table.rows]
     for name, cell in _ROWS.items():
-        cells = [cell(result.tally) for result in first]
-        if name.startswith("  ") and set(cells) == {"0"} and results[0].kind is None:
+        cells = [cell(result.tally) for result in table.first]
+        if name.startswith("  ") and set(cells) == {"0"} and table.first[0].kind is None:
             continue  # ties are a matter of layers and selections
-        lines.append(f"{name:<46}" + "".join(f"{cell:>16}" for cell in cells))
-    for subject, result in zip(subjects, first, strict=True):
+        rows.append((name, cells))
+    lines = [f"{name:<46}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
+    for subject, result in zip(table.subjects, table.first, strict=True):
         if result.not_applicable:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(result.not_applicable.items()))
             lines.append(f"not applicable to {subject}: cases with {counts}")
     return "\n".join(lines)
 
 
-def count_cell(result: CheckResult | None) -> str:
-    """Return what a table shows of one check of one subject."""
-    if result is None:
-        return ""
-    if result.failures:
-        return f"{result.failing} FAILED"
-    return f"{result.cases} ok" if result.cases else "no case"
-
-
 def _verdict(report: Report) -> str:
-    lines = []
-    for (dtype, subject), names in report.missing.items():
-        if names and report.verdict is Verdict.INCONCLUSIVE:
-            lines.append(
-                f"inconclusive for {subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
-            )
-    lines += [f"not applicable: {reason}" for reason in report.declined.values()]
-    lines += [_limitation(one) for one in report.limitations]
-    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    lines.append(
-        f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s"
-    )
-    failed = dict.fromkeys(result.subject for result in report.results if result.failures)
-    right = dict.fromkeys(r.subject for r in report.results if r.subject not in failed)
-    if report.verdict is Verdict.NOT_CONFORMANT:
-        lines.append(f"{report.candidate}: NOT CONFORMANT for {', '.join(failed)}")
-        if right:
-            lines[-1] += f" (nothing found for {', '.join(right)})"
-    else:
-        lines.append(f"{report.candidate}: {str(report.verdict).upper()} for {', '.join(right)}")
-        if report.limitations:
-            many = len(report.limitations)
-            lines[-1] += f", except {many} known limitation" + "s" * (many > 1)
-    return "\n".join(lines)
-
-
-def _limitation(one: Limitation) -> str:
-    """Return a line or two about a known limitation."""
-    line = f"known limitation of {one.subject}: {one.name}: {one.state} ({one.reason})"
-    return line if one.failure is None else f"{line}\n  smallest case found: {one.failure.case}"
+    inconclusive = report.verdict is Verdict.INCONCLUSIVE
+    lines = [f"inconclusive for {line}" for line in unreached(report)] if inconclusive else []
+    lines += declined(report)
+    for limitation in report.limitations:
+        lines.append(limitation_line(limitation))
+        if limitation.failure is not None:
+            lines.append(f"  smallest case found: {limitation.failure.case}")
+    lines.append(f"{environment(report)}, {report.seconds:.0f} s")
+    return "\n".join([*lines, f"{report.candidate}: {str(report.verdict).upper()}{about(report)}"])

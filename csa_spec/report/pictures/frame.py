@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from csa_spec.engine.failures import Failure, Likeness
+from csa_spec.report.content import numbers_lines
 from csa_spec.report.pictures.grid import ERROR_LEGEND, UNKNOWN, Look, draw_legend
 from csa_spec.report.pictures.svg import HEAD, INK, MARGIN, PURPLE, QUIET, SMALL, TEXT, Sheet
-from csa_spec.report.text import numbers_lines
 
 LEAST = 720
 """Narrower pictures would break their sentences too often."""
