@@ -9,8 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from csa_spec.bundle.digest import digest_of
-from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, read_bundle
+from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, digest_of, read_bundle
 from csa_spec.checking import check_case
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure

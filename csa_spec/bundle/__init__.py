@@ -1,6 +1,6 @@
 """The bundle of a failure: a folder for an issue, with a script that shows the failure without this package."""
 
 from csa_spec.bundle.reading import BundleError, Recorded, read_bundle
-from csa_spec.bundle.write import verify, write_bundle, write_bundles
+from csa_spec.bundle.write import write_bundle, write_bundles
 
-__all__ = ["BundleError", "Recorded", "read_bundle", "verify", "write_bundle", "write_bundles"]
+__all__ = ["BundleError", "Recorded", "read_bundle", "write_bundle", "write_bundles"]

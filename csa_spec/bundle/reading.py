@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csa_spec.engine.case import CaseError
-from csa_spec.stages import parse_case, stage_of
+import torch
 
-VERSION = 1
-"""Raised whenever a reader of the old layout would misread the new one."""
+from csa_spec.engine.case import CaseError
+from csa_spec.plug.arrays import named_tensors
+from csa_spec.plug.candidate import Candidate
+from csa_spec.stages import AnyStage, parse_case, stage_of
+
+VERSION = 2
+"""Raised whenever a reader of the old layout would misread the new one. Version 1 counted ``agreeing`` and ``tried``
+in a diagnosis; what :func:`read_bundle` needs is the same in both."""
 CASE_FILE = "case.json"
 _LARGEST = 16 << 20
 """Bytes of a case.json that are read at most."""
@@ -116,3 +122,14 @@ def bundles_in(folder: Path) -> list[Path]:
         one.parent for one in folder.glob(f"*/{CASE_FILE}") if not one.parent.name.startswith(".")
     )
     return inner or [folder]
+
+
+def digest_of(stage: AnyStage, case: Any) -> str:
+    """Return the SHA-256 of a case's tensors: whether a reader's torch makes the same."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(stage.trial(Candidate("nobody"), case).arguments).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(
+            tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
+    return digest.hexdigest()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from csa_spec.bundle.laws import BODIES
-from csa_spec.bundle.literals import WIDTH, Literals
-from csa_spec.bundle.subjects import subject_of
-from csa_spec.bundle.wording import plain
+from csa_spec.bundle.importing import import_path, imported
+from csa_spec.candidates import SCRIPTS as OWN_SCRIPTS
 from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
+from csa_spec.scripting.arguments import subject_of
+from csa_spec.scripting.literals import WIDTH, Literals
+from csa_spec.scripting.stage_script import StageScript, Task
+from csa_spec.scripting.subject import Subject
 from csa_spec.stages import stage_of
-from csa_spec.stages.cache.trial import CacheTrial
 
 _MOST_NUMBERS, _MOST_LINES = 4000, 200
 TENSORS_FILE = "tensors.safetensors"
@@ -27,40 +31,67 @@ TENSORS_FILE = "tensors.safetensors"
 def make_script(
     failure: Failure, candidate: Candidate, check: str, environment: Mapping[str, str]
 ) -> tuple[str, dict[str, Tensor]] | None:
-    """Return the text of ``repro.py`` and the tensors that it reads from a file; None where there can be no script."""
+    """Return the text of ``repro.py`` and the tensors that it reads from a file; None if there is no script."""
     trial = stage_of(failure.case).trial(candidate, failure.case)
-    for in_file in (False, True):
-        literals = Literals(in_file)
-        text = _script(trial, failure, check, environment, literals)
-        if text is None:
+    script = stage_of(failure.case).script
+    if script is None or check not in script.laws():
+        return None
+    in_file = renamed = False
+    while True:
+        literals = Literals(in_file, trial.case.device)
+        subject = _subject(trial, script, literals, renamed)
+        body = None if subject is None else script.body(check, Task(trial, failure, subject, literals))
+        if subject is None or body is None:
             return None
-        if literals.count <= _MOST_NUMBERS and text.count("\n") <= _MOST_LINES:
-            break
-    assert text is not None
-    return text, literals.file
+        text = _text(subject, body, failure, environment, literals)
+        if not renamed and _reuses_imported_name(text):
+            renamed = True
+        elif not in_file and (literals.count > _MOST_NUMBERS or text.count("\n") > _MOST_LINES):
+            in_file = True
+        else:
+            return text, literals.file
 
 
-def _script(
-    trial: Trial, failure: Failure, check: str, environment: Mapping[str, str], literals: Literals
-) -> str | None:
-    make, subject = BODIES.get(check), subject_of(trial, literals)
-    if subject is None or make is None:
-        return None
-    if isinstance(trial, CacheTrial):
-        subject.follow(trial, failure, whole=check != SPECIFICATION.name)
-    body = make(trial, failure, subject, literals)
-    if body is None:
-        return None
-    code = "\n".join([*(line for lines in subject.data.values() for line in lines), *subject.setup, *body])
-    imports = subject.imports
-    imports = [
-        *imports,
-        *(f"import {name}" for name in ("copy", "os", "random") if re.search(rf"\b{name}\.", code)),
-    ]
+def _subject(trial: Trial, script: StageScript, literals: Literals, renamed: bool) -> Subject | None:
+    """Return how a script calls a candidate; None where a script cannot."""
+    if trial.candidate.name in OWN_SCRIPTS:
+        module: Any = importlib.import_module(OWN_SCRIPTS[trial.candidate.name])
+        subject: Subject = module.subject_of(trial, script.arguments(trial), literals)
+        return subject
+    path = import_path(trial.candidate, trial.stage)
+    found = None if path is None else imported(path, trial.stage, trial.case.mode, renamed)
+    return None if found is None else subject_of(trial, script, literals, found)
+
+
+def _text(
+    subject: Subject, body: list[str], failure: Failure, environment: Mapping[str, str], literals: Literals
+) -> str:
+    code, imports = "\n".join([*subject.setup, *body]), list(subject.imports)
+    imports += ["import copy"] * bool(re.search(r"\bcopy\.", code))
     if literals.file:
-        imports = [*imports, "from pathlib import Path", "from safetensors.torch import load_file"]
+        imports += ["from pathlib import Path", "from safetensors.torch import load_file"]
         code = f'tensors = load_file(Path(__file__).with_name("{TENSORS_FILE}"))\n{code}'
-    return f"{_docstring(trial, failure, environment)}\n\n{_sorted(imports)}\n\n{code}\n"
+    return f"{_docstring(subject, failure, environment)}\n\n{_sorted(imports)}\n\n{code}\n"
+
+
+def _reuses_imported_name(text: str) -> bool:
+    """Whether a script binds a name that it imports a second time, or imports one that is built in."""
+    bound = list(_bound_names(ast.parse(text)))
+    first = [name for name, imported_there in bound if imported_there]
+    return any(hasattr(builtins, name) or sum(name == other for other, _ in bound) > 1 for name in first)
+
+
+def _bound_names(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Yield the names that code binds, and whether an import does."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from ((alias.asname or alias.name, True) for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, False
+        elif isinstance(node, ast.arg):
+            yield node.arg, False
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name, False
 
 
 def _sorted(imports: list[str]) -> str:
@@ -73,27 +104,29 @@ def _sorted(imports: list[str]) -> str:
     return "\n\n".join("\n".join(sorted(group, key=key)) for group in (standard, others) if group)
 
 
-def _docstring(trial: Trial, failure: Failure, environment: Mapping[str, str]) -> str:
+def _docstring(subject: Subject, failure: Failure, environment: Mapping[str, str]) -> str:
     versions = ", ".join(
         f"{name} {version}"
         for name, version in environment.items()
         if name not in ("csa-spec", "python", "platform")
     )
-    ends = "ends with an AssertionError"
-    if isinstance(failure, CandidateRaised):
-        ends = f"ends with {type(failure.error).__name__}"
-    elif isinstance(failure, CandidateHung):
-        ends = "does not end"
-    elif isinstance(failure, CandidateDied):
-        ends = "does not come to its end"
-    where = ""
-    if trial.candidate.name != "transformers":
-        where = " where the function can be imported (PYTHONPATH=. python repro.py)"
+    where = " where the function can be imported (PYTHONPATH=. python repro.py)" * subject.own_module
     paragraphs = [
-        plain(f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}").rstrip(".") + ".",
-        f"Run it with `python repro.py`{where}. It {ends} as long as the bug is there."
+        f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}".rstrip(".") + ".",
+        f"Run it with `python repro.py`{where}. It {_end(failure)} as long as the bug is there."
         + (f" Seen with {versions}." if versions else ""),
     ]
-    text = "\n\n".join(textwrap.fill(one, WIDTH, break_on_hyphens=False) for one in paragraphs)
+    text = "\n\n".join(textwrap.fill(paragraph, WIDTH, break_on_hyphens=False) for paragraph in paragraphs)
     text = text.replace("\\", "\\\\").replace('"""', "'''")
     return f'"""{text}\n"""'
+
+
+def _end(failure: Failure) -> str:
+    """Say how a script ends."""
+    if isinstance(failure, CandidateRaised):
+        return f"ends with {type(failure.error).__name__}"
+    if isinstance(failure, CandidateHung):
+        return "does not end"
+    if isinstance(failure, CandidateDied):
+        return "does not come to its end"
+    return "ends with an AssertionError"

@@ -1,4 +1,4 @@
-"""Write the bundle of a failure, and try its script."""
+"""Write the bundle of a failure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from csa_spec.bundle.digest import digest_of
-from csa_spec.bundle.reading import CASE_FILE, VERSION
+from csa_spec.bundle.importing import import_path
+from csa_spec.bundle.reading import CASE_FILE, VERSION, digest_of
 from csa_spec.bundle.readme import make_readme
 from csa_spec.bundle.script import TENSORS_FILE, make_script
-from csa_spec.bundle.subjects import import_path
 from csa_spec.candidates import SHIPPED
-from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure
+from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
 from csa_spec.report.json import failure_json
@@ -58,7 +57,7 @@ def write_bundle(
     environment = {**environment, "python": platform.python_version(), "platform": platform.platform()}
     temporary = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder))
     try:
-        script = make_script(failure, candidate, check, environment)
+        script = _script(failure, candidate, check, environment)
         if script is not None:
             (temporary / SCRIPT_FILE).write_text(script[0], encoding="utf-8")
             if script[1]:
@@ -101,54 +100,6 @@ def bundle_name(failure: Failure, check: str) -> str:
     return f"{first}-{check}-{kind}-{failure.case.id}"
 
 
-def verify(folder: Path, timeout: float = 120) -> str:
-    """Run the script of a bundle in a process of its own; say in a word what came of it.
-
-    Returns
-    -------
-    str
-        ``fails as reported``, ``passes``, or ``other error: `` and the last line.
-    """
-    script = folder / SCRIPT_FILE
-    if not script.is_file():
-        return "other error: there is no repro.py"
-    path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), os.getcwd()]))
-    reported = json.loads((folder / CASE_FILE).read_text(encoding="utf-8"))["kind"]
-    try:
-        result = subprocess.run(
-            [sys.executable, script.name], cwd=folder, env={**os.environ, "PYTHONPATH": path}, timeout=timeout,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return (
-            _FAILS
-            if reported == CandidateHung.__name__
-            else f"other error: it ran longer than {timeout:g} s"
-        )
-    if result.returncode == 0:
-        return "passes"
-    last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-    raised = re.fullmatch(r"CandidateRaised\[(\w+)\]", reported)
-    wanted = raised[1] if raised else "AssertionError"
-    name = last.partition(":")[0].rpartition(".")[2]
-    if any(name == wanted for name in (name, *_heads(result.stderr))):
-        return _FAILS
-    if reported == CandidateDied.__name__ and "Error" not in last:
-        return _FAILS
-    return f"other error: {last}"
-
-
-_FAILS = "fails as reported"
-
-
-def _heads(stderr: str) -> list[str]:
-    """Return the names of exceptions that end a traceback; a message may have several lines."""
-    return [
-        match[1]
-        for match in re.finditer(r"^(?:\w+\.)*(\w+)(?::|$)", stderr.rpartition("Traceback")[2], re.M)
-    ]
-
-
 def _name_for_replay(candidate: Candidate, stage: str) -> str:
     if candidate.name in SHIPPED or ", " not in candidate.name:
         return candidate.name
@@ -165,26 +116,33 @@ def _record(failure: Failure, name: str, check: str, environment: Mapping[str, s
         **failure_json(failure),
         "inputs_sha256": digest_of(stage, failure.case),
         "environment": dict(environment),
-    } | ({"diagnosis": _diagnosis(failure)})
+    }
 
 
-def _diagnosis(failure: Failure) -> dict[str, Any] | None:
-    found = failure.diagnosis
-    if found is None:
+def _script(
+    failure: Failure, candidate: Candidate, check: str, environment: Mapping[str, str]
+) -> tuple[str, dict[str, Tensor]] | None:
+    try:
+        return make_script(failure, candidate, check, environment)
+    except Exception as error:
+        _warn("repro.py", failure, check, error)
         return None
-    return {
-        "summary": found.summary,
-        "behaves_like": [
-            {
-                "name": one.name, "title": one.title, "cause": one.cause, "urls": list(one.urls),
-                "agreeing": one.agreeing, "tried": one.tried,
-            }
-            for one in found.behaves_like
-        ],
-    }  # fmt: skip
 
 
 def _picture(failure: Failure, check: str) -> str | None:
     from csa_spec.report.picture import picture
 
-    return picture(failure, check)
+    try:
+        return picture(failure, check)
+    except Exception as error:
+        _warn(PICTURE_FILE, failure, check, error)
+        return None
+
+
+def _warn(file: str, failure: Failure, check: str, error: Exception) -> None:
+    """Say that a file is left out: the report of a long run must not end because of one drawing."""
+    warnings.warn(
+        f"no {file} for the failure of {check!r} on {failure.case}, please report this: "
+        f"{type(error).__name__}: {error}",
+        stacklevel=3,
+    )

@@ -15,6 +15,8 @@ SHIPPED = {
     for name in ("transformers", "gather", "flattened", "dense", "sdpa", "flex", "triton")
 }
 """Name: module with a function ``load``."""
+SCRIPTS = {"transformers": "csa_spec.candidates.transformers_script"}
+"""Of those that are not called as a plain function: the module whose ``subject_of`` writes their calls into scripts."""
 GROUP = "csa_spec.candidates"
 """Entry points of other packages in this group are candidates too."""
 

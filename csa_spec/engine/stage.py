@@ -145,6 +145,8 @@ class Stage(Generic[C, T]):
     """What else a result of the specification check lacks to mean anything"""
     picture: Picture | None = None
     """None: the sentences and numbers alone"""
+    script: Any = None
+    """How scripts call it (:class:`csa_spec.scripting.stage_script.StageScript`). None: bundles have no script"""
     drawn: Draws[C] | None = field(default=None)
     """None: those of the module of ``strategies/`` that has the stage's name"""
 

@@ -6,11 +6,63 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csa_spec.engine.failures import Failure, Likeness
+from csa_spec.engine.known_issues import Limitation
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.report.maps import dependence_map, sight_map
-from csa_spec.report.text import call_line, count_cell, numbers_lines
-from csa_spec.stages import STAGES
+from csa_spec.stages import STAGES, stage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The two sides of a failure."""
+
+    first: str
+    """What the first side is: ``expected``, or ``one run`` where two runs are held against each other"""
+    second: str
+    expected: list[float]
+    got: list[float]
+    over_budget: float | None
+    """By how many error budgets they differ, where that is more than one"""
+
+
+def compared(failure: Failure, check: str) -> Compared | None:
+    """Return the two sides of a failure; None where they are not known."""
+    if failure.expected is None or failure.got is None:
+        return None
+    two_runs = stage_of(failure.case).check(check).two_runs
+    first, second = ("one run", "the other") if two_runs else ("expected", "got")
+    over = failure.over_budget
+    over = over if over is not None and over > 1 else None
+    return Compared(first, second, failure.expected, failure.got, over)
+
+
+def listed(values: list[float], shown: int = 6) -> str:
+    """Return the first numbers as text."""
+    more = ", ..." if len(values) > shown else ""
+    return f"[{', '.join(f'{value:.7g}' for value in values[:shown])}{more}]"
+
+
+def numbers_lines(failure: Failure, check: str) -> list[str]:
+    """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
+    found = compared(failure, check)
+    if found is None or failure.place is None:
+        return []
+    lines = [
+        f"{stage_of(failure.case).words.output:<22}{failure.place}",
+        f"  {found.first:<20}{listed(found.expected)}",
+        f"  {found.second:<20}{listed(found.got)}",
+    ]
+    if found.over_budget is not None:
+        lines.append(f"  {'off by':<20}{found.over_budget:.4g} times the error budget")
+    return lines
+
+
+def call_line(failure: Failure, candidate: str, check: str) -> str:
+    """Return the line of Python that tries the case again."""
+    law = "" if check == SPECIFICATION else f', check="{check}"'
+    return f'check_case("{candidate}", "{failure.case}"{law})'
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +102,7 @@ class Explained:
     @property
     def numbers(self) -> list[str]:
         """Expected and got."""
-        return [line.removeprefix("  ") for line in numbers_lines(self.failure, self.check)]
+        return numbers_lines(self.failure, self.check)
 
     @property
     def maps(self) -> list[str]:
@@ -70,7 +122,7 @@ def explained(report: Report) -> list[Explained]:
         for result in report.results
         for failure in result.failures
     ]  # fmt: skip
-    return sorted(found, key=lambda one: one.check != "specification")
+    return sorted(found, key=lambda one: one.check != SPECIFICATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +133,8 @@ class Table:
     subjects: list[str]
     rows: list[tuple[str, list[str]]]
     """A property, and what each subject says to it: ``12 ok``, ``3 FAILED``"""
+    first: list[CheckResult]
+    """By subject, the result of the first property"""
 
 
 def tables(report: Report) -> Iterator[Table]:
@@ -97,38 +151,81 @@ def tables(report: Report) -> Iterator[Table]:
                 dtype,
                 subjects,
                 [
-                    (text, [count_cell(place.get((check, subject))) for subject in subjects])
-                    for check, text in sentences
+                    (sentence, [_count(place.get((check, subject))) for subject in subjects])
+                    for check, sentence in sentences
                 ],
+                [place[results[0].check, subject] for subject in subjects],
             )
+
+
+def _count(result: CheckResult | None) -> str:
+    """Return what a table shows of one check of one subject."""
+    if result is None:
+        return ""
+    if result.failures:
+        return f"{result.failing} FAILED"
+    return f"{result.cases} ok" if result.cases else "no case"
 
 
 def verdict(report: Report) -> str:
     """Return the verdict in words, with what it is about."""
+    return f"{report.verdict}{about(report)}"
+
+
+def about(report: Report) -> str:
+    """Say what a verdict is about, e.g. `` for csa (nothing found for hca)``."""
     failed = list(dict.fromkeys(result.subject for result in report.results if result.failures))
-    subjects = [
-        name for name in dict.fromkeys(result.subject for result in report.results) if name not in failed
-    ]
+    others = list(dict.fromkeys(result.subject for result in report.results if result.subject not in failed))
     if report.verdict is Verdict.NOT_CONFORMANT:
-        rest = f"; nothing found for {', '.join(subjects)}" if subjects else ""
-        return f"{report.verdict} for {', '.join(failed)}{rest}"
-    return f"{report.verdict} for {', '.join(subjects)}" if subjects else str(report.verdict)
+        rest = f" (nothing found for {', '.join(others)})" if others else ""
+        return f" for {', '.join(failed)}{rest}"
+    many = len(report.limitations)
+    limitations = f", except {many} known limitation{'s' * (many > 1)}" if many else ""
+    return (f" for {', '.join(others)}" if others else "") + limitations
 
 
 def environment(report: Report) -> str:
     """Return versions, profile, device and seed in a line."""
-    versions = [f"{name} {version}" for name, version in report.environment.items()]
-    return ", ".join([*versions, f"{report.profile} profile", report.device, f"seed {report.seed}"])
+    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
+    return f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}"
 
 
 def gaps(report: Report) -> list[str]:
     """Return what a run did not reach, and what the candidate does not offer."""
-    missing = [
+    return [*unreached(report), *out_of_reach(report), *declined(report)]
+
+
+def unreached(report: Report) -> list[str]:
+    """Return the kinds of case that a run did not reach."""
+    return [
         f"{subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
         for (dtype, subject), names in report.missing.items()
         if names
     ]
-    return [*missing, *(f"not applicable: {reason}" for reason in report.declined.values())]
+
+
+def out_of_reach(report: Report) -> list[str]:
+    """Return what could not be tried within the declared limits, and what happens outside of them."""
+    lines = [
+        f"not tried for {subject}, as the candidate declares: {', '.join(names)}"
+        for (dtype, subject), names in report.left_out.items()
+        if names and dtype == report.dtypes[0]
+    ]
+    for result in report.results:
+        seen = ", ".join(f"{what} ({count}x)" for what, count in sorted(result.tally.seen.items()))
+        lines += [f"outside the declared limits of {result.subject}: {seen}"] if seen else []
+    return lines
+
+
+def declined(report: Report) -> list[str]:
+    """Return what the candidate does not offer."""
+    return [f"not applicable: {reason}" for reason in report.declined.values()]
+
+
+def limitation_line(limitation: Limitation) -> str:
+    """Say what became of a known limitation."""
+    about = f"known limitation of {limitation.subject}: {limitation.name}"
+    return f"{about}: {limitation.state} ({limitation.reason})"
 
 
 @dataclass(frozen=True, slots=True)

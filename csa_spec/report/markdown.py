@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from csa_spec.engine.results import Report
-from csa_spec.report.content import Explained, Table, environment, explained, gaps, tables, verdict
+from csa_spec.report.content import (
+    Explained,
+    Table,
+    about,
+    environment,
+    explained,
+    gaps,
+    limitation_line,
+    tables,
+)
 
 MOST = 65_536
 """Characters that GitHub takes in a comment."""
@@ -15,18 +25,14 @@ _TABLES, _NOTES, _LINE = 12_000, 6_000, 1_500
 
 def to_markdown(report: Report) -> str:
     """Return the report as a comment; it always fits into one, failures that do not are counted."""
-    name, about = str(report.verdict), verdict(report).removeprefix(str(report.verdict))
-    head = [
-        f"**{name.upper()}**{' ' if about else ''}{_prose(_cut(about, 500))}: {_code(_cut(report.candidate, 200))}",
-        "",
-    ]
+    subjects = f" {_prose(_cut(about(report), 500))}" if about(report) else ""
+    candidate = _code(_cut(report.candidate, 200))
+    head = [f"**{str(report.verdict).upper()}**{subjects}: {candidate}", ""]
     head += _within([line for table in tables(report) for line in _table(table)], _TABLES)
     notes = [f"* {_prose(_cut(one, _LINE))}" for one in gaps(report)]
-    notes += [
-        f"* known limitation of {_prose(one.subject)}: {_prose(_cut(one.name, 200))}: {one.state} "
-        f"({_prose(_cut(one.reason, 300))})"
-        for one in report.limitations
-    ]
+    for limitation in report.limitations:
+        short = replace(limitation, name=_cut(limitation.name, 200), reason=_cut(limitation.reason, 300))
+        notes.append(f"* {_prose(limitation_line(short))}")
     tail = [*_within(notes, _NOTES), "", f"<sub>{_prose(_cut(environment(report), _LINE))}</sub>", ""]
     room = MOST - len("\n".join([*head, *tail])) - 200
     blocks: list[str] = []

@@ -12,7 +12,7 @@ from csa_spec.engine.failures import (
     WrongShape,
 )
 from csa_spec.engine.stage import SPECIFICATION
-from csa_spec.report.text import numbers_lines
+from csa_spec.report.content import numbers_lines
 from csa_spec.stages import stage_of
 
 _WITHOUT_OUTPUT = (CandidateRaised, CandidateHung, CandidateDied, WrongShape, WrongDtype)
@@ -35,5 +35,4 @@ def picture(failure: Failure, check: str = SPECIFICATION) -> str | None:
     """
     if isinstance(failure, _WITHOUT_OUTPUT):
         return None
-    numbers = [line.removeprefix("  ") for line in numbers_lines(failure, check)]
-    return (stage_of(failure.case).picture or plain_picture)(failure, numbers)
+    return (stage_of(failure.case).picture or plain_picture)(failure, numbers_lines(failure, check))

@@ -7,14 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.known_issues import Limitation
 from csa_spec.engine.results import Report, Verdict
-from csa_spec.engine.running import CheckResult
 from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate
+from csa_spec.report.content import (
+    Table,
+    about,
+    call_line,
+    declined,
+    environment,
+    limitation_line,
+    numbers_lines,
+    out_of_reach,
+    tables,
+    unreached,
+)
 from csa_spec.report.maps import dependence_map, sight_map
-from csa_spec.stages import STAGES, stage_of
+from csa_spec.stages import stage_of
 
 
 def describe(failure: Failure, candidate: str, check: str) -> str:
@@ -27,7 +37,7 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"  smallest case found   {case}",
         f"  which is              {case.in_words()}",
         *_data(case),
-        *numbers_lines(failure, check),
+        *(f"  {line}" for line in numbers_lines(failure, check)),
         *_diagnosis(failure),
     ]
     if failure.findings:
@@ -64,12 +74,6 @@ def _diagnosis(failure: Failure) -> list[str]:
     return [*lines, "", *_wrapped(found.summary)]
 
 
-def call_line(failure: Failure, candidate: str, check: str) -> str:
-    """Return the line of Python that tries the case again."""
-    law = "" if check == "specification" else f', check="{check}"'
-    return f'check_case("{candidate}", "{failure.case}"{law})'
-
-
 def _in_short(failure: Failure, candidate: str, check: str) -> str:
     """Return a failure without its explanation, for laws that fall where the equality does."""
     return "\n".join([*_wrapped(failure.detail), f"  {call_line(failure, candidate, check)}"])
@@ -82,28 +86,6 @@ def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
 def _data(case: Any) -> list[str]:
     """Show the data of a case where they are few enough to read."""
     return [f"  {line}" for line in stage_of(case).trial(Candidate("nobody"), case).data_lines()]
-
-
-def numbers_lines(failure: Failure, check: str) -> list[str]:
-    """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
-    if failure.place is None or failure.expected is None or failure.got is None:
-        return []
-    stage = stage_of(failure.case)
-    first, second = ("one run", "the other") if stage.check(check).two_runs else ("expected", "got")
-    lines = [
-        f"  {stage.words.output:<22}{failure.place}",
-        f"    {first:<20}{_listed(failure.expected)}",
-        f"    {second:<20}{_listed(failure.got)}",
-    ]
-    if failure.over_budget is not None and failure.over_budget > 1:
-        lines.append(f"    off by              {failure.over_budget:.4g} times the error budget")
-    return lines
-
-
-def _listed(values: list[float], shown: int = 6) -> str:
-    return (
-        "[" + ", ".join(f"{x:.7g}" for x in values[:shown]) + (", ..." if len(values) > shown else "") + "]"
-    )
 
 
 def summarise(report: Report) -> str:
@@ -119,10 +101,7 @@ def summarise(report: Report) -> str:
             else:
                 blocks.append(f"{heading}\n{describe(failure, report.candidate, result.check)}")
                 explained.add((result.subject, result.dtype))
-    for stage in STAGES:
-        for dtype in report.dtypes:
-            mine = [result for result in report.results if result.dtype == dtype and result.stage == stage]
-            blocks += [_table(mine, dtype)] if mine else []
+    blocks += [_table(table) for table in tables(report)]
     blocks.append(_verdict(report))
     return "\n\n".join(blocks)
 
@@ -135,74 +114,30 @@ _ROWS: dict[str, Callable[[Tally], str]] = {
 }
 
 
-_LEAST_WIDTH = 45
-
-
-def _table(results: list[CheckResult], dtype: str) -> str:
+def _table(table: Table) -> str:
     """Return the results of one stage in one dtype; a layer has a column for each of its kinds."""
-    subjects = list(dict.fromkeys(result.subject for result in results))
-    by_place = {(result.check, result.subject): result for result in results}
-    wide = max(_LEAST_WIDTH, *(len(result.sentence) for result in results)) + 1
-    lines = [f"{dtype:<{wide}}" + "".join(f"{subject:>16}" for subject in subjects)]
-    for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results):
-        row = [count_cell(by_place.get((check, subject))) for subject in subjects]
-        lines.append(f"{sentence:<{wide}}" + "".join(f"{cell:>16}" for cell in row))
-    first = [by_place[results[0].check, subject] for subject in subjects]
+    rows = [(table.dtype, table.subjects), *table.rows]
     for name, cell in _ROWS.items():
-        cells = [cell(result.tally) for result in first]
-        if name.startswith("  ") and set(cells) == {"0"} and not results[0].variant:
+        cells = [cell(result.tally) for result in table.first]
+        if name.startswith("  ") and set(cells) == {"0"} and not table.first[0].variant:
             continue  # ties are a matter of layers and selections
-        lines.append(f"{name:<{wide}}" + "".join(f"{cell:>16}" for cell in cells))
-    for subject, result in zip(subjects, first, strict=True):
+        rows.append((name, cells))
+    wide = max(45, *(len(name) for name, _ in rows)) + 1
+    lines = [f"{name:<{wide}}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
+    for subject, result in zip(table.subjects, table.first, strict=True):
         if result.not_applicable:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(result.not_applicable.items()))
             lines.append(f"not applicable to {subject}: cases with {counts}")
     return "\n".join(lines)
 
 
-def count_cell(result: CheckResult | None) -> str:
-    """Return what a table shows of one check of one subject."""
-    if result is None:
-        return ""
-    if result.failures:
-        return f"{result.failing} FAILED"
-    return f"{result.cases} ok" if result.cases else "no case"
-
-
 def _verdict(report: Report) -> str:
-    lines = []
-    for (dtype, subject), names in report.missing.items():
-        if names and report.verdict is Verdict.INCONCLUSIVE:
-            lines.append(
-                f"inconclusive for {subject} in {dtype}: no case of these kinds was reached: {', '.join(names)}"
-            )
-    for (dtype, subject), names in report.left_out.items():
-        if names and dtype == report.dtypes[0]:
-            lines.append(f"not tried for {subject}, as the candidate declares: {', '.join(names)}")
-    for result in report.results:
-        seen = ", ".join(f"{what} ({count}x)" for what, count in sorted(result.tally.seen.items()))
-        lines += [f"outside the declared limits of {result.subject}: {seen}"] if seen else []
-    lines += [f"not applicable: {reason}" for reason in report.declined.values()]
-    lines += [_limitation(one) for one in report.limitations]
-    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    lines.append(
-        f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}, {report.seconds:.0f} s"
-    )
-    failed = dict.fromkeys(result.subject for result in report.results if result.failures)
-    right = dict.fromkeys(r.subject for r in report.results if r.subject not in failed)
-    if report.verdict is Verdict.NOT_CONFORMANT:
-        lines.append(f"{report.candidate}: NOT CONFORMANT for {', '.join(failed)}")
-        if right:
-            lines[-1] += f" (nothing found for {', '.join(right)})"
-    else:
-        lines.append(f"{report.candidate}: {str(report.verdict).upper()} for {', '.join(right)}")
-        if report.limitations:
-            many = len(report.limitations)
-            lines[-1] += f", except {many} known limitation" + "s" * (many > 1)
-    return "\n".join(lines)
-
-
-def _limitation(one: Limitation) -> str:
-    """Return a line or two about a known limitation."""
-    line = f"known limitation of {one.subject}: {one.name}: {one.state} ({one.reason})"
-    return line if one.failure is None else f"{line}\n  smallest case found: {one.failure.case}"
+    inconclusive = report.verdict is Verdict.INCONCLUSIVE
+    lines = [f"inconclusive for {line}" for line in unreached(report)] if inconclusive else []
+    lines += out_of_reach(report) + declined(report)
+    for limitation in report.limitations:
+        lines.append(limitation_line(limitation))
+        if limitation.failure is not None:
+            lines.append(f"  smallest case found: {limitation.failure.case}")
+    lines.append(f"{environment(report)}, {report.seconds:.0f} s")
+    return "\n".join([*lines, f"{report.candidate}: {str(report.verdict).upper()}{about(report)}"])

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.variants import VARIANTS
+from bundle.variants import VARIANTS, WITHOUT_SCRIPT
 from csa_spec import check_case
 from csa_spec.bundle import write_bundle
-from csa_spec.engine.failures import CandidateHung, CandidateRaised, Failure
+from csa_spec.engine.failures import CandidateHung, CandidateRaised, Diagnosis, Failure, Likeness
 from csa_spec.replay import State, exit_code, replay, summarise_replay
+from csa_spec.report.json import failure_json
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import parse_case
 
@@ -104,7 +105,7 @@ DAMAGE = {
     "deep": (lambda data: "[" * 200_000, "damaged"),
     "a list": (lambda data: "[1]", "holds no object"),
     "another file": (lambda data: json.dumps({"a": 1}), "is not of a bundle"),
-    "newer": (lambda data: json.dumps(data | {"csa_spec_bundle": 2}), "version 2, and this csa-spec reads up to 1"),
+    "newer": (lambda data: json.dumps(data | {"csa_spec_bundle": 3}), "version 3, and this csa-spec reads up to 2"),
     "no version": (lambda data: json.dumps(data | {"csa_spec_bundle": "x"}), "the version 'x'"),
     "no case": (lambda data: _without(data, "case_line"), "lacks 'case_line'"),
     "no kind": (lambda data: _without(data, "kind"), "lacks 'kind'"),
@@ -151,6 +152,32 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     for name in ("missing", "file", "odd", "with\0zero"):
         (one,) = replay([tmp_path / name])
         assert one.state is State.UNDECIDED, name
+
+
+def test_a_bundle_of_version_1_is_replayed(tmp_path: Path, bundle: Path) -> None:
+    """It counted otherwise how often a known bug agrees, which replaying does not need."""
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    data = json.loads((old / "case.json").read_text())
+    like = {"name": "a", "title": "b", "cause": "c", "urls": [], "agreeing": 1, "tried": 2}
+    data |= {"csa_spec_bundle": 1, "diagnosis": {"summary": "d", "behaves_like": [like]}}
+    (old / "case.json").write_text(json.dumps(data))
+    (same,) = replay([old])
+    assert (same.state, same.remark) == (State.FAILING, "")
+    (fixed,) = replay([old], "gather")
+    assert fixed.state is State.FIXED
+
+
+def test_a_diagnosis_has_one_shape(tmp_path: Path) -> None:
+    """In a bundle as in the report for programs."""
+    like = Likeness("a", "b", "c", (), ("https://d",), 1, 2)
+    failure = Failure("is wrong", parse_case(CASE))
+    failure.diagnosis = Diagnosis((like,), "e")
+    folder = write_bundle(failure, resolve_candidate(attend, "attend"), "specification", tmp_path, {})
+    data = json.loads((folder / "case.json").read_text())
+    assert data["diagnosis"] == failure_json(failure)["diagnosis"]
+    (shown,) = data["diagnosis"]["behaves_like"]
+    assert (shown["agreeing_cases"], shown["tried_cases"]) == (1, 2)
 
 
 def test_nothing_of_a_bundle_is_executed(tmp_path: Path, bundle: Path) -> None:
@@ -203,7 +230,7 @@ def test_an_exception_a_law_and_a_stream_are_replayed(
     """The kind has the type of the exception in it; a law is replayed as that law, a stream call by call."""
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("raises", "order", "rollback"):
-        variant = VARIANTS[name]
+        variant = (VARIANTS | WITHOUT_SCRIPT)[name]
         for state in ("wrong", "right"):
             (tmp_path / f"{state}_{name}.py").write_text(variant.module(wrong=state == "wrong"))
         candidate = resolve_candidate(f"wrong_{name}:{variant.stage}", variant.stage)

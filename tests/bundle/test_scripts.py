@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle.variants import VARIANTS
+from bundle.variants import VARIANTS, WITHOUT_SCRIPT, Variant
+from bundle.verifying import verify
 from csa_spec import check_case
-from csa_spec.bundle import verify, write_bundle
+from csa_spec.bundle import write_bundle
 from csa_spec.engine.failures import Failure
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import parse_case
@@ -41,23 +42,25 @@ def failure_of(candidate: str, case: str, check: str) -> Failure:
     return caught.value
 
 
+def _write(root: Path, name: str, variant: Variant) -> Path:
+    """Write a variant, wrong and right, and the bundle of the wrong one's failure."""
+    for state in ("wrong", "right"):
+        (root / state).mkdir(exist_ok=True)
+        (root / state / f"of_{name}.py").write_text(variant.module(state == "wrong"))
+    attribute = "kernels" if variant.stage == "index_scores" else variant.stage
+    candidate = resolve_candidate(f"of_{name}:{attribute}", variant.stage)
+    failure = failure_of(candidate.name, variant.case, variant.check)
+    assert failure.kind == variant.kind, name
+    return write_bundle(failure, candidate, variant.check, root / name, {"torch": "2"})
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Write every variant, wrong and right, and the bundle of the wrong one's failure."""
+    """Write every variant that a script shows."""
     root = tmp_path_factory.mktemp("variants")
     before = sys.path[:]
     sys.path.insert(0, str(root / "wrong"))
-    bundles = {}
-    for name, variant in VARIANTS.items():
-        for state in ("wrong", "right"):
-            (root / state).mkdir(exist_ok=True)
-            (root / state / f"of_{name}.py").write_text(variant.module(state == "wrong"))
-        attribute = "kernels" if variant.stage == "index_scores" else variant.stage
-        candidate = resolve_candidate(f"of_{name}:{attribute}", variant.stage)
-        failure = failure_of(candidate.name, variant.case, variant.check)
-        assert failure.kind == variant.kind, name
-        bundles[name] = write_bundle(failure, candidate, variant.check, root / name, {"torch": "2"})
-    yield bundles
+    yield {name: _write(root, name, variant) for name, variant in VARIANTS.items()}
     sys.path[:] = before
 
 
@@ -111,11 +114,31 @@ def test_bundle_holds_what_an_issue_needs(folders: dict[str, Path]) -> None:
         assert "(t=" not in readme, name
         assert "the specification" not in readme, name
         data = json.loads((folder / "case.json").read_text())
-        assert (data["csa_spec_bundle"], data["kind"], data["check"]) == (1, variant.kind, variant.check), (
+        assert (data["csa_spec_bundle"], data["kind"], data["check"]) == (2, variant.kind, variant.check), (
             name
         )
         assert parse_case(data["case_line"]) == parse_case(variant.case)
         assert len(data["inputs_sha256"]) == 64
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCRIPT)
+def test_other_laws_are_tried_with_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Their bundle has no script, says how to try the case again, and that fails."""
+    variant = WITHOUT_SCRIPT[name]
+    monkeypatch.syspath_prepend(str(tmp_path / "wrong"))
+    folder = _write(tmp_path, name, variant)
+    readme = (folder / "README.md").read_text()
+    assert {path.name for path in folder.iterdir()} >= {"README.md", "case.json"}
+    assert not (folder / "repro.py").exists()
+    call = f'check_case("of_{name}:{variant.stage}", "{variant.case}", check="{variant.check}")'
+    assert f"```python\nfrom csa_spec import check_case\n\n{call}\n```" in readme
+    assert f"--check {variant.check}\n```" in readme
+    with pytest.raises(Failure) as caught:
+        exec(call, {"check_case": check_case})
+    assert caught.value.kind == variant.kind
+    sys.modules.pop(f"of_{name}")
 
 
 @pytest.mark.parametrize(

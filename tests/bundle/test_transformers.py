@@ -11,7 +11,7 @@ import pytest
 from transformers_adapter.test_second_release import release  # noqa: F401 - a fixture
 
 from bundle.test_scripts import run
-from csa_spec.bundle import verify
+from bundle.verifying import verify
 from csa_spec.bundle.script import make_script
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure, Place, SeesTooMuch, StreamDiffers
@@ -61,7 +61,8 @@ RECORD = """
 import sys
 from pathlib import Path
 from bundle.test_scripts import failure_of
-from csa_spec.bundle import verify, write_bundle
+from bundle.verifying import verify
+from csa_spec.bundle import write_bundle
 from csa_spec.resolving import resolve_candidate
 
 candidate = resolve_candidate("transformers")

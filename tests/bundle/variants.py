@@ -213,51 +213,9 @@ VARIANTS = {
         "attend", ATTEND, "out = -out", "pass", "attend S=2 D=4 N=3 n=2 values=gaussian dtype=bfloat16",
         "WrongNumbers",
     ),
-    "mutates": Variant(
-        "attend", ATTEND, "q.mul_(scale)", "pass", "attend D=2 N=2 n=1 scale=scale-root", "InputsChanged", "inputs",
-    ),
-    "repeats": Variant(
-        "attend", ATTEND, "attend.n = getattr(attend, 'n', 0) + 1; out = out + attend.n", "pass",
-        "attend D=2 N=2 n=1", "NotRepeatable", "repeat",
-    ),
     "alone": Variant(
         "attend", ATTEND, "out = out if len(q) > 1 else 0 * out", "pass", "attend B=2 D=2 N=2 n=1 values=gaussian",
         "RowsInteract", "rows",
-    ),
-    "order": Variant(
-        "attend", ATTEND, "out = out if int(indices[0, 0, 0]) >= 0 else 2 * out", "pass",
-        "attend D=2 N=2 n=2 values=gaussian", "OrderMatters", "order",
-    ),
-    "shares": Variant(
-        "attend", ATTEND, "out = q.copy_(out)", "pass", "attend D=2 N=2 n=1 values=gaussian", "SharesMemory", "memory",
-    ),
-    "buffer": Variant(
-        "attend", ATTEND, "attend.out = getattr(attend, 'out', out).copy_(out); out = attend.out", "pass",
-        "attend D=2 N=2 n=1 values=gaussian", "OverwritesOutput", "memory",
-    ),
-    "uninitialised": Variant(
-        "attend", ATTEND, f"out = out.masked_fill({_NAN}, 7)", "pass", "attend D=2 N=2 n=1 values=gaussian",
-        "ReadsUninitialised", "memory",
-    ),
-    "previous": Variant(
-        "attend", ATTEND, "attend.out = getattr(attend, 'out', out); out = attend.out.clone()", "pass",
-        "attend D=2 N=2 n=1 values=gaussian", "ReturnsPrevious", "own-inputs",
-    ),
-    "random": Variant(
-        "attend", ATTEND, "torch.rand(1)", "pass", "attend D=2 N=2 n=1", "StateChanged[torch's random generator]",
-        "state",
-    ),
-    "detached": Variant(
-        "attend", TRAINED, "out.detach() + 0 * (q + kv.sum())", "out", "attend D=2 N=2 n=1 sinks=drawn-sinks",
-        "NoGradient[sinks]", "gradients",
-    ),
-    "doubled": Variant(
-        "attend", TRAINED, "out + (out - out.detach())", "out", "attend D=2 N=2 n=1 values=gaussian",
-        "WrongGradient[q]", "gradients",
-    ),
-    "stray": Variant(
-        "attend", TRAINED, "out + (kv - kv.detach()).sum()", "out", "attend D=2 N=3 n=1 values=gaussian",
-        "StrayGradient[kv]", "gradients",
     ),
     "numpy": Variant(
         "attend", NUMPY_ATTEND, "[:-1]", "", "attend H=2 D=2 N=3 n=2 values=gaussian", "WrongNumbers",
@@ -302,14 +260,6 @@ VARIANTS = {
         "layer", LAYER, "hidden = hidden + hidden[:1]", "pass", "sliding rows=2,1 values=gaussian",
         "RowsInteract", "rows",
     ),
-    "ignored": Variant(
-        "layer", LAYER, "named['kv_norm'] = torch.ones_like(named['kv_norm'])", "pass",
-        "sliding rows=2 values=gaussian", "WeightIgnored[kv_norm]", "weights",
-    ),
-    "buffered": Variant(
-        "layer", _ANSWER, "layer.out = getattr(layer, 'out', out); out = layer.out.clone()", "pass",
-        "hca rows=1 values=gaussian", "ReturnsPrevious", "own-inputs",
-    ),
     "shown": Variant(
         "layer", _ANSWER.replace("MISTAKE", "out = LayerOutput(out, selection=torch.tensor([[[0, -1], MISTAKE]]))")
         + "\n\nfrom csa_spec import LayerOutput\n", "[1, -1]", "[0, 1]", "csa k=2 rows=2 values=gaussian",
@@ -327,12 +277,66 @@ VARIANTS = {
         "cache", _STREAM_ANSWER, "out.view(0)", "pass",
         "cache sliding calls=2,1 values=gaussian", "CandidateRaised[RuntimeError]",
     ),
-    "consumes": Variant(
-        "cache", _STREAM_ANSWER, "hidden.neg_()", "pass",
-        "cache sliding calls=2,1 values=gaussian", "InputsChanged", "inputs",
-    ),
     "turned": Variant(
         "cache", _STREAM_ANSWER, "out = out.transpose(0, 1)", "pass",
         "cache sliding B=2 calls=1 values=gaussian", "WrongShape",
     ),
 }  # fmt: skip
+
+WITHOUT_SCRIPT = {
+    "mutates": Variant(
+        "attend", ATTEND, "q.mul_(scale)", "pass", "attend D=2 N=2 n=1 scale=scale-root", "InputsChanged", "inputs",
+    ),
+    "repeats": Variant(
+        "attend", ATTEND, "attend.n = getattr(attend, 'n', 0) + 1; out = out + attend.n", "pass",
+        "attend D=2 N=2 n=1", "NotRepeatable", "repeat",
+    ),
+    "order": Variant(
+        "attend", ATTEND, "out = out if int(indices[0, 0, 0]) >= 0 else 2 * out", "pass",
+        "attend D=2 N=2 n=2 values=gaussian", "OrderMatters", "order",
+    ),
+    "shares": Variant(
+        "attend", ATTEND, "out = q.copy_(out)", "pass", "attend D=2 N=2 n=1 values=gaussian", "SharesMemory", "memory",
+    ),
+    "buffer": Variant(
+        "attend", ATTEND, "attend.out = getattr(attend, 'out', out).copy_(out); out = attend.out", "pass",
+        "attend D=2 N=2 n=1 values=gaussian", "OverwritesOutput", "memory",
+    ),
+    "uninitialised": Variant(
+        "attend", ATTEND, f"out = out.masked_fill({_NAN}, 7)", "pass", "attend D=2 N=2 n=1 values=gaussian",
+        "ReadsUninitialised", "memory",
+    ),
+    "previous": Variant(
+        "attend", ATTEND, "attend.out = getattr(attend, 'out', out); out = attend.out.clone()", "pass",
+        "attend D=2 N=2 n=1 values=gaussian", "ReturnsPrevious", "own-inputs",
+    ),
+    "random": Variant(
+        "attend", ATTEND, "torch.rand(1)", "pass", "attend D=2 N=2 n=1", "StateChanged[torch's random generator]",
+        "state",
+    ),
+    "detached": Variant(
+        "attend", TRAINED, "out.detach() + 0 * (q + kv.sum())", "out", "attend D=2 N=2 n=1 sinks=drawn-sinks",
+        "NoGradient[sinks]", "gradients",
+    ),
+    "doubled": Variant(
+        "attend", TRAINED, "out + (out - out.detach())", "out", "attend D=2 N=2 n=1 values=gaussian",
+        "WrongGradient[q]", "gradients",
+    ),
+    "stray": Variant(
+        "attend", TRAINED, "out + (kv - kv.detach()).sum()", "out", "attend D=2 N=3 n=1 values=gaussian",
+        "StrayGradient[kv]", "gradients",
+    ),
+    "ignored": Variant(
+        "layer", LAYER, "named['kv_norm'] = torch.ones_like(named['kv_norm'])", "pass",
+        "sliding rows=2 values=gaussian", "WeightIgnored[kv_norm]", "weights",
+    ),
+    "buffered": Variant(
+        "layer", _ANSWER, "layer.out = getattr(layer, 'out', out); out = layer.out.clone()", "pass",
+        "hca rows=1 values=gaussian", "ReturnsPrevious", "own-inputs",
+    ),
+    "consumes": Variant(
+        "cache", _STREAM_ANSWER, "hidden.neg_()", "pass",
+        "cache sliding calls=2,1 values=gaussian", "InputsChanged", "inputs",
+    ),
+}  # fmt: skip
+"""Laws that no script shows: the bundle says how to try the case with this package."""

@@ -16,6 +16,7 @@ from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.scripting.stage_script import StageScript
 from csa_spec.stages.attend.case import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
 from csa_spec.stages.attend.picture import attend_picture
 from csa_spec.stages.attend.trial import AttendTrial
@@ -86,4 +87,5 @@ ATTEND = Stage(
     words=Words(title=lambda variant: "`attend`, the attention core"),
     required=_required,
     picture=attend_picture,
+    script=StageScript(),
 )

@@ -14,6 +14,7 @@ from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, SIDE_EFFECTS, Check, Stage, Words
 from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.script import CacheScript
 from csa_spec.stages.cache.shrinking import PASSES
 from csa_spec.stages.cache.trial import CacheTrial
 from csa_spec.stages.layer.picture import layer_picture
@@ -57,4 +58,5 @@ CACHE = Stage(
     effort="heavy",
     passes=PASSES,
     picture=layer_picture,
+    script=CacheScript(),
 )

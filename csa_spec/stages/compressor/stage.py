@@ -20,6 +20,7 @@ from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
 from csa_spec.stages.compressor.case import Blocks, CompressorCase, Interpolation, TokenValues
 from csa_spec.stages.compressor.picture import compressor_picture
+from csa_spec.stages.compressor.script import CompressorScript
 from csa_spec.stages.compressor.trial import CompressorTrial
 
 
@@ -87,4 +88,5 @@ COMPRESSOR = Stage(
     words=Words(title=lambda variant: "`compressor`", output="value of"),
     required=lambda variant, capabilities: REQUIRED,
     picture=compressor_picture,
+    script=CompressorScript(),
 )

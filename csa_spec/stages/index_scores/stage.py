@@ -11,6 +11,7 @@ from __future__ import annotations
 from csa_spec.engine.gradients import gradients_match
 from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
+from csa_spec.scripting.stage_script import StageScript
 from csa_spec.stages.index_scores.case import IndexScoresCase, ProductValues
 from csa_spec.stages.index_scores.picture import index_scores_picture
 from csa_spec.stages.index_scores.trial import IndexScoresTrial
@@ -41,4 +42,5 @@ INDEX_SCORES = Stage(
     words=Words(title=lambda variant: "`index_scores`, the scores of the indexer", output="scores of"),
     required=lambda variant, capabilities: REQUIRED,
     picture=index_scores_picture,
+    script=StageScript(),
 )

@@ -19,6 +19,7 @@ from csa_spec.stages.layer.checks import (
 )
 from csa_spec.stages.layer.coverage import required, too_ambiguous
 from csa_spec.stages.layer.picture import layer_picture
+from csa_spec.stages.layer.script import LayerScript
 from csa_spec.stages.layer.shrinking import PASSES
 from csa_spec.stages.layer.trial import LayerTrial
 
@@ -74,4 +75,5 @@ LAYER = _LayerStage(
     passes=PASSES,
     wanting=too_ambiguous,
     picture=layer_picture,
+    script=LayerScript(),
 )

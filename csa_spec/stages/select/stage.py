@@ -13,6 +13,7 @@ from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words
 from csa_spec.stages.select.case import Invisible, ScoreValues, SelectCase
 from csa_spec.stages.select.picture import select_picture
+from csa_spec.stages.select.script import SelectScript
 from csa_spec.stages.select.trial import SelectTrial
 
 REQUIRED = (
@@ -44,4 +45,5 @@ SELECT = Stage(
     words=Words(title=lambda variant: "`select`, the top-k selection", output="selection of"),
     required=lambda variant, capabilities: REQUIRED,
     picture=select_picture,
+    script=SelectScript(),
 )

@@ -100,8 +100,6 @@ class Literals:
     wrap: str = "{}"
     """What is done to every input, e.g. ``{}.numpy()``"""
     file: dict[str, Tensor] = field(default_factory=dict)
-    prefix: str = ""
-    """Of the names in the file"""
     count: int = 0
     """Numbers so far"""
 
@@ -130,5 +128,16 @@ class Literals:
         return self.wrap.format(self.of(name, tensor, indent))
 
     def _filed(self, name: str, tensor: Tensor) -> str:
-        self.file[self.prefix + name] = tensor.contiguous().clone()
-        return f'tensors["{self.prefix}{name}"]'
+        self.file[name] = tensor.contiguous().clone()
+        return f'tensors["{name}"]'
+
+
+def wrapped(head: str, items: list[str], tail: str, indent: str = "") -> list[str]:
+    """Return a call, or a dictionary, whose items fill lines."""
+    lines, line = [f"{indent}{head}"], f"{indent}   "
+    for item in items:
+        if ("\n" in line + item or len(f"{line} {item},") > WIDTH) and line.strip():
+            lines.append(line)
+            line = f"{indent}   "
+        line += f" {item},"
+    return [*lines, line, f"{indent}{tail}"]

@@ -1,0 +1,72 @@
+"""What a script can import of a candidate."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from csa_spec.candidates import GROUP, SHIPPED
+from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.scripting.subject import Imported
+
+
+def import_path(candidate: Candidate, stage: str) -> str | None:
+    """Return ``package.module:object`` of a candidate's stage; None where it has none."""
+    if candidate.name in SHIPPED:
+        return f"{SHIPPED[candidate.name]}:load"
+    for name in candidate.name.split(", "):  # of single stages, the names are joined
+        entries = entry_points(group=GROUP, name=name)
+        path = next((entry.value for entry in entries), name)
+        found = imported(path, stage) if ":" in path else None
+        if found is not None and (name == candidate.name or _is_of(found.function, stage)):
+            return path
+    return None
+
+
+def _is_of(function: Any, stage: str) -> bool:
+    return stage in (getattr(function, "stage", stage), getattr(function, "__name__", ""))
+
+
+def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Imported | None:
+    """Return how a script imports a stage; None if it cannot.
+
+    Parameters
+    ----------
+    path
+        ``package.module:object``.
+    stage, mode
+        What it is called for.
+    renamed
+        Whether the script uses the object's own name for something else.
+    """
+    module_name, _, attribute = path.partition(":")
+    if "<" in attribute or module_name == "__main__":
+        return None
+    first, *rest = attribute.split(".")
+    try:
+        module = importlib.import_module(module_name)
+        thing: Any = module
+        for part in (first, *rest):
+            thing = getattr(thing, part)
+    except (Exception, SystemExit):
+        return None
+    expression = ".".join(["imported" if renamed else first, *rest])
+    if module_name.startswith("csa_spec.candidates.") and attribute == "load":
+        thing, expression = thing(), f"{expression}()"
+    function, access = _stage_in(thing, stage, mode)
+    if not callable(function):
+        return None
+    line = f"from {module_name} import {first}" + " as imported" * renamed
+    return Imported(line, expression + access, function, module)
+
+
+def _stage_in(thing: Any, stage: str, mode: str) -> tuple[Any, str]:
+    """Return the function of a stage, and how it is reached from the thing that has it."""
+    if isinstance(thing, Candidate) and stage == LAYER:
+        return thing.layers.get(mode), f'.layers["{mode}"]'
+    if isinstance(thing, Candidate):
+        return thing.stages.get(stage), f'.stages["{stage}"]'
+    if callable(getattr(thing, stage, None)):
+        return getattr(thing, stage), f".{stage}"
+    return thing, ""

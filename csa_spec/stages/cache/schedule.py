@@ -1,0 +1,71 @@
+"""How a script opens a stream and makes the calls of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from csa_spec.stages.cache.stream import Call, Op
+
+STREAM_OPS = {
+    Op.ROLLBACK: "{stream}.rollback({numbers})",
+    Op.RESET: "{stream}.reset()",
+    Op.REORDER: "{stream}.reorder([{numbers}])",
+    Op.SELECT: "{stream}.select([{numbers}])",
+    Op.REPEAT: "{stream}.repeat({numbers})",
+    Op.CLEAR: "{stream}.clear([{numbers}])",
+    Op.FORK: "original, {stream} = {stream}, {stream}.fork()",
+    Op.SAVE: "state = {stream}.save()",
+    Op.RESTORE: "{stream}.restore(state)",
+}
+"""How a script asks a plugged-in stream for something."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a script opens a stream and asks it for something."""
+
+    opened: str
+    """An expression: a new stream"""
+    extend: str
+    """An expression with ``{stream}`` and ``{tokens}``: their outputs"""
+    ops: Mapping[Op, str] = field(default_factory=lambda: STREAM_OPS)
+    stream: str = "stream"
+    device: str = ""
+
+    def program(self, calls: Sequence[Call], got: int, last: int, checked: str = "{out}") -> list[str]:
+        """Return the lines of some calls one after another.
+
+        Parameters
+        ----------
+        calls
+            All calls of a case.
+        got
+            Number of the call whose answer is kept as ``got``.
+        last
+            Number of the last call that is made.
+        checked
+            What is done to each answer; an expression with ``{out}`` and ``{tokens}``.
+        """
+        lines = [f"{self.stream} = {self.opened}"]
+        for number, call in enumerate(calls[: last + 1]):
+            if call.op is Op.OTHER and call.op not in {one.op for one in calls[:number]}:
+                lines.append(f"other = {self.opened}")
+            elif call.op not in (Op.EXTEND, Op.OTHER):
+                lines.append(self._op(call))
+            stream = {Op.EXTEND: self.stream, Op.FORK: "original", Op.OTHER: "other"}.get(call.op)
+            if stream is not None:
+                tokens = tokens_name(number)
+                out = self.extend.format(stream=stream, tokens=tokens)
+                line = checked.format(out=out, tokens=tokens)
+                lines.append(f"got = {line}" if number == got else line)
+        return lines
+
+    def _op(self, call: Call) -> str:
+        numbers = ", ".join(map(str, call.numbers))
+        return self.ops[call.op].format(stream=self.stream, numbers=numbers, device=self.device)
+
+
+def tokens_name(call: int) -> str:
+    """Return the variable that holds the tokens of a call."""
+    return f"tokens_{call}"
