@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from minimality import Measured, measure, measure_bug, measure_failure
-from smaller_cases import letters, shape_of, smaller_cases
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
 from csa_spec.engine.case import Case, Values
 from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
 from csa_spec.plug.candidate import as_candidate
+from csa_spec.selftest.subjects import remembering
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
-from csa_spec.stages import parse_case
+from csa_spec.stages import LAYER_STAGE, parse_case
+from tools.minimality import Measured, measure, measure_bug, measure_failure
+from tools.smaller_cases import letters, shape_of, smaller_cases
 
 BROKEN = {
     "own unfinished block visible": {"visible_entries": lambda t, m: list(range(t // m + 1))},
@@ -35,10 +36,10 @@ BROKEN = {
 def test_what_is_reported_has_the_smallest_shape() -> None:
     """Of these bugs at least nine in ten do, and none is more than one step larger in any size."""
     measured: list[Measured] = []
+    stage = remembering(LAYER_STAGE)
     for name, rules in BROKEN.items():
-        found = measure(
-            as_candidate(following(replace(SPEC, **rules)), name, "layer"), LayerKind.CSA, name, probes=8
-        )
+        candidate = as_candidate(following(replace(SPEC, **rules)), name, "layer")
+        found = measure(candidate, LayerKind.CSA, name, stage=stage, probes=8)
         assert found, name
         measured += found
     larger = [(one.bug, str(one.reported), str(one.minimum)) for one in measured if not one.is_minimal]

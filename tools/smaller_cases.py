@@ -1,7 +1,7 @@
-"""Every smaller case of a stage, for the exhaustive search of ``minimality.py``.
+"""Every smaller case of a stage, for the exhaustive search of :mod:`tools.minimality`.
 
-What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.engine.shrink.shape`, for a stage by
-the sum of its sizes, for a cache by its calls, tokens and rows, then by the shape of its layer.
+What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.engine.shrink.shape`, for a
+stage by the sum of its sizes, for a cache by its calls, tokens and rows, then by the shape of its layer.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _layer_probes(case: Case, found: Case, count: int) -> Iterator[Case]:
 def _smaller_recipes(reported: Recipe, found: Recipe, count: int) -> Iterator[list[Recipe]]:
     declared = [one for one in fields(reported) if "letter" in one.metadata]
     options = [_options(getattr(reported, one.name), one.metadata["least"]) for one in declared]
-    shapes = [dict(zip((one.name for one in declared), sizes, strict=True)) for sizes in product(*options)]
+    names = [one.name for one in declared]
+    shapes: list[dict[str, Any]] = [dict(zip(names, sizes, strict=True)) for sizes in product(*options)]
     for sizes in sorted(shapes, key=lambda sizes: sum(sizes.values())):
         if sum(sizes.values()) < sum(reported.sizes.values()):
             yield list(_recipe_probes(replace(reported, **sizes), found, count))
