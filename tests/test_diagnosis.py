@@ -17,9 +17,9 @@ from csa_spec.diagnosis.further import further_cases
 from csa_spec.engine.failures import Diagnosis, Failure
 from csa_spec.engine.running import failure_of
 from csa_spec.plug.candidate import Candidate, as_candidate
-from tools.names import black_box
 from csa_spec.spec import SPEC
 from csa_spec.stages import parse_case, stage_of
+from tools.names import black_box
 
 
 def fail(candidate: Candidate, line: str, check: str = "specification") -> Failure:
