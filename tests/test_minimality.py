@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from minimality import Measured, measure, measure_bug, measure_failure
-from smaller_cases import letters, shape_of, smaller_cases
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
 from csa_spec.stages.layer.case import LayerCase, Values
 from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
 from csa_spec.candidates.recognise import as_candidate
+from csa_spec.selftest.subjects import remembering
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
+from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages import parse_case
+from tools.minimality import Measured, measure, measure_bug, measure_failure
+from tools.smaller_cases import letters, shape_of, smaller_cases
 
 BROKEN = {
     "own unfinished block visible": {"visible_entries": lambda t, m: list(range(t // m + 1))},
@@ -35,10 +37,10 @@ BROKEN = {
 def test_what_is_reported_has_the_smallest_shape() -> None:
     """Of these bugs at least nine in ten do, and none is more than one step larger in any size."""
     measured: list[Measured] = []
+    stage = remembering(LAYER)
     for name, rules in BROKEN.items():
-        found = measure(
-            as_candidate(following(replace(SPEC, **rules)), name, "layer"), LayerKind.CSA, name, probes=8
-        )
+        candidate = as_candidate(following(replace(SPEC, **rules)), name, "layer")
+        found = measure(candidate, LayerKind.CSA, name, stage=stage, probes=8)
         assert found, name
         measured += found
     larger = [(one.bug, str(one.reported), str(one.minimum)) for one in measured if not one.is_minimal]
@@ -83,9 +85,9 @@ def test_every_shape_of_the_search_is_smaller_and_in_order(line: str, least: dic
 @pytest.mark.parametrize(
     "name",
     [
-        "masks_keys_whose_logit_is_zero",
-        "uses_the_position_of_the_first_query_for_all",
-        "saturates_products_at_448",
+        "takes_a_logit_of_zero_for_none",
+        "has_one_position_for_a_call",
+        "saturates_products",
         "rollback_does_nothing",
     ],
 )

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from csa_spec.candidates import GROUP, SHIPPED
-from csa_spec.plug.candidate import LAYER, Candidate
+from csa_spec.plug.candidate import Candidate
 from csa_spec.scripting.subject import Imported
 
 
@@ -63,10 +63,8 @@ def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Im
 
 def _stage_in(thing: Any, stage: str, mode: str) -> tuple[Any, str]:
     """Return the function of a stage, and how it is reached from the thing that has it."""
-    if isinstance(thing, Candidate) and stage == LAYER:
-        return thing.layers.get(mode), f'.layers["{mode}"]'
     if isinstance(thing, Candidate):
-        return thing.stages.get(stage), f'.stages["{stage}"]'
+        return thing.functions(stage).get(mode), f'.functions("{stage}")["{mode}"]'
     if callable(getattr(thing, stage, None)):
         return getattr(thing, stage), f".{stage}"
     return thing, ""

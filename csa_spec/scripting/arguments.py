@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from csa_spec.plug.candidate import Capabilities
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.scripting.literals import Literals, number, wrapped
 from csa_spec.scripting.stage_script import StageScript
 from csa_spec.scripting.subject import Callee, Imported, Subject

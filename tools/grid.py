@@ -1,7 +1,7 @@
-"""What a contributor would write instead: a parametrised grid of random normal inputs, compared with allclose.
+"""What a contributor would write instead: a grid of random normal inputs, compared with allclose.
 
-It is the style of the kernels' own tests: a few shapes, one draw each, one tolerance for all elements. The figures to
-compare with are the specification's, so it is better off than most of them.
+It is the style of the kernels' own tests: a few shapes, one draw each, one tolerance for all elements. The
+figures to compare with are the specification's, so it is better off than most of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs import find_bug
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import make_inputs
+from csa_spec.stages.cache.stream import Call
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate
+from csa_spec.selftest.subjects import kinds_of
 from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
-from csa_spec.stages.cache.stream import Call
-from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
-from csa_spec.stages.layer.inputs import make_inputs
 
 TOLERANCE = 1e-3
+_RATIOS = {LayerKind.CSA: 4, LayerKind.HCA: 8, LayerKind.SLIDING: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class GridResult:
     cases: int
     seconds: float
     """CPU time up to the first failing case, or of all"""
+
+
+def try_grids(names: Sequence[str]) -> list[GridResult]:
+    """Run the grid on bugs, each in its plainest layer kind."""
+    return [try_grid(name, kinds_of(find_bug(name))[0]) for name in names]
 
 
 def try_grid(name: str, kind: LayerKind | None) -> GridResult:
@@ -74,13 +81,21 @@ def _layers(kind: LayerKind | None) -> Iterator[LayerCase]:
     top_ks = (2, 8) if kind is LayerKind.CSA else (2,)  # others have no use for it
     for rows, tokens, top_k in itertools.product((1, 2), (1, 16, 33), top_ks):
         geometry = Geometry(
-            kind=kind, compress_ratio={LayerKind.CSA: 4, LayerKind.HCA: 8, LayerKind.SLIDING: 1}[kind], top_k=top_k,
-            window=8, hidden=32, heads=4, head_dim=16, rope_dim=8, q_lora_rank=16, index_heads=4, index_head_dim=16,
-            o_groups=2, o_lora_rank=8,
-        )  # fmt: skip
-        yield LayerCase(
-            geometry, (Row((tokens,)),) * rows, Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, seed=0
+            kind=kind,
+            compress_ratio=_RATIOS[kind],
+            top_k=top_k,
+            window=8,
+            hidden=32,
+            heads=4,
+            head_dim=16,
+            rope_dim=8,
+            q_lora_rank=16,
+            index_heads=4,
+            index_head_dim=16,
+            o_groups=2,
+            o_lora_rank=8,
         )
+        yield LayerCase(geometry, (Row((tokens,)),) * rows, Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, seed=0)
 
 
 def _layer(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:

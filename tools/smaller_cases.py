@@ -1,7 +1,7 @@
-"""Every smaller case of a stage, for the exhaustive search of ``minimality.py``.
+"""Every smaller case of a stage, for the exhaustive search of :mod:`tools.minimality`.
 
-What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.engine.shrink.shape`, for a stage by
-the sum of its sizes, for a cache by its calls, tokens and rows, then by the shape of its layer.
+What is smaller is said by the shape of a case: for a layer by :func:`csa_spec.engine.shrink.shape`, for a
+stage by the sum of its sizes, for a cache by its calls, tokens and rows, then by the shape of its layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.engine.case import CaseError
-from csa_spec.engine.case import LayerCase
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.shrink import shape
 from csa_spec.stages.cache.stream import Call, Op
 from csa_spec.spec import Geometry, GeometryError, LayerKind
@@ -133,7 +133,8 @@ def _layer_probes(case: LayerCase, found: LayerCase, count: int) -> Iterator[Lay
 def _smaller_recipes(reported: Case, found: Case, count: int) -> Iterator[list[Case]]:
     declared = [one for one in fields(reported) if "letter" in one.metadata]
     options = [_options(getattr(reported, one.name), one.metadata["least"]) for one in declared]
-    shapes = [dict(zip((one.name for one in declared), sizes, strict=True)) for sizes in product(*options)]
+    names = [one.name for one in declared]
+    shapes: list[dict[str, Any]] = [dict(zip(names, sizes, strict=True)) for sizes in product(*options)]
     for sizes in sorted(shapes, key=lambda sizes: sum(sizes.values())):
         if sum(sizes.values()) < sum(reported.sizes.values()):
             yield list(_recipe_probes(replace(reported, **sizes), found, count))

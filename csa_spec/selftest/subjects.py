@@ -1,0 +1,54 @@
+"""Stages and layer kinds to try, and on which cases: what the self-test and the maintainers' tools share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from csa_spec.bugs import Bug
+from csa_spec.engine.trial import Trial
+from csa_spec.plug.candidate import Candidate
+from csa_spec.profiles import Profile
+from csa_spec.stages import STAGES, AnyStage
+from csa_spec.target import Target
+
+Subject = tuple[str, str]
+"""A stage and a layer kind, which is empty for a stage that has none"""
+
+
+def all_subjects() -> Iterator[Subject]:
+    """Yield every stage with every layer kind that it has."""
+    for stage in STAGES.values():
+        for variant in stage.variants:
+            yield stage.name, variant
+
+
+def kinds_of(bug: Bug) -> tuple[str, ...]:
+    """Return the layer kinds in which a bug must be found, the plainest first; an empty one for a stage without."""
+    return tuple(map(str, bug.kinds)) or ("",)
+
+
+def target(candidate: Candidate, stage: AnyStage, kind: str, profile: Profile, seed: int) -> Target:
+    """Return what a run with the default options checks."""
+    return Target(candidate, stage, kind, "float32", "cpu", profile, seed)
+
+
+def remembering(stage: AnyStage) -> AnyStage:
+    """Return a stage that works out what the specification says of a case once, whoever is tried on it."""
+    known: dict[Any, Trial[Any]] = {}
+
+    def trial(candidate: Candidate, case: Any) -> Trial[Any]:
+        found = known[case].of(candidate) if case in known else stage.trial(candidate, case)
+        known[case] = found
+        return found
+
+    return replace(stage, trial=trial)
+
+
+def parcels(bugs: Iterable[Bug], size: int) -> list[tuple[str, ...]]:
+    """Return the names of bugs in parcels of work, each of one stage and of one plainest layer kind."""
+    alike: dict[Subject, list[str]] = {}
+    for bug in bugs:
+        alike.setdefault((bug.stage, kinds_of(bug)[0]), []).append(bug.name)
+    return [tuple(names[i : i + size]) for names in alike.values() for i in range(0, len(names), size)]

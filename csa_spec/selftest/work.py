@@ -1,0 +1,51 @@
+"""Work that several processes share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function of a module, and what it is called with"""
+Progress = Callable[[int, int], None]
+"""Called with how many of how many tasks are done"""
+
+
+def do_all(tasks: Sequence[Task], jobs: int, progress: Progress = lambda done, total: None) -> list[Any]:
+    """Do the tasks, in this process if one is enough; return their results in order."""
+    if jobs == 1:
+        results = []
+        for function, arguments in tasks:
+            results.append(function(*arguments))
+            progress(len(results), len(tasks))
+        return results
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_begin) as pool:
+        futures = [pool.submit(function, *arguments) for function, arguments in tasks]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                progress(done, len(tasks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _begin() -> None:
+    """Let a worker use one thread, and end with the process that started it, however that ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
