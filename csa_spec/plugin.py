@@ -1,8 +1,8 @@
 """The pytest plugin: ``pytest --pyargs csa_spec.conformance --csa-candidate NAME``.
 
-Options choose what is checked; the tests of ``csa_spec.conformance`` are parametrised with it, one test per
-candidate, stage or layer kind, dtype and check, so that they run under pytest-xdist. Nothing heavy is imported unless
-a candidate is asked for.
+Options choose what is checked; the test of ``csa_spec.conformance`` is parametrised with it, one test per candidate,
+stage or layer kind, dtype and check, so that they run under pytest-xdist. Nothing heavy is imported unless a
+candidate is asked for.
 
 A ``conftest.py`` may give names of its own to candidates, with the hook ``pytest_csa_candidates``.
 """
@@ -11,14 +11,32 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from csa_spec.engine.running import CheckResult
+    from csa_spec.engine.stage import Check
+    from csa_spec.stages import AnyStage
+    from csa_spec.target import Target
+
 _SUMMARY = "csa_spec"
-_TARGETS = pytest.StashKey[list[Any]]()
-_NOT_OFFERED = "the candidates offer no such stage"
+_CHECKS = pytest.StashKey[list[Any]]()
+_NO_CANDIDATE = "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """What one test checks."""
+
+    stage: AnyStage
+    check: Check[Any]
+    target: Target | None
+    """None: it is skipped"""
 
 
 class CandidateHooks:
@@ -37,8 +55,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(CandidateHooks)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options."""
+    offered = _choices(pluginmanager)
     group = parser.getgroup("csa-spec", "DeepSeek-V4 attention conformance")
     group.addoption(
         "--csa-candidate",
@@ -47,20 +66,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a shipped name (transformers, gather, ...), a name from conftest.py or an entry point, or "
         "package.module:object; may be given several times",
     )
-    group.addoption(
-        "--csa-stage",
-        default="all",
-        metavar="NAME",
-        help="compressor, index_scores, select, attend, layer, or all that it offers (default)",
-    )
-    group.addoption("--csa-layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
-    group.addoption(
-        "--csa-profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough"
-    )
-    group.addoption(
-        "--csa-dtype", default="float32", metavar="NAME[,NAME]", help="dtypes, float32 by default"
-    )
-    group.addoption("--csa-device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
+    for name, metavar, default in (
+        ("stage", "NAME", "all"),
+        ("layer", "KIND", "all"),
+        ("profile", "NAME", "default"),
+        ("dtype", "NAME[,NAME]", "float32"),
+        ("device", "NAME", "cpu"),
+    ):
+        text = f"{offered[name]} (default: {default})"
+        group.addoption(f"--csa-{name}", default=default, metavar=metavar, help=text)
     group.addoption("--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases")
     group.addoption("--csa-isolate", action="store_true", help="run candidates in a process of their own")
     group.addoption(
@@ -70,6 +84,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="S",
         help="seconds for one call with --csa-isolate",
     )
+
+
+def _choices(pluginmanager: pytest.PytestPluginManager) -> Mapping[str, str]:
+    """Return what options can be, in words: only for ``--help``, since to know it costs an import of torch."""
+    config = pluginmanager.get_plugin("pytestconfig")
+    if config is None or not {"-h", "--help"} & set(config.invocation_params.args):
+        return defaultdict(str)
+    from csa_spec.plug.capabilities import DEVICES, DTYPES
+    from csa_spec.profiles import PROFILES
+    from csa_spec.spec import LayerKind
+    from csa_spec.stages import STAGES
+
+    return {
+        "stage": ", ".join([*STAGES, "all"]),
+        "layer": ", ".join([*LayerKind, "all"]),
+        "profile": ", ".join(PROFILES),
+        "dtype": ", ".join(DTYPES),
+        "device": ", ".join(DEVICES),
+    }
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -82,77 +115,79 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"csa-spec: candidates {', '.join(candidates)}; {options}"
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test that asks for ``csa_target`` the targets of its module's ``STAGE``."""
-    if "csa_target" not in metafunc.fixturenames:
-        return
-    if not metafunc.config.getoption("csa_candidate"):
-        metafunc.parametrize(
-            "csa_target", [None]
-        )  # refused below: an error raised here comes with a traceback
-        return
-    stage = getattr(metafunc.module, "STAGE", "layer")
-    targets = [param for name, param in metafunc.config.stash[_TARGETS] if name == stage]
-    metafunc.parametrize("csa_target", targets or [pytest.param(None, id=_NOT_OFFERED)])
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what to give where nothing was given; leave out tests of stages that no candidate offers."""
-    idle = [item for item in items if f"[{_NOT_OFFERED}]" in item.name]
-    if idle:
-        config.hook.pytest_deselected(items=idle)
-        items[:] = [item for item in items if item not in idle]
-    if hasattr(config, "workerinput"):
-        return
-    if not config.getoption("csa_candidate") and any(
-        "csa_target" in getattr(i, "fixturenames", ()) for i in items
-    ):
-        raise pytest.UsageError(
-            "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
-        )
-
-
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse what cannot be used before anything is collected, or handed to workers."""
     if session.config.getoption("csa_candidate"):
-        session.config.stash[_TARGETS] = _targets(session.config)
+        session.config.stash[_CHECKS] = _parameters(session.config)
 
 
-def _targets(config: pytest.Config) -> list[Any]:
-    """Return pairs of a stage's name and a parameter."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that asks for ``csa_check`` every check of every target."""
+    if "csa_check" in metafunc.fixturenames:
+        # Without a candidate it is refused below: an error raised here would come with a traceback.
+        parameters = metafunc.config.stash.get(_CHECKS, [None])
+        metafunc.parametrize("csa_check", parameters, indirect=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let ``-k layer`` choose layers, whose tests are named after their kinds only."""
+    parameter = getattr(getattr(item, "callspec", None), "params", {}).get("csa_check")
+    if isinstance(parameter, _Parameter):
+        item.extra_keyword_matches.add(parameter.stage.name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what to give where nothing was given."""
+    idle = not config.getoption("csa_candidate") and not hasattr(config, "workerinput")
+    if idle and any("csa_check" in getattr(item, "fixturenames", ()) for item in items):
+        raise pytest.UsageError(_NO_CANDIDATE)
+
+
+def _parameters(config: pytest.Config) -> list[Any]:
+    """Return a parameter for every check of every candidate."""
     from csa_spec.plug.candidate import CandidateError
-    from csa_spec.resolving import UsageError, resolve_kinds, resolve_profile, resolve_stages
-    from csa_spec.target import make_targets
+    from csa_spec.resolving import UsageError
 
-    option = config.getoption
     # The folder that pytest is run in, where a candidate given as module:object usually lies.
     here = str(config.invocation_params.dir)
     if here not in sys.path:
         sys.path.insert(0, here)
-    targets = []
     try:
-        profile, stage, layer = (
-            resolve_profile(option("csa_profile")),
-            option("csa_stage"),
-            option("csa_layer"),
-        )
-        for name in option("csa_candidate"):
-            candidate = _candidate(config, name)
-            resolve_stages(stage, candidate)
-            resolve_kinds(layer)
-            made, declined = make_targets(
-                candidate, stage, layer, tuple(option("csa_dtype").split(",")), option("csa_device"), profile,
-                option("csa_seed"),
-            )  # fmt: skip
-            for target in made:
-                param = pytest.param(target, id=f"{name}-{target.subject}-{target.dtype}")
-                targets.append((target.stage.name, param))
-            for (of, subject), reason in declined.items():
-                skipped = pytest.param(None, id=f"{name}-{subject}", marks=[pytest.mark.skip(reason=reason)])
-                targets.append((of, skipped))
+        names = config.getoption("csa_candidate")
+        return [parameter for name in names for parameter in _parameters_of(config, name)]
     except (UsageError, CandidateError) as error:
         raise pytest.UsageError(f"csa-spec: {error}") from None
-    return targets
+
+
+def _parameters_of(config: pytest.Config, name: str) -> Iterator[Any]:
+    """Yield a parameter for every check of a candidate, those that it cannot be held to with the reason."""
+    from csa_spec.resolving import resolve_kinds, resolve_profile, resolve_stages
+    from csa_spec.stages import STAGES
+    from csa_spec.target import make_targets
+
+    option = config.getoption
+    profile, stage, layer = resolve_profile(option("csa_profile")), option("csa_stage"), option("csa_layer")
+    dtypes = tuple(option("csa_dtype").split(","))
+    candidate = _candidate(config, name)
+    resolve_stages(stage, candidate)
+    resolve_kinds(layer)
+    targets, declined = make_targets(
+        candidate, stage, layer, dtypes, option("csa_device"), profile, option("csa_seed")
+    )
+    for target in targets:
+        for check in target.stage.checks:
+            parameter = _Parameter(target.stage, check, target)
+            reason = f"the candidate declares nothing that {check.name} could hold it to"
+            marks = () if target.offers(check) else pytest.mark.skip(reason=reason)
+            yield pytest.param(
+                parameter, id=f"{name}-{target.subject}-{target.dtype}-{check.name}", marks=marks
+            )
+    for (of, subject), reason in declined.items():
+        for check in STAGES[of].checks:
+            parameter = _Parameter(STAGES[of], check, None)
+            yield pytest.param(
+                parameter, id=f"{name}-{subject}-{check.name}", marks=pytest.mark.skip(reason=reason)
+            )
 
 
 def _candidate(config: pytest.Config, name: str) -> Any:
@@ -176,35 +211,43 @@ def _candidate(config: pytest.Config, name: str) -> Any:
 
 
 @pytest.fixture
-def csa_hold(csa_target: Any, request: pytest.FixtureRequest) -> Any:
-    """Return a function that holds the target to one check, by name, and fails the test if it does not hold."""
+def csa_check(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Return a function that fails the test where the candidate fails the check."""
 
-    def hold(name: str) -> None:
+    def run() -> None:
         __tracebackhide__ = True
-        if csa_target is None:
-            pytest.fail("csa-spec: say what to check with --csa-candidate NAME", pytrace=False)
-        from csa_spec.report.text import describe
+        if request.param is None:
+            pytest.fail(_NO_CANDIDATE, pytrace=False)
+        target, check = request.param.target, request.param.check
+        result = target.run(check)
+        _note_coverage(request.node, target, result)
+        _judge(target, check, result)
 
-        (check,) = (one for one in csa_target.stage.checks if one.name == name)
-        if not csa_target.offers(check):
-            pytest.skip(f"the candidate declares nothing that {check.name} could hold it to")
-        result = csa_target.run(check)
-        covered = [result.cases, result.tally.queries, result.tally.ambiguous, round(result.tally.worst, 2)]
-        where = f"{csa_target.candidate.name} {csa_target.subject} {csa_target.dtype}: {check.sentence}"
-        row = json.dumps([where, *covered, sorted(result.not_applicable.items())])
-        request.node.user_properties.append((_SUMMARY, row))  # record_property would warn under --junitxml
-        if result.failures:
-            texts = [describe(failure, csa_target.candidate.name, name) for failure in result.failures]
-            pytest.fail(f"{check.sentence}, but not here:\n" + "\n\n".join(texts), pytrace=False)
-        missing = csa_target.missing(result) if check is csa_target.stage.checks[0] else []
-        if missing:
-            pytest.fail(
-                f"inconclusive: no case of these kinds was reached: {', '.join(missing)}", pytrace=False
-            )
-        if not result.cases:
-            pytest.skip("no drawn case gave this check anything to do")
+    return run
 
-    return hold
+
+def _note_coverage(test: pytest.Item, target: Target, result: CheckResult) -> None:
+    """Leave a row for the summary with the test."""
+    covered = [result.cases, result.tally.queries, result.tally.ambiguous, round(result.tally.worst, 2)]
+    where = f"{target.candidate.name} {target.subject} {target.dtype}: {result.sentence}"
+    row = json.dumps([where, *covered, sorted(result.not_applicable.items())])
+    test.user_properties.append((_SUMMARY, row))  # record_property would warn under --junitxml
+
+
+def _judge(target: Target, check: Check[Any], result: CheckResult) -> None:
+    """Fail or skip the test, unless something was checked and all was right."""
+    __tracebackhide__ = True
+    from csa_spec.report.text import describe
+
+    if result.failures:
+        texts = [describe(failure, target.candidate.name, check.name) for failure in result.failures]
+        pytest.fail(f"{check.sentence}, but not here:\n" + "\n\n".join(texts), pytrace=False)
+    missing = target.missing(result) if check is target.stage.checks[0] else []
+    if missing:
+        names = ", ".join(missing)
+        pytest.fail(f"inconclusive: no case of these kinds was reached: {names}", pytrace=False)
+    if not result.cases:
+        pytest.skip("no drawn case gave this check anything to do")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -12,9 +12,9 @@ import second_oracle
 import torch
 from torch import Tensor
 
+from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.stages.layer.inputs import Inputs, make_inputs
-from csa_spec.spec import Geometry, LayerKind, LayerWeights
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

@@ -12,18 +12,18 @@ from engine.candidates import as_specified
 
 from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
 from csa_spec.candidates import GROUP
-from csa_spec.stages.layer.case import Scores, Sinks, Values
-from csa_spec.engine.tally import Tally
 from csa_spec.engine.coverage import required
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult, RegimeCount
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind
+from csa_spec.stages.layer.case import Scores, Sinks, Values
 from csa_spec.stages.layer.stage import LAYER
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.target import Target
 
 RIGHT = Candidate("right", {"": as_specified()})

@@ -8,15 +8,15 @@ import pytest
 from torch import Tensor
 
 from csa_spec.bugs.bug import following
-from csa_spec.stages.layer.case import LayerCase, Values
-from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
 from csa_spec.candidates.recognise import as_candidate
+from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
 from csa_spec.selftest.subjects import remembering
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
-from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages import parse_case
+from csa_spec.stages.layer.case import LayerCase, Values
+from csa_spec.stages.layer.stage import LAYER
 from tools.minimality import Measured, measure, measure_bug, measure_failure
 from tools.smaller_cases import letters, shape_of, smaller_cases
 

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 
+from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.profiles import PROFILES, Profile
-from csa_spec.stages.layer.stage import LAYER
+from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.stage import LAYER
 
 pytest_plugins = ["pytester"]
 
@@ -23,15 +26,13 @@ TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
-CHECKS, OTHERS = (
-    len(LAYER.checks),
-    sum(len(one.checks) for one in STAGES.values() if one is not LAYER),
-)
-"""Tests of a layer, and of all other stages: one per check."""
+CHECKS = len(LAYER.checks)
+"""Tests of one layer kind in one dtype."""
 
 
-TINY_PROFILE = Profile("tiny", specification=2, stage=2, law=1, costly=1)
+TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=1, law=1, costly=1)
 ADD_TINY_PROFILE = f"""
+from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.profiles import PROFILES, Profile
 PROFILES["tiny"] = {TINY_PROFILE!r}
 """
@@ -46,6 +47,11 @@ def tiny_profile(monkeypatch: pytest.MonkeyPatch) -> None:
 def suite(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """Run the conformance tests in this process, from an empty folder."""
     return pytester.runpytest_inprocess(*SUITE, *arguments)
+
+
+def names_of(result: pytest.RunResult) -> list[str]:
+    """Return what stands in brackets in the names of the tests that were collected."""
+    return [line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line]
 
 
 def text_of(result: pytest.RunResult) -> str:
@@ -76,7 +82,7 @@ def test_a_right_candidate_passes_and_the_summary_shows_what_was_covered(pyteste
         [
             "csa-spec: candidates cli_candidates:right; stage all, layer sliding, profile tiny, dtype float32, "
             "device cpu, seed 5",
-            f"collected {CHECKS + OTHERS} items / {OTHERS} deselected / {CHECKS} selected",
+            f"collected {CHECKS} items",
             "*csa-spec: what was covered*",
             "cli_candidates:right sliding float32: inputs are not mutated * 2 cases *",
             "cli_candidates:right sliding float32: the output equals the specification's * 2? cases * queries*",
@@ -91,28 +97,29 @@ def test_several_candidates_layers_and_dtypes_each_get_their_own_tests(pytester:
         "--csa-dtype", "float32,bfloat16", "--collect-only", "-q",
     )  # fmt: skip
     assert result.ret == 0
-    names = {line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line}
-    assert names == {
-        f"cli_candidates:{name}-{kind}-{dtype}"
-        for name in ("right", "leaky") for kind in ("csa", "hca", "sliding") for dtype in ("float32", "bfloat16")
-    }  # fmt: skip
-    tests = CHECKS * len(names)
-    result.stdout.fnmatch_lines([f"{tests}/{tests + OTHERS} tests collected ({OTHERS} deselected)*"])
+    assert sorted(names_of(result)) == sorted(
+        f"cli_candidates:{name}-{kind}-{dtype}-{check.name}"
+        for name in ("right", "leaky")
+        for kind in ("csa", "hca", "sliding")
+        for dtype in ("float32", "bfloat16")
+        for check in LAYER.checks
+    )
+    result.stdout.fnmatch_lines([f"{12 * CHECKS} tests collected*"])
 
 
 def test_a_candidate_may_lie_in_the_folder_that_pytest_is_run_in(pytester: pytest.Pytester) -> None:
     """Without an installation and without a conftest.py."""
     pytester.makepyfile(my_layer="from cli_candidates import right as layer")
-    result = suite(pytester, "--csa-candidate", "my_layer:layer", *TINY, "-k", "mutated")
-    result.assert_outcomes(passed=1, deselected=CHECKS - 1 + OTHERS)
+    result = suite(pytester, "--csa-candidate", "my_layer:layer", *TINY, "-k", "float32-inputs")
+    result.assert_outcomes(passed=1, deselected=CHECKS - 1)
 
 
 def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: pytest.Pytester) -> None:
     """Everything that is needed to see it again, and nothing of how the suite works."""
     result = suite(
-        pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "output_equals", "--tb=long"
+        pytester, "--csa-candidate", "cli_candidates:not_finite", *TINY, "-k", "specification", "--tb=long"
     )
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(
         [
             "the output equals the specification's, but not here:",
@@ -122,21 +129,21 @@ def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: 
         ]
     )
     text = text_of(result)
-    for inside in ("Traceback", "plugin.py", "def hold", "E   ", ">  "):
+    for inside in ("Traceback", "plugin.py", "def run", "def _judge", "E   ", ">  "):
         assert inside not in text
 
 
 def test_a_law_that_is_broken_names_its_check_in_the_line_to_try_again(pytester: pytest.Pytester) -> None:
     """Without it the line would try something else."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", "mutated")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", "float32-inputs")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(['*check_case("cli_candidates:raises", "sliding *", check="inputs")'])
 
 
 def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest.Pytester) -> None:
     """With the case, and without a traceback through the suite."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:exits", *TINY, "-k", "output_equals")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:exits", *TINY, "-k", "specification")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(['*check_case("cli_candidates:exits", "sliding *")'])
     assert "plugin.py" not in text_of(result)
 
@@ -152,10 +159,10 @@ def test_layers_that_a_candidate_does_not_offer_are_skipped_with_the_reason(
         "--csa-profile",
         "tiny",
         "-k",
-        "mutated",
+        "inputs and not own-inputs",
         "-rs",
     )
-    result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1) + OTHERS)
+    result.assert_outcomes(passed=1, skipped=2, deselected=3 * (CHECKS - 1))
     for kind in ("csa", "hca"):
         result.stdout.fnmatch_lines([f"SKIPPED*cli_candidates:sliding_only does not offer {kind} layers"])
 
@@ -165,8 +172,8 @@ def test_a_run_that_misses_a_required_kind_fails(
 ) -> None:
     """Two drawn cases alone do not reach everything."""
     monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
-    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "output_equals")
-    result.assert_outcomes(failed=1, deselected=CHECKS - 1 + OTHERS)
+    result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "specification")
+    result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(["inconclusive: no case of these kinds was reached: *extreme sink*"])
 
 
@@ -175,20 +182,40 @@ def test_a_run_that_misses_a_required_kind_fails(
 KERNELS = ("--csa-candidate", "cli_candidates:kernels", "--csa-profile", "tiny")
 
 
-def checks_of(*stages: str) -> int:
-    """Return how many tests these stages have."""
-    return sum(len(STAGES[stage].checks) for stage in stages)
+def kernel_tests(*stages: str) -> list[str]:
+    """Return the names of the tests of these stages of ``KERNELS``."""
+    checks = [(stage, check.name) for stage in stages for check in STAGES[stage].checks]
+    return [f"cli_candidates:kernels-{stage}-float32-{check}" for stage, check in checks]
 
 
 def test_every_stage_that_a_candidate_offers_has_its_tests(pytester: pytest.Pytester) -> None:
-    """One per check; those of stages that it does not offer are deselected. ``--csa-stage`` leaves only one."""
+    """One per check. ``--csa-stage`` leaves only one stage."""
     for options, stages in ((), ("select", "attend")), (("--csa-stage", "attend"), ("attend",)):
         result = suite(pytester, *KERNELS, *options, "--collect-only", "-q")
-        names = [line.partition("[")[2].rstrip("]") for line in result.outlines if "::" in line]
-        assert sorted(set(names)) == sorted(f"cli_candidates:kernels-{stage}-float32" for stage in stages)
-        others = checks_of(*(stage for stage in STAGES if stage not in stages))
-        tests = checks_of(*stages)
-        result.stdout.fnmatch_lines([f"{tests}/{tests + others} tests collected ({others} deselected)*"])
+        assert names_of(result) == kernel_tests(*stages)
+        result.stdout.fnmatch_lines([f"{len(kernel_tests(*stages))} tests collected*"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("attend", "attend-float32-*"),
+        ("select and rows", "select-float32-rows"),
+        ("layer", "*-float32-*"),
+        ("hca", "hca-float32-*"),
+        ("future", "*-float32-future"),
+    ],
+)
+def test_words_choose_tests_by_stage_layer_kind_and_check(
+    pytester: pytest.Pytester, words: str, expected: str
+) -> None:
+    """With pytest's own ``-k``; layers are named after their kinds, and ``layer`` chooses all of them."""
+    name = "right" if words in ("layer", "hca", "future") else "kernels"
+    candidate = f"cli_candidates:{name}"
+    options = ("--csa-candidate", candidate, "--collect-only", "-q")
+    every, chosen = names_of(suite(pytester, *options)), names_of(suite(pytester, *options, "-k", words))
+    assert chosen
+    assert chosen == [test for test in every if fnmatch(test, f"{candidate}-{expected}")]
 
 
 def test_a_stage_alone_passes_and_the_header_says_which(pytester: pytest.Pytester) -> None:
@@ -217,14 +244,11 @@ def test_a_dtype_that_one_stage_lacks_is_skipped_with_the_reason_while_the_other
     pytester: pytest.Pytester,
 ) -> None:
     """The stage's tests in the other dtype run, too."""
-    result = suite(pytester, *KERNELS, "--csa-dtype", "float32,float64", "-k", "mutated", "-rs")
-    result.assert_outcomes(
-        passed=3, skipped=1, deselected=2 * (checks_of("select", "attend") - 2) + OTHER_STAGES
+    result = suite(
+        pytester, *KERNELS, "--csa-dtype", "float32,float64", "-k", "inputs and not own-inputs", "-rs"
     )
+    result.assert_outcomes(passed=3, skipped=1, deselected=2 * (len(kernel_tests("select", "attend")) - 2))
     result.stdout.fnmatch_lines(["SKIPPED*attend of cli_candidates:kernels does not support float64"])
-
-
-OTHER_STAGES = sum(len(stage.checks) for name, stage in STAGES.items() if name not in ("select", "attend"))
 
 
 # Candidates of a conftest.py
@@ -257,8 +281,8 @@ def own(pytester: pytest.Pytester, name: str, *options: str) -> pytest.RunResult
 
 def test_a_conftest_names_a_function(pytester: pytest.Pytester) -> None:
     """It is a layer, and goes by the name that it got there."""
-    result = own(pytester, "mine", "--csa-layer", "sliding", "-k", "mutated")
-    result.assert_outcomes(passed=1, deselected=CHECKS - 1 + OTHERS)
+    result = own(pytester, "mine", "--csa-layer", "sliding", "-k", "float32-inputs")
+    result.assert_outcomes(passed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(
         ["csa-spec: candidates mine; *", "mine sliding float32: inputs are not mutated *"]
     )
@@ -271,16 +295,15 @@ def test_a_conftest_names_stages(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*pair attend float32: inputs are not mutated *"])
     failed = [line for line in result.outlines if line.startswith("FAILED")]
     assert failed
-    assert all("[pair-select-float32]" in line for line in failed)
+    assert all("[pair-select-float32-" in line for line in failed)
 
 
 def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pytester) -> None:
     """Whoever names a candidate means that one; names that it does not give are the command's."""
-    tests = own(pytester, "gather", "--collect-only", "-q").outlines
-    names = {line.partition("[")[2].rstrip("]") for line in tests if "::" in line}
-    assert names == {"gather-select-float32", "gather-attend-float32"}
-    own(pytester, "cli_candidates:right", "--csa-layer", "sliding", "-k", "mutated").assert_outcomes(
-        passed=1, deselected=CHECKS - 1 + OTHERS
+    names = names_of(own(pytester, "gather", "--collect-only", "-q"))
+    assert {name.rpartition("float32-")[0] for name in names} == {"gather-select-", "gather-attend-"}
+    own(pytester, "cli_candidates:right", "--csa-layer", "sliding", "-k", "float32-inputs").assert_outcomes(
+        passed=1, deselected=CHECKS - 1
     )
 
 
@@ -354,6 +377,19 @@ def test_a_seed_that_is_no_number_is_refused_by_pytest_itself(pytester: pytest.P
     result = suite(pytester, "--csa-candidate", "cli_candidates:right", "--csa-seed", "x")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--csa-seed: invalid int value: 'x'" in text_of(result)
+
+
+def test_the_help_names_everything_that_options_can_be(pytester: pytest.Pytester) -> None:
+    """From the lists that the options are held against."""
+    text = " ".join(text_of(pytester.runpytest_inprocess("--help")).split())
+    for option, values in (
+        ("stage=NAME", STAGES),
+        ("layer=KIND", LayerKind),
+        ("profile=NAME", [name for name in PROFILES if name != "tiny"]),
+        ("dtype=NAME[,NAME]", DTYPES),
+        ("device=NAME", DEVICES),
+    ):
+        assert f"--csa-{option} {', '.join(values)}" in text
 
 
 # Sessions in processes of their own
@@ -445,7 +481,7 @@ def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) ->
     assert {room for room in rooms if not room.endswith(".dist-info")} == {"csa_spec"}
     for name in (
         "py.typed",
-        "conformance/test_layer.py",
+        "conformance/test_conformance.py",
         "strategies/cases.py",
         "spec/layer.py",
         "plugin.py",
@@ -497,7 +533,6 @@ def test_an_installed_wheel_checks_a_candidate_of_the_users_conftest(
     places = ("__init__.py", "plugin.py", "conformance/__init__.py", "strategies/__init__.py")
     assert imported == {str(package / place) for place in places}
     outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())
-    assert outcomes.pop("deselected") == OTHERS
     assert set(outcomes) <= {"passed", "skipped"}
     assert sum(outcomes.values()) == CHECKS
     assert "csa-spec: what was covered" in done.stdout

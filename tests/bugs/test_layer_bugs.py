@@ -11,11 +11,11 @@ from itertools import islice
 import pytest
 
 from csa_spec.bugs import Bug, bugs
-from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import failure_of
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
+from csa_spec.stages.layer.case import LayerCase
 from csa_spec.target import Target
 
 LAYERS = [one for one in bugs() if one.stage == LAYER]

@@ -14,9 +14,9 @@ import pytest
 import csa_spec
 from csa_spec.bugs import Bug, bugs
 from csa_spec.bugs.stream import Cache, wrong_stream
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.running import CheckResult, run_check
 from csa_spec.engine.stage import Check
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES

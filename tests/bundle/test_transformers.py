@@ -13,11 +13,11 @@ from transformers_adapter.test_second_release import release  # noqa: F401 - a f
 from bundle.test_scripts import run
 from bundle.verifying import verify
 from csa_spec.bundle.script import make_script
-from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure, Place, SeesTooMuch, StreamDiffers
 from csa_spec.replay import State, replay
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.layer.case import LayerCase
 
 
 def failure_on(line: str) -> Failure:

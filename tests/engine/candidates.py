@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from csa_spec.stages.layer.case import Feature
-from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.stages.layer.output import LayerOutput, LayerStage
 from csa_spec.spec import (
     SPEC,
     BatchTrace,
@@ -30,6 +27,9 @@ from csa_spec.spec import (
     Spec,
     attend_batch,
 )
+from csa_spec.stages.layer.case import Feature
+from csa_spec.stages.layer.inputs import Inputs
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
 
 
 def trace_batch(

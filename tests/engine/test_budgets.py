@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import document_budgets, working_dtype
-from csa_spec.plug.capabilities import DTYPES
-from csa_spec.stages.layer.case import LayerCase, Feature
-from csa_spec.stages.layer.comparison import compare
 from csa_spec.engine.tally import error_ratios
-from csa_spec.stages.layer.expected import ExpectedDocument
 from csa_spec.plug.candidate import Candidate
-from csa_spec.plug.capabilities import Capabilities
-from csa_spec.stages.layer.output import LayerOutput
+from csa_spec.plug.capabilities import DTYPES, Capabilities
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
+from csa_spec.stages.layer.case import Feature, LayerCase
+from csa_spec.stages.layer.comparison import compare
+from csa_spec.stages.layer.expected import ExpectedDocument
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.stages.layer.trial import LayerTrial
 from csa_spec.strategies.layer import cases
 from engine.candidates import RIGHT, VECTORISED, as_specified, vectorised

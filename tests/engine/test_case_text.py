@@ -10,10 +10,10 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from csa_spec.stages.layer.case import LayerCase, Feature, Row, Scores, Sinks, Values
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import Geometry, LayerKind, Yarn
+from csa_spec.stages.layer.case import Feature, LayerCase, Row, Scores, Sinks, Values
 
 SMALL_ROWS = st.lists(
     st.builds(

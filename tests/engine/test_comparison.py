@@ -11,15 +11,15 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.engine import comparison
-from csa_spec.stages.layer.case import LayerCase
-from csa_spec.stages.layer.comparison import Mismatch, compare, explain_stages
-from csa_spec.engine.tally import Tally
 from csa_spec.engine.failures import Failure
+from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import SPEC, Geometry, LayerWeights, Spec, attend_batch
 from csa_spec.spec.attention import attend
 from csa_spec.spec.selection import select
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.comparison import Mismatch, compare, explain_stages
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.stages.layer.trial import LayerTrial
 from engine.candidates import RIGHT, VECTORISED, as_specified, expose, trace_batch, with_stages
 

@@ -6,18 +6,18 @@ import pytest
 from torch import Tensor
 
 import csa_spec
-from csa_spec.stages.layer.case import LayerCase, Feature
 from csa_spec.engine.coverage import REQUIRED, required
-from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.engine.results import Verdict
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import summarise
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
+from csa_spec.stages.layer.case import Feature, LayerCase
+from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.stages.layer.stage import LAYER
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.stages.layer.trial import LayerTrial
 from csa_spec.strategies.layer import cases, corner_cases
 from engine.candidates import RIGHT, VECTORISED, as_specified, trace_batch

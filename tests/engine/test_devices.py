@@ -16,8 +16,8 @@ from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.profiles import PROFILES
 from csa_spec.stages import STAGES
-from csa_spec.stages.attend.trial import AttendTrial
 from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
+from csa_spec.stages.attend.trial import AttendTrial
 from csa_spec.strategies import production_cases
 
 CASE = AttendCase(rows=2, queries=2, keys=3, picks=2, device="cuda")

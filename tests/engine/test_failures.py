@@ -8,11 +8,22 @@ from contextlib import suppress
 import pytest
 
 import csa_spec
-from csa_spec.stages.layer.case import LayerCase
-from csa_spec.engine.failures import CandidateRaised, Failure, InputsChanged, NoGradient, NotFinite, SeesTooLittle, SeesTooMuch, WeightIgnored, WrongNumbers, WrongSelection
-from csa_spec.stages.layer.inputs import make_inputs
+from csa_spec.engine.failures import (
+    CandidateRaised,
+    Failure,
+    InputsChanged,
+    NoGradient,
+    NotFinite,
+    SeesTooLittle,
+    SeesTooMuch,
+    WeightIgnored,
+    WrongNumbers,
+    WrongSelection,
+)
 from csa_spec.report.text import describe
 from csa_spec.spec import LayerKind, split_documents
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.stages.layer.stage import LAYER
 from engine.candidates import VECTORISED, WITH_STAGES
 from engine.wrong import BUGS, LAWS, Bug, caught, held, named

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import csa_spec
-from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure, FutureLeak, NotFinite, Place
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.report.json import VERSION, to_json, write_json
 from csa_spec.report.text import describe, summarise
 from csa_spec.spec import LayerKind
-from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.stages.layer.case import LayerCase
 from engine.wrong import named
 
 LEAK = "csa m=2 rows=4"

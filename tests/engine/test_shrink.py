@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.engine.case import size
 from csa_spec.engine.failures import CandidateRaised, Failure, SeesTooLittle
 from csa_spec.engine.shrink import LAYER_SHRINKING, TRIALS, shrink
-from csa_spec.engine.case import size
 from csa_spec.spec import Geometry, GeometryError, LayerKind
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages.layer.trial import LayerTrial
 from engine.wrong import named

@@ -44,13 +44,33 @@ from csa_spec.bugs.layer_sight import (
     sees_no_entry,
     sees_one_token_more,
 )
-from csa_spec.engine.failures import BatchOrderMatters, CandidateRaised, Failure, FutureLeak, InputsChanged, NotBatchInvariant, NotFinite, NotRepeatable, OverwritesOutput, PrefixDiffers, ReturnsPrevious, RowsInteract, SeesTooLittle, SeesTooMuch, StateChanged, WeightIgnored, WrongDtype, WrongNumbers, WrongShape
+from csa_spec.candidates.recognise import import_candidate
+from csa_spec.engine.failures import (
+    BatchOrderMatters,
+    CandidateRaised,
+    Failure,
+    FutureLeak,
+    InputsChanged,
+    NotBatchInvariant,
+    NotFinite,
+    NotRepeatable,
+    OverwritesOutput,
+    PrefixDiffers,
+    ReturnsPrevious,
+    RowsInteract,
+    SeesTooLittle,
+    SeesTooMuch,
+    StateChanged,
+    WeightIgnored,
+    WrongDtype,
+    WrongNumbers,
+    WrongShape,
+)
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput, LayerStage
-from csa_spec.candidates.recognise import import_candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.strategies.layer import cases
 from engine.candidates import with_stages

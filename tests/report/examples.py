@@ -19,16 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from csa_spec.bugs import find_bug
 from csa_spec.checking import check_case
 from csa_spec.diagnosis import diagnose
-from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
+from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.report.html import to_html
 from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture
 from csa_spec.resolving import resolve_candidate
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.stages import stage_of
+from csa_spec.stages.layer.case import LayerCase
 
 FOLDER = Path(__file__).parents[2] / "docs" / "failures"
 KERNELS = SimpleNamespace(

@@ -20,12 +20,12 @@ from oracles import TOLERANCE, VECTORS, Array, second_batch, small_case
 from torch import Tensor
 
 from csa_spec.bugs import bugs, find_bug
-from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
-from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.spec import SPEC, LayerKind, Spec, Yarn, attend_batch
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.norm import rms_norm
 from csa_spec.spec.selection import select
+from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.strategies.layer import cases, corner_cases
 from csa_spec.vectors import check_vectors
 

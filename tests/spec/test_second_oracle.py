@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from oracles import TOLERANCE, Array, error, output_scale, score_scale, second_batch, second_layer
 from second_oracle import Result
 
+from csa_spec.spec import DocumentTrace, LayerKind, attend_batch
 from csa_spec.stages.layer.case import LayerCase, Scores, Values
 from csa_spec.stages.layer.inputs import Inputs, make_inputs
-from csa_spec.spec import DocumentTrace, LayerKind, attend_batch
 from csa_spec.strategies.layer import cases
 
 NEAR = 1e-9

@@ -10,18 +10,18 @@ import pytest
 import torch
 from engine.drawing import draw
 
-from csa_spec.stages.layer.case import LayerCase
-from csa_spec.engine.case import CaseError
-from csa_spec.stages.cache.stream import Call, Op
-from csa_spec.plug.capabilities import Capabilities
 from csa_spec.candidates.recognise import as_candidate
+from csa_spec.engine.case import CaseError
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages import STAGES, parse_case, stage_of
-from csa_spec.stages.cache.trial import CacheTrial
 from csa_spec.stages.cache import cache_size, fit
-from csa_spec.stages.layer.coverage import kinds_of
-from csa_spec.stages.cache.stage import required
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.stages.cache.stage import required
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.strategies.cache import cache_cases, cache_corners
 from stages.streams import Tokens, candidate_of
 

@@ -10,10 +10,10 @@ from engine.drawing import draw
 
 import csa_spec
 from csa_spec.bugs import Bug, find_bug
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import WrongGradient
 from csa_spec.engine.running import CheckResult, run_check
 from csa_spec.engine.stage import Check
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.stages import STAGES
 from csa_spec.strategies import gradient_corners, stage_cases
 from stages.right import (

@@ -10,11 +10,11 @@ import pytest
 import torch
 from engine.drawing import draw
 
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.shrink_recipe import recipe_size, simpler_recipes
 from csa_spec.plug.arrays import named_tensors, same_bits
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.spec import SPEC
 from csa_spec.stages import STAGES, parse_case, stage_of
 from csa_spec.stages.attend.case import AttendCase, CoreSinks, IndexLists, UnusedRows, make_attend_inputs

@@ -10,9 +10,9 @@ import pytest
 from engine.drawing import draw
 
 import csa_spec
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import CheckResult
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.stages import STAGES
 from csa_spec.strategies import stage_cases, stage_corners

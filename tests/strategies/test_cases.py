@@ -14,14 +14,14 @@ from engine.drawing import draw
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from csa_spec.stages.layer.case import DRAWN_SCORES, Feature, Sinks, Values
 from csa_spec.engine.case import Case
 from csa_spec.engine.coverage import REQUIRED, required
+from csa_spec.plug.capabilities import Capabilities
+from csa_spec.spec import LayerKind, split_documents
+from csa_spec.stages.layer.case import DRAWN_SCORES, Feature, Sinks, Values
 from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.stages.layer.expected import expect
 from csa_spec.stages.layer.inputs import make_inputs
-from csa_spec.plug.capabilities import Capabilities
-from csa_spec.spec import LayerKind, split_documents
 from csa_spec.strategies.layer import cases, corner_cases
 
 KINDS = st.sampled_from(LayerKind)

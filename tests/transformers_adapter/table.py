@@ -26,16 +26,16 @@ from torch import Tensor
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import RecordingStream, is_refusal
-from csa_spec.stages.layer.case import LayerCase, Feature, Row, Sinks, Values
 from csa_spec.engine.failures import CandidateRaised, Failure
 from csa_spec.engine.shrink import shrink
 from csa_spec.plug.call import NotOffered
-from csa_spec.stages.cache.stream import Op
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
 from csa_spec.stages import STAGES
 from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.stream import Op
+from csa_spec.stages.layer.case import Feature, LayerCase, Row, Sinks, Values
+from csa_spec.stages.layer.output import LayerOutput
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "transformers.md"

@@ -11,15 +11,15 @@ import transformers
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
-from csa_spec.stages.layer.case import LayerCase, Sinks, Values
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import run_check
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import Geometry, LayerKind
+from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stage import CACHE
 from csa_spec.stages.cache.trial import CacheTrial
-from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.stages.layer.case import LayerCase, Sinks, Values
 
 MEASURED = "5.23.0"
 measured = pytest.mark.skipif(
