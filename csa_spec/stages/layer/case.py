@@ -272,7 +272,7 @@ class LayerCase(OfLayer):
     """One trial of a layer: the layer, the rows, how values are drawn, and where it runs."""
 
     stage = "layer"
-    rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), rank=2)
+    rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), always=True)
 
     def __post_init__(self) -> None:
         """Check that there is a row."""
