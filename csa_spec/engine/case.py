@@ -146,7 +146,7 @@ class Case:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
-                    f"{word!r} is not part of a {cls.stage} case; choose from {', '.join(known)}"
+                    f"{word!r} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
                 )
             one = known[name]
             if one.name in values:
