@@ -12,12 +12,12 @@ import torch
 
 from csa_spec.bugs import find_bug
 from csa_spec.bugs.bug import Bug, following
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.diagnosis import diagnose
 from csa_spec.diagnosis.further import further_cases
 from csa_spec.engine.failures import Diagnosis, Failure
 from csa_spec.engine.running import failure_of
 from csa_spec.plug.candidate import Candidate
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.selftest.naming import black_box
 from csa_spec.spec import SPEC
 from csa_spec.stages import parse_case, stage_of

@@ -18,8 +18,8 @@ from csa_spec import Report, Verdict
 from csa_spec.engine import failures
 from csa_spec.engine.failures import Failure
 from csa_spec.report.text import summarise
-from csa_spec.stages.attend.stage import ATTEND
 from csa_spec.stages.attend.case import AttendCase
+from csa_spec.stages.attend.stage import ATTEND
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "faults.md"
 SENTENCES = {check.name: check.sentence for check in ATTEND.checks}

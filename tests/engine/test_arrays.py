@@ -13,9 +13,6 @@ import torch
 
 import csa_spec
 from csa_spec import Capabilities, CompressorWeights, Failure
-from csa_spec.plug.capabilities import DTYPES
-from csa_spec.stages.layer.case import LayerCase
-from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.plug.arrays import (
     from_library,
     library_problem,
@@ -25,7 +22,10 @@ from csa_spec.plug.arrays import (
     share_memory,
     to_library,
 )
+from csa_spec.plug.capabilities import DTYPES
 from csa_spec.resolving import resolve_candidate, resolve_profile
+from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.target import make_targets
 
 FLOATS = [getattr(torch, name) for name in DTYPES]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from csa_spec.plug.capabilities import DTYPES
+from csa_spec.spec import LayerKind, QueryTrace, attend_batch
 from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, fresh_weight, make_inputs
-from csa_spec.spec import LayerKind, QueryTrace, attend_batch
 
 LAYER = "E=6 H=4 D=6 R=4 q_lora=4 HI=3 DI=6 groups=2 o_lora=3"
 CASE = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=13,9 values=gaussian sinks=drawn seed=5")
@@ -33,7 +33,7 @@ def changed(one: LayerCase, other: LayerCase) -> set[str]:
 
 def with_geometry(case: LayerCase, **changes: object) -> LayerCase:
     """Return the case with another layer."""
-    return replace(case, geometry=replace(case.geometry, **changes))  # type: ignore[arg-type]
+    return replace(case, **changes)  # type: ignore[arg-type]
 
 
 def queries(case: LayerCase) -> list[QueryTrace]:

@@ -1,4 +1,4 @@
-"""Wrong candidates, one bug each, named so that a report can name them: ``harness.wrong:NAME``.
+"""Wrong candidates, one bug each, named so that a report can name them: ``engine.wrong:NAME``.
 
 Most are of the catalogue. Here are those that show stages as well, and what the suite must say about each.
 """
@@ -44,13 +44,34 @@ from csa_spec.bugs.layer_sight import (
     sees_no_entry,
     sees_one_token_more,
 )
-from csa_spec.engine.failures import BatchOrderMatters, CandidateRaised, Failure, FutureLeak, InputsChanged, NotBatchInvariant, NotFinite, NotRepeatable, OverwritesOutput, PrefixDiffers, ReturnsPrevious, RowsInteract, SeesTooLittle, SeesTooMuch, StateChanged, WeightIgnored, WrongDtype, WrongNumbers, WrongShape
-from csa_spec.engine.running import CheckResult, draw_cases, run_check
-from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput, LayerStage
 from csa_spec.candidates.recognise import import_candidate
+from csa_spec.engine.failures import (
+    BatchOrderMatters,
+    CandidateRaised,
+    Failure,
+    FutureLeak,
+    InputsChanged,
+    NotBatchInvariant,
+    NotFinite,
+    NotRepeatable,
+    OverwritesOutput,
+    PrefixDiffers,
+    ReturnsPrevious,
+    RowsInteract,
+    SeesTooLittle,
+    SeesTooMuch,
+    StateChanged,
+    WeightIgnored,
+    WrongDtype,
+    WrongNumbers,
+    WrongShape,
+)
+from csa_spec.engine.running import CheckResult, draw_cases, run_check
+from csa_spec.engine.stage import Setting
+from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
+from csa_spec.stages.layer.output import LayerOutput, LayerStage
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.strategies.layer import cases
 from engine.candidates import with_stages
@@ -214,7 +235,7 @@ LAWS = {
 
 def named(name: str) -> Candidate:
     """Return a wrong candidate by the name that a report prints."""
-    return import_candidate(f"harness.wrong:{name}")
+    return import_candidate(f"engine.wrong:{name}")
 
 
 @cache
@@ -226,7 +247,6 @@ def caught(name: str, check: str) -> CheckResult:
 def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
     """Hold a candidate to one check on a few small draws."""
     (found,) = (one for one in LAYER.checks if one.name == check)
-    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(
-        lambda case: case.columns <= 10
-    )
-    return run_check(found, candidate, LAYER, kind, draw_cases(small, examples, 0))
+    setting = Setting(modes=candidate.modes("layer"), ratios=frozenset({1, 2, 3}))
+    small = cases(kind, setting).filter(lambda case: case.columns <= 10)
+    return run_check(found, candidate, LAYER, draw_cases(small, examples, 0), variant=kind)

@@ -11,8 +11,6 @@ import torch
 from oracles import TOLERANCE, error, small_inputs
 from torch import Tensor
 
-from csa_spec.stages.layer.case import Scores
-from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     PADDING,
     BatchTrace,
@@ -23,6 +21,8 @@ from csa_spec.spec import (
     attend_document,
     split_documents,
 )
+from csa_spec.stages.layer.case import Scores
+from csa_spec.stages.layer.inputs import Inputs
 
 KINDS = ("csa", "hca", "sliding")
 LAYOUTS = {

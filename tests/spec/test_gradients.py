@@ -10,8 +10,6 @@ import torch
 from oracles import small_inputs
 from torch import Tensor
 
-from csa_spec.stages.layer.case import Scores, Sinks
-from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     Document,
     DocumentTrace,
@@ -22,6 +20,8 @@ from csa_spec.spec import (
     attend_document,
 )
 from csa_spec.spec.compressor import pooled_tokens
+from csa_spec.stages.layer.case import Scores, Sinks
+from csa_spec.stages.layer.inputs import Inputs
 
 KINDS = ("csa", "hca", "sliding")
 

@@ -11,10 +11,10 @@ import torch
 from oracles import TOLERANCE, error, second_layer, small_inputs, with_weights
 from torch import Tensor
 
-from csa_spec.stages.layer.case import Scores
-from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import Document, DocumentTrace, Geometry, LayerKind, LayerWeights, attend_document
 from csa_spec.spec.attention import attend
+from csa_spec.stages.layer.case import Scores
+from csa_spec.stages.layer.inputs import Inputs
 
 KINDS = ("csa", "hca", "sliding")
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from oracles import TOLERANCE, error, small_inputs
 
-from csa_spec.stages.layer.case import Sinks
-from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.spec import (
     BatchTrace,
     Document,
@@ -25,6 +23,8 @@ from csa_spec.spec.output import project_output
 from csa_spec.spec.rope import rotate
 from csa_spec.spec.selection import visible_entries
 from csa_spec.spec.window import window_tokens
+from csa_spec.stages.layer.case import Sinks
+from csa_spec.stages.layer.inputs import Inputs
 
 ROWS = ("2<7+5@4", "19", "1<3+3+3@1000")
 

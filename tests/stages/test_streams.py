@@ -13,16 +13,16 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.bugs.stream import Cache
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
-from csa_spec.stages.cache.stream import Op
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.candidates.recognise import as_candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages import STAGES, parse_case
 from csa_spec.stages.cache.case import make_cache_inputs
+from csa_spec.stages.cache.stream import Op
 from csa_spec.target import Target
 from stages.right import declaring
 from stages.streams import WRONG, Tokens, candidate_of

@@ -26,16 +26,16 @@ from torch import Tensor
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import RecordingStream, is_refusal
-from csa_spec.stages.layer.case import LayerCase, Feature, Row, Sinks, Values
 from csa_spec.engine.failures import CandidateRaised, Failure
 from csa_spec.engine.shrink import shrink
 from csa_spec.plug.call import NotOffered
-from csa_spec.stages.cache.stream import Op
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, LayerWeights, Yarn
 from csa_spec.stages import STAGES
 from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.stream import Op
+from csa_spec.stages.layer.case import Feature, LayerCase, Row, Sinks, Values
+from csa_spec.stages.layer.output import LayerOutput
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "transformers.md"
@@ -100,7 +100,7 @@ def layer_of(kind: LayerKind, m: int, window: int, yarn: Yarn | None = None) -> 
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    return LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    return LayerCase.of(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
 
 
 Size = tuple[int, int, Yarn | None]
@@ -284,7 +284,7 @@ def measure() -> dict[str, Any]:
             ]
             found[name] = _joined(parts)
         for name, make in MASKS.items():
-            masked = replace(candidate, layers={"": partial(run_masked, make, adapter)})
+            masked = replace(candidate, layers={"layer": partial(run_masked, make, adapter)})
             found[name] = look(masked, LAYER, layer_cases_of(kind, BATCHES), lambda case: not case.features)
     return {
         "versions": {**candidate.environment, "torch": torch.__version__},

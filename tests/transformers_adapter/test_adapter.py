@@ -9,10 +9,10 @@ import torch
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates import transformers as adapter
-from csa_spec.stages.layer.case import LayerCase, Feature, Row, Sinks, Values
-from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.spec import Geometry, LayerKind, Yarn, weight_shapes
+from csa_spec.stages.layer.case import Feature, LayerCase, Row, Sinks, Values
 from csa_spec.stages.layer.checks import matches_specification
+from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.stages.layer.trial import LayerTrial
 
 CASE = LayerCase(
@@ -28,7 +28,7 @@ CASE = LayerCase(
 
 def of_kind(kind: LayerKind) -> LayerCase:
     """Return the case with another layer kind."""
-    return replace(CASE, geometry=replace(CASE.geometry, kind=kind))
+    return replace(CASE, kind=kind)
 
 
 def run(case: LayerCase) -> LayerOutput:

@@ -11,15 +11,15 @@ import transformers
 
 from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
-from csa_spec.stages.layer.case import LayerCase, Sinks, Values
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import run_check
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import Geometry, LayerKind
+from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stage import CACHE
 from csa_spec.stages.cache.trial import CacheTrial
-from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.stages.layer.case import LayerCase, Sinks, Values
 
 MEASURED = "5.23.0"
 measured = pytest.mark.skipif(
@@ -39,7 +39,7 @@ def case_of(kind: LayerKind, calls: str, batch: int = 1, m: int = 2, window: int
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    layer = LayerCase.of(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
     return replace(CacheCase.parse(f"cache {kind} B={batch} calls={calls}"), layer=layer)
 
 
