@@ -41,8 +41,8 @@ def small_case(
         "compress_ratio": 3, "top_k": 2, "window": 4, "hidden": 7, "heads": 4, "head_dim": 8, "rope_dim": 4,
         "q_lora_rank": 5, "index_heads": 3, "index_head_dim": 6, "o_groups": 2, "o_lora_rank": 3,
     }  # fmt: skip
-    return LayerCase(
-        geometry=Geometry(kind=LayerKind(kind), **(sizes | geometry)),
+    return LayerCase.of(
+        Geometry(kind=LayerKind(kind), **(sizes | geometry)),
         rows=tuple(map(Row.parse, rows)),
         values=values,
         scores=scores,

@@ -10,24 +10,23 @@ import cli_candidates
 import pytest
 from engine.candidates import as_specified
 
-from csa_spec import Capabilities, Case, CaseError, UsageError, check, check_case
+from csa_spec import Capabilities, CaseError, UsageError, check, check_case
 from csa_spec.candidates import GROUP
-from csa_spec.engine.coverage import required
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult, RegimeCount
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind
-from csa_spec.stages.layer.case import Scores, Sinks, Values
+from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
+from csa_spec.stages.layer.coverage import required, too_ambiguous
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
-RIGHT = Candidate("right", {"": as_specified()})
-TINY = Profile("tiny", specification=3, stage=3, law=2, costly=1)
+RIGHT = Candidate("right", {"layer": as_specified()})
+TINY = Profile("tiny", light=3, medium=3, heavy=3, law=2, costly=1)
 
 
 def target(dtype: str = "float32") -> Target:
@@ -38,7 +37,7 @@ def target(dtype: str = "float32") -> Target:
 def result_with(regime: Scores, queries: int, ambiguous: int) -> CheckResult:
     """Return a result that reached everything, with so many ambiguous queries in one regime."""
     result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
-    result.reached.update(required(LayerKind.CSA, RIGHT.capabilities))
+    result.reached.update(required(LayerKind.CSA))
     count = RegimeCount(cases=1, tally=Tally(queries=queries, ambiguous=ambiguous))
     result.regimes[Values.GAUSSIAN, regime, Sinks.ZERO] = count
     return result
@@ -55,9 +54,9 @@ def test_ambiguous_queries_are_a_small_share_outside_the_tie_regimes() -> None:
 
 def test_a_right_candidate_stays_below_that_share() -> None:
     """As the strategies really draw them."""
-    result = target().run(SPECIFICATION)
+    result = target().run(LAYER.checks[0])
     assert result.tally.ambiguous > 0
-    assert result.ambiguous_share((Scores.FREE, Scores.SEPARATED)) < 0.1
+    assert too_ambiguous(result, "float32") == []
 
 
 def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> None:
@@ -79,17 +78,17 @@ def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> No
 def test_a_failure_outweighs_what_was_not_reached(reached: bool, failed: bool, verdict: Verdict) -> None:
     """Inconclusive is for runs that found nothing and could not have."""
     result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
-    result.failures = [Failure("wrong", Case())] if failed else []
+    result.failures = [Failure("wrong", LayerCase())] if failed else []
     missing = {("float32", LayerKind.CSA): [] if reached else ["partial tail"]}
-    report = Report("x", {}, "tiny", ("float32",), "cpu", 0, [result], missing, {}, 0.0)
+    report = Report("x", {}, "tiny", ("float32",), "cpu", 0, [result], missing, {}, {}, 0.0)
     assert report.verdict is verdict
 
 
 def test_layer_kinds_that_a_candidate_declines_are_named_and_not_run() -> None:
     """Asked for by name, they are refused."""
-    sliding = Candidate("sliding only", {"": as_specified()}, Capabilities(kinds={LayerKind.SLIDING}))
+    sliding = Candidate("sliding only", {"layer": as_specified()}, Capabilities(kinds={LayerKind.SLIDING}))
     report = check(sliding, profile="smoke")
-    assert {result.kind for result in report.results} == {LayerKind.SLIDING}
+    assert {result.variant for result in report.results} == {LayerKind.SLIDING}
     assert set(report.declined) == {LayerKind.CSA, LayerKind.HCA}
     assert report.verdict is Verdict.CONFORMANT
     with pytest.raises(UsageError, match="sliding only does not offer csa layers"):
@@ -107,8 +106,8 @@ def test_functions_may_be_given_by_the_names_of_their_stages(tiny: str) -> None:
     """Each is judged as its stage, whichever order they are given in, and named as itself."""
     report = check(select=cli_candidates.selects_the_lowest, attend="cli_candidates:attend", profile=tiny)
     assert report.candidate == "cli_candidates:selects_the_lowest, cli_candidates:attend"
-    assert [*dict.fromkeys((result.stage, result.kind) for result in report.results)] == [
-        ("select", None), ("attend", None),
+    assert [*dict.fromkeys((result.stage, result.variant) for result in report.results)] == [
+        ("select", ""), ("attend", ""),
     ]  # fmt: skip
     assert {result.stage for result in report.results if result.failures} == {"select"}
     assert report.verdict is Verdict.NOT_CONFORMANT
@@ -216,7 +215,7 @@ def test_a_function_is_named_so_that_a_failure_can_be_repeated() -> None:
 def test_one_case_can_be_tried_again() -> None:
     """Silence is right; what cannot be read or is not known gets a sentence."""
     check_case(RIGHT, "csa k=2 rows=3")
-    with pytest.raises(CaseError, match="'q=2' is not part of a case"):
+    with pytest.raises(CaseError, match="'q=2' is not part of a case of layer"):
         check_case(RIGHT, "csa q=2 rows=3")
     with pytest.raises(UsageError, match="unknown check 'nothing'"):
         check_case(RIGHT, "csa rows=3", check="nothing")

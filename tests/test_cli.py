@@ -83,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TINY_PROFILE = Profile("tiny", specification=2, stage=2, law=1, costly=1)
+TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=2, law=1, costly=1)
 
 
 # Verdicts

@@ -44,7 +44,7 @@ def size(
 
 def drawn(kind: type[StrEnum], default: StrEnum | None = None) -> Any:
     """Declare how something is drawn. The first name is the simplest, and the default where nothing is said."""
-    return field(default=default or next(iter(kind)), metadata={"kind": kind})
+    return field(default=default or next(iter(kind)), metadata={"kind": kind, "rank": 2})
 
 
 def coded(
@@ -54,6 +54,7 @@ def coded(
     default: Any,
     text: str = "",
     rank: int = 1,
+    always: bool = False,
 ) -> Any:
     """Declare anything else that has a text of its own.
 
@@ -66,9 +67,12 @@ def coded(
     text
         How it is written, where not as the field.
     rank
-        Its place in the text: 0 first, 2 after the sizes.
+        Its place in the text: 0 first, 1 among the sizes, 2 among the names of data, 3 at the end.
+    always
+        Whether the default is written too.
     """
-    return field(default=default, metadata={"read": read, "write": write, "text": text, "rank": rank})
+    what = {"read": read, "write": write, "text": text, "rank": rank, "always": always}
+    return field(default=default, metadata=what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ class Case:
         words = self._head()
         for one in sorted(self._written(), key=lambda one: one.metadata.get("rank", 1)):
             value = getattr(self, one.name)
-            if value != one.default:
+            if value != one.default or one.metadata.get("always"):
                 words.append(f"{_text_of(one)}={one.metadata.get('write', str)(value)}")
         return " ".join(words)
 
@@ -142,7 +146,7 @@ class Case:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
-                    f"{word!r} is not part of a {cls.stage} case; choose from {', '.join(known)}"
+                    f"{word!r} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
                 )
             one = known[name]
             if one.name in values:

@@ -12,7 +12,7 @@ from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
 from csa_spec.report.files import write_text
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a reader of the old layout would misread the new one."""
 
 

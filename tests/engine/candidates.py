@@ -193,16 +193,16 @@ def _highest(scores: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, picks, True)
 
 
-RIGHT = Candidate("harness.candidates:RIGHT", {"": as_specified()})
+RIGHT = Candidate("engine.candidates:RIGHT", {"layer": as_specified()})
 """The specification, held against itself."""
 
-WITH_STAGES = Candidate("harness.candidates:WITH_STAGES", {"": with_stages()}, Capabilities(gradients=True))
+WITH_STAGES = Candidate("engine.candidates:WITH_STAGES", {"layer": with_stages()}, Capabilities(gradients=True))
 """The specification with every stage exposed, and with autograd running through it."""
 
 _ONE_DOCUMENT_PER_ROW = "computes one document per row, from its first column on"
 VECTORISED = Candidate(
-    "harness.candidates:VECTORISED",
-    {"": vectorised},
+    "engine.candidates:VECTORISED",
+    {"layer": vectorised},
     Capabilities(
         lacks=MappingProxyType(
             {

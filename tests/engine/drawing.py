@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.engine.running import draw_cases
+from csa_spec.engine.stage import Setting
+from csa_spec.stages import STAGES, parse_case
 
 
 def draw(strategy: SearchStrategy[Any], examples: int, run_seed: int = 0) -> list[Any]:
     """Return ``examples`` draws; the same seed gives the same ones."""
     return draw_cases(strategy, examples, run_seed)
+
+
+def stage_corners(stage: str, dtype: str = "float32") -> list[Any]:
+    """Return the corner cases of a stage that has no layer kinds."""
+    return list(STAGES[stage].draws.corners("", Setting(dtype)))
+
+
+def case_of_json(data: Mapping[str, Any]) -> Any:
+    """Return the case that plain JSON data are of: what they hold are the words of its line."""
+    head = [data["stage"]] * (data["stage"] != "layer") + [data["kind"]] * ("kind" in data)
+    rest = {name: value for name, value in data.items() if name not in ("stage", "kind")}
+    empty = {"mode": "", "yarn": "none"}
+    words = [f"{name}={value}" for name, value in rest.items() if value != empty.get(name)]
+    return parse_case(" ".join([*head, *words]))

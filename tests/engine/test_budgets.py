@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import document_budgets, working_dtype
+from csa_spec.engine.stage import Setting
 from csa_spec.engine.tally import error_ratios
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import DTYPES, Capabilities
@@ -38,7 +39,7 @@ HALF = 0.5
 @cache
 def drawn(kind: LayerKind) -> list[LayerCase]:
     """Return cases of one layer kind that the vectorised layer supports."""
-    found = draw(cases(kind, ratios=(1, 2, 3, 4)), EXAMPLES[kind])
+    found = draw(cases(kind, Setting(ratios=frozenset({1, 2, 3, 4}))), EXAMPLES[kind])
     return [case.without(VECTORISED.capabilities.lacking(case)) for case in found]
 
 
@@ -142,7 +143,7 @@ def test_an_output_that_is_a_little_too_large_is_found(kind: LayerKind, dtype: s
 def test_a_key_that_is_not_attended_to_is_found(kind: LayerKind, dtype: str) -> None:
     """The last key: the lowest-scoring selected entry, or the query's own token."""
     spec = replace(SPEC, attend=lambda q, keys, sink, scale: attend(q, keys[:-1], sink, scale))
-    candidate = Candidate("drops the last key", {"": as_specified(spec)})
+    candidate = Candidate("drops the last key", {"layer": as_specified(spec)})
     missed = []
     for right in trials(kind, dtype)[:20]:
         if compare(right.expected, LayerTrial(candidate, right.case).output)[1] is None:
@@ -188,9 +189,9 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
         return vectorised(hidden.float(), narrow, geometry, positions, documents).out.to(hidden.dtype)
 
     case = LayerCase.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
-    silent = LayerTrial(Candidate("silent", {"": through_float32}), case)
+    silent = LayerTrial(Candidate("silent", {"layer": through_float32}), case)
     honest = LayerTrial(
-        Candidate("honest", {"": through_float32}, Capabilities(internal_dtype="float32")), case
+        Candidate("honest", {"layer": through_float32}, Capabilities(internal_dtype="float32")), case
     )
     assert compare(silent.expected, silent.output)[1] is not None
     assert compare(honest.expected, honest.output)[1] is None

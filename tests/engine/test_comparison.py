@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import csa_spec
-from csa_spec.engine import comparison
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import SPEC, Geometry, LayerWeights, Spec, attend_batch
 from csa_spec.spec.attention import attend
 from csa_spec.spec.selection import select
+from csa_spec.stages.layer import comparison
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import Mismatch, compare, explain_stages
 from csa_spec.stages.layer.output import LayerOutput
@@ -47,7 +47,7 @@ def _next_best(visible: Sequence[int], scores: Sequence[float], top_k: int) -> l
 def candidate(stages: bool = False, **rules: object) -> Candidate:
     """Return the specification with other rules."""
     spec: Spec = replace(SPEC, **rules)  # type: ignore[arg-type]
-    return Candidate("candidate", {"": with_stages(spec) if stages else as_specified(spec)})
+    return Candidate("candidate", {"layer": with_stages(spec) if stages else as_specified(spec)})
 
 
 def judge(one: Candidate, case: LayerCase) -> tuple[Tally, Mismatch | None]:
@@ -126,7 +126,7 @@ def test_each_choice_has_a_budget_of_its_own(seed: int) -> None:
 
     case = LayerCase.parse(f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.candidates._highest", last)
+        patch.setattr("engine.candidates._highest", last)
         assert judge(VECTORISED, case)[1] is None
 
 
@@ -146,7 +146,7 @@ def showing(
             )
         )
 
-    return Candidate("shows", {"": layer})
+    return Candidate("shows", {"layer": layer})
 
 
 def _as_by_convention(output: LayerOutput) -> LayerOutput:
@@ -182,7 +182,7 @@ def test_exposing_the_selection_lets_every_query_be_judged(monkeypatch: pytest.M
 STAGES = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2")
 
 
-def findings(one: Candidate, case: Case = STAGES) -> list[str]:
+def findings(one: Candidate, case: LayerCase = STAGES) -> list[str]:
     """Return what the stages of a candidate show."""
     trial = LayerTrial(one, case)
     return [
@@ -206,7 +206,7 @@ def test_entries_that_no_query_selects_need_not_be_among_the_keys() -> None:
         assert output.probabilities is not None
         return replace(output, probabilities=output.probabilities[..., :9])
 
-    none = replace(STAGES, geometry=replace(STAGES.geometry, top_k=0))
+    none = replace(STAGES, top_k=0)
     assert findings(showing(without_entries, select), none) == []
     assert findings(showing(without_entries, select), STAGES) == [
         "attention: 9 keys where there must be 9 tokens and 4 entries"
@@ -270,7 +270,7 @@ def test_only_tokens_of_documents_are_compared() -> None:
         return out.masked_fill((documents < 0)[..., None], torch.nan)
 
     case = LayerCase.parse("hca m=2 rows=1<3,2,1+1")
-    assert judge(Candidate("noisy", {"": noisy}), case)[1] is None
+    assert judge(Candidate("noisy", {"layer": noisy}), case)[1] is None
     for check in ("future", "rows", "prefix", "batch-order", "repeat"):
         csa_spec.check_case(noisy, case, check)
 
@@ -293,10 +293,10 @@ def test_the_worst_query_is_shown() -> None:
         out[0, 3, 0] = torch.nan
         return out
 
-    mismatch = judge(Candidate("off", {"": off}), CLEAR)[1]
+    mismatch = judge(Candidate("off", {"layer": off}), CLEAR)[1]
     assert mismatch is not None
     assert (mismatch.queries, mismatch.t) == (2, 2)
     torch.testing.assert_close(mismatch.got, 3 * mismatch.expected, rtol=1e-5, atol=1e-7)
-    mismatch = judge(Candidate("broken", {"": broken}), CLEAR)[1]
+    mismatch = judge(Candidate("broken", {"layer": broken}), CLEAR)[1]
     assert mismatch is not None
     assert (mismatch.queries, mismatch.t, mismatch.over_budget) == (3, 3, float("inf"))

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from torch import Tensor
 
 import csa_spec
-from csa_spec.engine.coverage import REQUIRED, required
 from csa_spec.engine.results import Verdict
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
-from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.report.text import summarise
 from csa_spec.spec import Geometry, LayerKind, LayerWeights
 from csa_spec.stages.layer.case import Feature, LayerCase
-from csa_spec.stages.layer.coverage import kinds_of
+from csa_spec.stages.layer.coverage import REQUIRED, kinds_of, required
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages.layer.trial import LayerTrial
 from csa_spec.strategies.layer import cases, corner_cases
+from csa_spec.target import Target
 from engine.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 
+SMALL = Setting(ratios=frozenset({1, 2}))
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 
 
@@ -80,33 +84,31 @@ def test_each_layer_kind_requires_what_the_simpler_one_does_and_more() -> None:
 
 
 def test_what_must_be_reached_depends_on_what_the_candidate_supports() -> None:
-    """Declined features and ratios that it does not have cannot be required."""
-    everything = required(LayerKind.CSA, Capabilities())
-    assert {str(feature) for feature in Feature} <= set(everything)
+    """What no corner case has once it fits is left out as declared, and cannot be missing."""
+
+    def left_out(kind: LayerKind, **declared: Any) -> set[str]:
+        candidate = replace(RIGHT, capabilities=Capabilities(**declared))
+        target = Target(candidate, LAYER, kind, "float32", "cpu", PROFILES["smoke"], 0)
+        nothing = CheckResult("specification", "", "layer", kind)
+        assert set(target.missing(nothing)) | set(target.left_out(nothing)) == set(required(kind))
+        assert not set(target.missing(nothing)) & set(target.left_out(nothing))
+        return set(target.left_out(nothing))
+
+    assert {str(feature) for feature in Feature} <= set(required(LayerKind.CSA))
     lacks = {(LayerKind.CSA, feature): "reason" for feature in PADDINGS}
-    plain = required(LayerKind.CSA, Capabilities(lacks=lacks))
-    assert set(everything) - set(plain) == {"left padding", "right padding"}
-    assert required(LayerKind.HCA, Capabilities(lacks=lacks)) == required(LayerKind.HCA, Capabilities())
-    four = required(LayerKind.CSA, Capabilities(compress_ratios={4}))
-    assert set(everything) - set(four) == {"ratio of 1"}
-    one = required(LayerKind.CSA, Capabilities(compress_ratios={1}))
+    assert left_out(LayerKind.CSA) == left_out(LayerKind.HCA) == left_out(LayerKind.SLIDING) == set()
+    assert left_out(LayerKind.CSA, lacks=lacks) == {"left padding", "right padding"}
+    assert left_out(LayerKind.HCA, lacks=lacks) == set()
+    assert left_out(LayerKind.CSA, compress_ratios={4}) == {"ratio of 1"}
     dropped = {"shorter than one block", "partial tail", "window shorter than the ratio"}
-    assert set(everything) - set(one) == dropped
+    inside = "packed documents that start inside a block"
+    assert left_out(LayerKind.CSA, compress_ratios={1}) == {*dropped, inside}
 
 
 def run(candidate: Candidate, kind: LayerKind, examples: int, corners: bool = False) -> CheckResult:
     """Hold a candidate to the specification on small cases."""
-    ratios = (1, 2)
-    return run_check(
-        SPECIFICATION,
-        candidate,
-        LAYER,
-        kind,
-        [
-            *(corner_cases(kind, ratios=ratios) if corners else []),
-            *draw_cases(cases(kind, ratios=ratios), examples, 0),
-        ],
-    )
+    tried = [*(corner_cases(kind, SMALL) if corners else []), *draw_cases(cases(kind, SMALL), examples, 0)]
+    return run_check(LAYER.checks[0], candidate, LAYER, tried, variant=kind)
 
 
 def test_declined_features_are_counted_and_taken_out() -> None:
@@ -115,7 +117,7 @@ def test_declined_features_are_counted_and_taken_out() -> None:
     assert set(result.not_applicable) == {"left padding", "packed documents"}
     assert min(result.not_applicable.values()) > 1
     assert not set(result.not_applicable) & set(result.reached)
-    assert result.cases == len(corner_cases(LayerKind.HCA, ratios=(1, 2))) + 15
+    assert result.cases == len(corner_cases(LayerKind.HCA, SMALL)) + 15
     assert result.failures == []
 
 
@@ -131,20 +133,19 @@ def test_a_candidate_that_takes_no_padding_gets_none(kind: LayerKind) -> None:
         return trace_batch(hidden, weights, geometry, positions, documents).out.to(hidden.dtype)
 
     lacks = {(kind, feature): "reason" for feature in PADDINGS}
-    run(Candidate("unpadded", {"": unpadded}, Capabilities(lacks=lacks)), kind, 10, corners=True)
+    run(Candidate("unpadded", {"layer": unpadded}, Capabilities(lacks=lacks)), kind, 10, corners=True)
     assert len(given) > 20
     assert not [documents.tolist() for documents in given if (documents < 0).any()]
 
 
 def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It found nothing, and says what it would have had to try."""
-    for corners in ("corner_cases", "law_corners"):
-        monkeypatch.setattr(f"csa_spec.target.{corners}", lambda *args, **options: [])
-    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
+    monkeypatch.setattr(Target, "_corners", lambda self, check: [])
+    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", light=0, medium=0, heavy=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE
     assert all(result.cases == 0 for result in report.results)
-    assert report.missing["float32", LayerKind.CSA] == required(LayerKind.CSA, RIGHT.capabilities)
+    assert report.missing["float32", LayerKind.CSA] == required(LayerKind.CSA)
     text = summarise(report)
     assert "INCONCLUSIVE" in text
     assert (
@@ -156,12 +157,13 @@ def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.M
 def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """All other kinds were reached, and still nobody knows what YaRN would do."""
 
-    def without_yarn(kind: LayerKind, **options: object) -> list[LayerCase]:
-        found: list[LayerCase] = corner_cases(kind, **options)  # type: ignore[arg-type]
-        return [case for case in found if case.geometry.yarn is None]
+    corners = Target._corners
 
-    monkeypatch.setattr("csa_spec.target.corner_cases", without_yarn)
-    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", specification=0, stage=0, law=0, costly=0))
+    def without_yarn(self: Target, check: Check) -> list[LayerCase]:
+        return [case for case in corners(self, check) if case.yarn is None]
+
+    monkeypatch.setattr(Target, "_corners", without_yarn)
+    monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", light=0, medium=0, heavy=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, layer="hca", profile="nothing")
     assert report.missing["float32", LayerKind.HCA] == ["YaRN"]
     assert report.verdict is Verdict.INCONCLUSIVE
@@ -169,6 +171,6 @@ def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_corner_cases_alone_make_a_run_conclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few cases are drawn."""
-    monkeypatch.setitem(PROFILES, "corners", Profile("corners", specification=0, stage=0, law=0, costly=0))
-    report = csa_spec.check(Candidate("right", {"": as_specified()}), layer="hca", profile="corners")
+    monkeypatch.setitem(PROFILES, "corners", Profile("corners", light=0, medium=0, heavy=0, law=0, costly=0))
+    report = csa_spec.check(Candidate("right", {"layer": as_specified()}), layer="hca", profile="corners")
     assert report.verdict is Verdict.CONFORMANT

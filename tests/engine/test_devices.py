@@ -11,6 +11,7 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec.engine.failures import CandidateRaised
+from csa_spec.engine.stage import Setting
 from csa_spec.plug.call import LocalCaller, Request
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
@@ -18,7 +19,12 @@ from csa_spec.profiles import PROFILES
 from csa_spec.stages import STAGES
 from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
 from csa_spec.stages.attend.trial import AttendTrial
-from csa_spec.strategies import production_cases
+
+
+def production_cases(stage: str) -> list[Any]:
+    """Return the cases of a stage that have the sizes of the released models."""
+    return list(STAGES[stage].draws.production("", Setting("bfloat16")))
+
 
 CASE = AttendCase(rows=2, queries=2, keys=3, picks=2, device="cuda")
 
@@ -100,11 +106,10 @@ def test_the_gpu_profile_has_the_sizes_of_the_released_models() -> None:
 def test_static_shapes_come_in_few_buckets() -> None:
     """A candidate that compiles for each shape sees few of them."""
     capabilities = Capabilities(static_shapes=True)
-    stage = STAGES["attend"]
     shapes = set()
     for keys in range(20):
         for picks in range(20):
-            case, lacking = stage.fit(AttendCase(keys=keys, picks=picks), capabilities)
+            case, lacking = AttendCase(keys=keys, picks=picks).fit(capabilities)
             assert lacking == []
             shapes.add(tuple(case.sizes.values()))
     assert len(shapes) == 25  # 0, 1, 4, 16 and 64 of each

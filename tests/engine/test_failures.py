@@ -79,7 +79,7 @@ def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> No
     """Copied as it is into a Python prompt."""
     failure = found_failure(name, bug)
     line = describe(failure, named(name).name, bug.check).splitlines()[-1].strip()
-    assert line.startswith(f'check_case("harness.wrong:{name}", "{bug.kind} ')
+    assert line.startswith(f'check_case("engine.wrong:{name}", "{bug.kind} ')
     with pytest.raises(bug.failure) as again:
         exec(line, {"check_case": csa_spec.check_case})
     assert again.value.detail == failure.detail

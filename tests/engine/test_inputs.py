@@ -33,7 +33,7 @@ def changed(one: LayerCase, other: LayerCase) -> set[str]:
 
 def with_geometry(case: LayerCase, **changes: object) -> LayerCase:
     """Return the case with another layer."""
-    return replace(case, geometry=replace(case.geometry, **changes))  # type: ignore[arg-type]
+    return replace(case, **changes)  # type: ignore[arg-type]
 
 
 def queries(case: LayerCase) -> list[QueryTrace]:

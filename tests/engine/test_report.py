@@ -14,11 +14,12 @@ import csa_spec
 from csa_spec.engine.failures import Failure, FutureLeak, NotFinite, Place
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
-from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.report.json import VERSION, to_json, write_json
 from csa_spec.report.text import describe, summarise
 from csa_spec.spec import LayerKind
 from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.stage import LAYER
+from engine.drawing import case_of_json
 from engine.wrong import named
 
 LEAK = "csa m=2 rows=4"
@@ -32,35 +33,37 @@ def failure_of(name: str, line: str, check: str = "specification") -> Failure:
     return raised.value
 
 
-def report_of(*failures: Failure, candidate: str = "harness.wrong:leaks_the_future") -> Report:
+def report_of(*failures: Failure, candidate: str = "engine.wrong:leaks_the_future") -> Report:
     """Return a report of one check that found these failures."""
     result = CheckResult(
-        "specification", SPECIFICATION.sentence, "layer", LayerKind.CSA, cases=3, failing=len(failures)
+        "specification", LAYER.checks[0].sentence, "layer", LayerKind.CSA, "csa", cases=3, failing=len(failures)
     )
     result.failures = list(failures)
     result.tally.worst = math.inf
     result.reached = Counter({"one token": 2})
     environment = {"csa-spec": "0", "torch": "0"}
     missing = {("float32", LayerKind.CSA): ["partial tail"]}
+    left_out = {("float32", LayerKind.CSA): ["YaRN"]}
     declined = {LayerKind.HCA: "it does not offer hca layers"}
-    return Report(candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, declined, 1.5)
+    return Report(candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, left_out, declined, 1.5)
 
 
 def test_json_has_a_version_and_everything_a_program_needs() -> None:
     """The keys are a promise; whoever removes one raises the version."""
     data = to_json(report_of(failure_of("leaks_the_future", LEAK)))
-    assert data["csa_spec_report"] == VERSION == 2
+    assert data["csa_spec_report"] == VERSION == 3
     assert set(data) == {
         "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
-        "exit_code", "missing", "declined", "known_limitations", "results",
+        "exit_code", "missing", "left_out", "declined", "known_limitations", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
     assert data["missing"] == [{"dtype": "float32", "subject": "csa", "kinds": ["partial tail"]}]
+    assert data["left_out"] == [{"dtype": "float32", "subject": "csa", "kinds": ["YaRN"]}]
     assert data["declined"] == {"hca": "it does not offer hca layers"}
     (result,) = data["results"]
-    assert {"check", "property", "stage", "layer", "dtype", "cases", "failing_cases", "queries", "ambiguous_queries",
+    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries", "ambiguous_queries",
             "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached", "not_applicable",
-            "failures"} == set(result)  # fmt: skip
+            "seen", "failures"} == set(result)  # fmt: skip
     (failure,) = result["failures"]
     assert failure["kind"] == "SeesTooMuch"
     assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)
@@ -72,7 +75,7 @@ def test_json_names_the_case_in_three_ways_that_agree() -> None:
     found = failure_of("leaks_the_future", LEAK)
     (failure,) = to_json(report_of(found))["results"][0]["failures"]
     assert LayerCase.parse(failure["case_line"]) == found.case
-    assert LayerCase.from_json(failure["case"]) == found.case
+    assert case_of_json(failure["case"]) == found.case
     assert failure["case_id"] == found.case.id
 
 
@@ -135,7 +138,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
 def test_a_leak_is_explained_to_someone_who_does_not_know_the_suite() -> None:
     """What is wrong, where, in which case, who may see whom, what really happens, and how to see it again."""
     found = failure_of("leaks_the_future", LEAK)
-    text = describe(found, "harness.wrong:leaks_the_future", "specification")
+    text = describe(found, "engine.wrong:leaks_the_future", "specification")
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == "Queries see tokens or entries that they must not see:"
     assert (
@@ -154,7 +157,7 @@ def test_a_leak_is_explained_to_someone_who_does_not_know_the_suite() -> None:
     assert lines[-3:] == [
         "to see it again",
         "from csa_spec import check_case",
-        'check_case("harness.wrong:leaks_the_future", "csa m=2 rows=4")',
+        'check_case("engine.wrong:leaks_the_future", "csa m=2 rows=4")',
     ]
 
 
@@ -211,7 +214,7 @@ def test_no_line_is_wider_than_a_screen(line: str) -> None:
     """Long sentences are wrapped, and the maps of a shrunk case are narrow."""
     for name in ("leaks_the_future", "selects_everything_and_shows_it"):
         if (name, line) != ("selects_everything_and_shows_it", LEAK):
-            text = describe(failure_of(name, line), "harness.wrong:" + name, "specification")
+            text = describe(failure_of(name, line), "engine.wrong:" + name, "specification")
             assert max(map(len, text.splitlines())) <= 120
 
 
@@ -220,6 +223,6 @@ def test_a_summary_explains_once_and_lists_the_rest() -> None:
     report = csa_spec.check(named("returns_float64"), layer="sliding", profile="smoke")
     text = summarise(report)
     assert text.count("to see it again") == 1
-    assert text.count('check_case("harness.wrong:returns_float64", "sliding rows=1 values=units"') >= 3
-    assert "FAILED sliding: the output equals the specification's" in text
-    assert "harness.wrong:returns_float64: NOT CONFORMANT for sliding" in text.splitlines()[-1]
+    assert text.count('check_case("engine.wrong:returns_float64", "sliding rows=1 values=units"') >= 3
+    assert "FAILED sliding: output matches the specification" in text
+    assert "engine.wrong:returns_float64: NOT CONFORMANT for sliding" in text.splitlines()[-1]

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from csa_spec.engine.case import size
+from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import CandidateRaised, Failure, SeesTooLittle
-from csa_spec.engine.shrink import LAYER_SHRINKING, TRIALS, shrink
-from csa_spec.spec import Geometry, GeometryError, LayerKind
+from csa_spec.engine.shrink import TRIALS, shrink
+from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages.layer.trial import LayerTrial
@@ -44,7 +44,7 @@ class Judge:
         failure = self(LayerCase.parse(text))
         assert failure is not None
         self.calls = 0
-        return failure, shrink(failure, self, LAYER_SHRINKING)
+        return failure, shrink(failure, self, LAYER.passes)
 
 
 def simpler(case: LayerCase) -> Iterator[LayerCase]:
@@ -81,8 +81,8 @@ def simpler(case: LayerCase) -> Iterator[LayerCase]:
 
 def _with(case: LayerCase, name: str, value: object) -> Iterator[LayerCase]:
     try:
-        yield replace(case, geometry=replace(case.geometry, **{name: value}))  # type: ignore[arg-type]
-    except GeometryError:
+        yield replace(case, **{name: value})  # type: ignore[arg-type]
+    except CaseError:
         return
 
 
@@ -106,7 +106,7 @@ def test_a_failure_shrinks_to_one_row_of_a_few_tokens(name: str, check: str, tex
     found, shrunk = judge.shrunk(text)
     assert judge.calls <= TRIALS
     assert shrunk.kind == found.kind
-    assert size(shrunk.case) < size(found.case)
+    assert shrunk.case.order < found.case.order
     rows = shrunk.case.rows
     assert sum(row.width for row in rows) <= tokens, shrunk.case
     assert len(rows) == (2 if check == "batch-order" else 1), shrunk.case
@@ -118,7 +118,7 @@ def test_a_failure_shrinks_to_one_row_of_a_few_tokens(name: str, check: str, tex
     assert again is not None
     assert again.detail == shrunk.detail
     if judge.calls < TRIALS:
-        simpler_failures = [judge(case) for case in simpler(shrunk.case) if size(case) < size(shrunk.case)]
+        simpler_failures = [judge(case) for case in simpler(shrunk.case) if case.order < shrunk.case.order]
         assert [one.case for one in simpler_failures if one is not None and one.kind == shrunk.kind] == []
 
 
@@ -132,7 +132,7 @@ def test_another_kind_of_failure_on_a_smaller_case_does_not_take_over() -> None:
     smaller = judge(LayerCase.parse("hca rows=1"))
     assert smaller is not None
     assert smaller.kind == "WrongNumbers"
-    assert size(smaller.case) < size(shrunk.case)
+    assert smaller.case.order < shrunk.case.order
 
 
 def test_shrinking_what_is_small_changes_nothing() -> None:
@@ -140,7 +140,7 @@ def test_shrinking_what_is_small_changes_nothing() -> None:
     judge = Judge("leaks_the_future", "specification")
     _, shrunk = judge.shrunk("csa m=2 k=2 rows=5")
     assert str(replace(shrunk.case, values=Values.INTEGERS, seed=0)) == "csa m=2 rows=2"
-    assert shrink(shrunk, judge, LAYER_SHRINKING) is shrunk
+    assert shrink(shrunk, judge, LAYER.passes) is shrunk
 
 
 @pytest.mark.parametrize("trials", [0, 1, 7])
@@ -150,7 +150,7 @@ def test_shrinking_stops_when_its_trials_are_used_up(trials: int) -> None:
     failure = judge(LayerCase.parse("csa m=2 k=2 W=3 rows=5,4"))
     assert failure is not None
     judge.calls = 0
-    shrunk = shrink(failure, judge, LAYER_SHRINKING, trials)
+    shrunk = shrink(failure, judge, LAYER.passes, trials)
     assert judge.calls <= trials
     assert shrunk.kind == failure.kind
     assert (shrunk is failure) == (trials == 0)
@@ -165,9 +165,9 @@ def test_no_case_is_tried_twice_and_none_that_is_larger() -> None:
         return CandidateRaised(ValueError("always"), case) if case.columns >= 5 else None
 
     begin = CandidateRaised(ValueError("always"), LayerCase.parse(f"csa {LARGE}"))
-    shrunk = shrink(begin, judge, LAYER_SHRINKING)
+    shrunk = shrink(begin, judge, LAYER.passes)
     assert len(tried) == len(set(tried))
-    assert all(size(case) < size(begin.case) for case in tried)
+    assert all(case.order < begin.case.order for case in tried)
     assert str(shrunk.case) == "csa k=0 rows=5 values=units"
 
 
@@ -189,5 +189,5 @@ def test_cases_are_ordered_as_a_person_would() -> None:
         "csa rows=1<1,1<1",
     ]
     cases = [LayerCase.parse(line) for line in lines]
-    assert sorted(cases, key=size) == cases
+    assert sorted(cases, key=lambda case: case.order) == cases
     assert cases[0].geometry.kind is LayerKind.CSA

@@ -1,4 +1,4 @@
-"""Wrong candidates, one bug each, named so that a report can name them: ``harness.wrong:NAME``.
+"""Wrong candidates, one bug each, named so that a report can name them: ``engine.wrong:NAME``.
 
 Most are of the catalogue. Here are those that show stages as well, and what the suite must say about each.
 """
@@ -67,6 +67,7 @@ from csa_spec.engine.failures import (
     WrongShape,
 )
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
+from csa_spec.engine.stage import Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
@@ -238,7 +239,7 @@ LAWS = {
 
 def named(name: str) -> Candidate:
     """Return a wrong candidate by the name that a report prints."""
-    return import_candidate(f"harness.wrong:{name}")
+    return import_candidate(f"engine.wrong:{name}")
 
 
 @cache
@@ -250,7 +251,6 @@ def caught(name: str, check: str) -> CheckResult:
 def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
     """Hold a candidate to one check on a few small draws."""
     (found,) = (one for one in LAYER.checks if one.name == check)
-    small = cases(kind, ratios=(1, 2, 3), modes=tuple(candidate.layers)).filter(
-        lambda case: case.columns <= 10
-    )
-    return run_check(found, candidate, LAYER, kind, draw_cases(small, examples, 0))
+    setting = Setting(modes=candidate.modes("layer"), ratios=frozenset({1, 2, 3}))
+    small = cases(kind, setting).filter(lambda case: case.columns <= 10)
+    return run_check(found, candidate, LAYER, draw_cases(small, examples, 0), variant=kind)

@@ -28,7 +28,6 @@ from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture
 from csa_spec.resolving import resolve_candidate
 from csa_spec.stages import stage_of
-from csa_spec.stages.layer.case import LayerCase
 
 FOLDER = Path(__file__).parents[2] / "docs" / "failures"
 KERNELS = SimpleNamespace(
@@ -45,7 +44,7 @@ CASES = {
 }
 
 
-def failure_of(candidate: object, line: str, check: str = SPECIFICATION.name) -> Failure:
+def failure_of(candidate: object, line: str, check: str = SPECIFICATION) -> Failure:
     """Return how a wrong candidate fails on a case, which need not be small."""
     try:
         check_case(candidate, line, check)
@@ -60,12 +59,12 @@ def report_of(candidate: str, failures: Sequence[Failure]) -> Report:
     for failure in failures:
         stage = stage_of(failure.case)
         check = stage.checks[0]
-        kind = failure.case.geometry.kind if isinstance(failure.case, LayerCase) else None
-        results.append(
-            CheckResult(check.name, check.sentence, stage.name, kind, cases=1, failing=1, failures=[failure])
-        )
+        variant = failure.case.variant
+        found = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant))
+        found.cases, found.failing, found.failures = 1, 1, [failure]
+        results.append(found)
     return Report(
-        candidate, {"csa-spec": "example"}, "example", ("float32",), "cpu", 0, results, {}, {}, 0.0
+        candidate, {"csa-spec": "example"}, "example", ("float32",), "cpu", 0, results, {}, {}, {}, 0.0
     )
 
 
@@ -73,7 +72,8 @@ def files() -> dict[str, str]:
     """Return the text of every example."""
     failures = {name: failure_of(NAME, line) for name, line in CASES.items()}
     for failure in failures.values():
-        failure.diagnosis = diagnose(resolve_candidate(NAME), SPECIFICATION.name, failure)
+        check = stage_of(failure.case).checks[0]
+        failure.diagnosis = diagnose(resolve_candidate(NAME), check, failure)
     report = report_of(NAME, list(failures.values()))
     pictures = {f"{name}.svg": picture(failure) or "" for name, failure in failures.items()}
     return {**pictures, "report.html": to_html(report), "report.md": to_markdown(report)}

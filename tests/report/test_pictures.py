@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from csa_spec.bugs import find_bug
+from csa_spec.drawing.svg import SMALL
 from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness, SeesTooMuch, WrongNumbers
 from csa_spec.report.picture import picture
-from csa_spec.report.pictures.svg import SMALL
 from csa_spec.stages import parse_case
 from report.examples import failure_of
 

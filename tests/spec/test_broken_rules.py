@@ -20,6 +20,7 @@ from oracles import TOLERANCE, VECTORS, Array, second_batch, small_case
 from torch import Tensor
 
 from csa_spec.bugs import bugs, find_bug
+from csa_spec.engine.stage import Setting
 from csa_spec.spec import SPEC, LayerKind, Spec, Yarn, attend_batch
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.norm import rms_norm
@@ -45,7 +46,7 @@ BROKEN: dict[str, dict[str, Callable[..., Any]]] = {
     field.name: {
         bug.name: bug.broken[field.name]
         for bug in bugs()
-        if bug.stage == LAYER and field.name in bug.broken and bug.name not in SAME_BUGS
+        if bug.stage == "layer" and field.name in bug.broken and bug.name not in SAME_BUGS
     }
     for field in fields(Spec)
 }
@@ -191,7 +192,7 @@ def _chosen_and_drawn() -> list[tuple[LayerCase, Inputs, Array]]:
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(cases(kind, ratios=(1, 2, 3, 4)))
+        @given(cases(kind, Setting(ratios=frozenset({1, 2, 3, 4}))))
         def draw(case: LayerCase) -> None:
             found.append(case)
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from oracles import TOLERANCE, Array, error, output_scale, score_scale, second_batch, second_layer
 from second_oracle import Result
 
+from csa_spec.engine.stage import Setting
 from csa_spec.spec import DocumentTrace, LayerKind, attend_batch
 from csa_spec.stages.layer.case import LayerCase, Scores, Values
 from csa_spec.stages.layer.inputs import Inputs, make_inputs
@@ -88,7 +89,7 @@ def _compare_drawn_cases(kind: LayerKind, ratios: Collection[int], examples: int
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(cases(kind, ratios=ratios).filter(lambda case: len(case.rows) * case.columns <= 16 * max(ratios)))
+    @given(cases(kind, Setting(ratios=frozenset(ratios))).filter(lambda case: len(case.rows) * case.columns <= 16 * max(ratios)))
     def compare(case: LayerCase) -> None:
         _compare(case, tally)
 

@@ -8,35 +8,46 @@ from typing import Any
 
 import pytest
 import torch
-from engine.drawing import draw
+from engine.drawing import case_of_json, draw
+from hypothesis.strategies import SearchStrategy
 
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.case import CaseError
+from csa_spec.engine.stage import Setting
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.spec import Geometry, LayerKind
+from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES, parse_case, stage_of
-from csa_spec.stages.cache import cache_size, fit
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stage import required
 from csa_spec.stages.cache.stream import Call, Op
 from csa_spec.stages.cache.trial import CacheTrial
-from csa_spec.stages.layer.case import LayerCase
-from csa_spec.stages.layer.coverage import kinds_of
-from csa_spec.strategies.cache import cache_cases, cache_corners
+from csa_spec.strategies.cache import DRAWS
 from stages.streams import Tokens, candidate_of
 
-STAGE = STAGES[CACHE]
+STAGE = STAGES["cache"]
+
+
+def cache_corners(kind: LayerKind, dtype: str = "float32") -> list[CacheCase]:
+    """Return the ready-made schedules."""
+    return list(DRAWS.corners(kind, Setting(dtype)))
+
+
+def cache_cases(kind: LayerKind, dtype: str = "float32") -> SearchStrategy[CacheCase]:
+    """Schedules that are drawn."""
+    return DRAWS.cases(kind, Setting(dtype))
+
+
 EACH = pytest.mark.parametrize("kind", LayerKind)
 
 
 def drawn(kind: LayerKind, examples: int = 60, dtype: str = "float32") -> list[CacheCase]:
     """Return corner cases and draws."""
-    return [*cache_corners(kind, dtype=dtype), *draw(cache_cases(kind, dtype=dtype), examples)]
+    return [*cache_corners(kind, dtype), *draw(cache_cases(kind, dtype), examples)]
 
 
 def schedule(text: str, batch: int = 1, kind: LayerKind = LayerKind.CSA) -> CacheCase:
     """Return a schedule on the smallest layer."""
-    return CacheCase(LayerCase(Geometry(kind=kind)), batch, tuple(map(Call.parse, text.split(","))))
+    return CacheCase(kind=kind, batch=batch, calls=tuple(map(Call.parse, text.split(","))))
 
 
 # TEXT
@@ -60,9 +71,7 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
     cases = set(drawn(kind))
     for case in cases:
         data = json.loads(json.dumps(case.to_json()))
-        layer = {name: value for name, value in data.items() if name not in ("stage", "batch", "calls")}
-        calls = tuple(map(Call.parse, data["calls"]))
-        assert CacheCase(LayerCase.from_json(layer | {"rows": ["1"]}), data["batch"], calls) == case
+        assert case_of_json(data) == case
         assert data["stage"] == "cache"
     assert len({case.id for case in cases}) == len(cases)
 
@@ -89,10 +98,10 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
         ("cache csa B=2 calls=1,reorder:0.2,1", "call 2 (reorder:0.2) names row 2, but there are 2 rows"),
         ("cache csa B=2 calls=1,select:0,clear:1,1", "call 3 (clear:1) names row 1, but there are 1 rows"),
         ("cache csa calls=1,repeat:0,1", "call 2 (repeat:0) repeats rows no time"),
-        ("cache csa B=0 calls=1", "B must be at least 1"),
-        ("cache csa B=x calls=1", "B=x has no value that can be read"),
+        ("cache csa B=0 calls=1", "B (rows) must be an integer of at least 1, not 0"),
+        ("cache csa B=x calls=1", "'B=x' has no value that can be read"),
         ("cache csa calls=1 calls=2", "'calls=2' is the second calls"),
-        ("cache csa calls=1 Q=2", "'Q=2' is not part of a case"),
+        ("cache csa calls=1 Q=2", "'Q=2' is not part of a case of cache; choose from "),
     ],
 )
 def test_what_is_no_schedule_is_refused_in_one_sentence(text: str, says: str) -> None:
@@ -162,7 +171,7 @@ def test_tokens_have_the_shapes_that_the_model_says(kind: LayerKind) -> None:
     for case in drawn(kind, 40):
         inputs = make_cache_inputs(case)
         shapes = {name: tuple(x.shape) for name, x in inputs.items() if name.startswith("tokens")}
-        hidden = case.layer.geometry.hidden
+        hidden = case.hidden
         assert shapes == {
             f"tokens {step.call}": (len(step.rows), step.tokens, hidden) for step in case.steps
         }
@@ -193,14 +202,14 @@ def test_rows_go_where_the_names_of_the_operations_say() -> None:
 @pytest.mark.parametrize("op", [op for op in Op if op is not Op.EXTEND])
 def test_fit_drops_operations_that_are_lacking_and_leaves_a_legal_schedule(kind: LayerKind, op: Op) -> None:
     """And says which; what is left fits."""
-    capabilities = Capabilities(lacks={(CACHE, op): "no"})
+    capabilities = Capabilities(lacks={("cache", op): "no"})
     for case in drawn(kind):
-        fitting, names = fit(case, capabilities)
+        fitting, names = case.fit(capabilities)
         has = any(call.op is op for call in case.calls)
         assert names == [str(op)] * has
         assert not any(call.op is op for call in fitting.calls)
         assert fitting.steps
-        assert fit(fitting, capabilities) == (fitting, [])
+        assert fitting.fit(capabilities) == (fitting, [])
         if not has:
             assert fitting == case
         assert parse_case(str(fitting)) == fitting
@@ -209,9 +218,9 @@ def test_fit_drops_operations_that_are_lacking_and_leaves_a_legal_schedule(kind:
 def test_what_cannot_be_kept_becomes_the_smallest_schedule() -> None:
     """Restoring without saving is not legal."""
     case = schedule("2,save,1,restore,1")
-    assert str(fit(case, Capabilities(lacks={(CACHE, Op.SAVE): "no"}))[0]) == "cache csa calls=1"
-    assert fit(case, Capabilities(lacks={(CACHE, Op.RESTORE): "no"}))[0] == schedule("2,save,1,1")
-    assert fit(schedule("1,repeat:2,select:1,1"), Capabilities(lacks={(CACHE, Op.REPEAT): "no"}))[
+    assert str(case.fit(Capabilities(lacks={("cache", Op.SAVE): "no"}))[0]) == "cache csa calls=1"
+    assert case.fit(Capabilities(lacks={("cache", Op.RESTORE): "no"}))[0] == schedule("2,save,1,1")
+    assert schedule("1,repeat:2,select:1,1").fit(Capabilities(lacks={("cache", Op.REPEAT): "no"}))[
         0
     ] == schedule("1")
 
@@ -219,9 +228,9 @@ def test_what_cannot_be_kept_becomes_the_smallest_schedule() -> None:
 def test_fit_takes_the_nearest_ratio() -> None:
     """Blocks of another length, the same calls; sliding layers have no ratio."""
     capabilities = Capabilities(compress_ratios={4, 128})
-    fitting, names = fit(schedule("5,1"), capabilities)
+    fitting, names = schedule("5,1").fit(capabilities)
     assert (str(fitting), names) == ("cache csa calls=5,1 m=4", ["m=1"])
-    assert fit(schedule("5,1", kind=LayerKind.SLIDING), capabilities)[1] == []
+    assert schedule("5,1", kind=LayerKind.SLIDING).fit(capabilities)[1] == []
 
 
 # COVERAGE
@@ -229,8 +238,8 @@ def test_fit_takes_the_nearest_ratio() -> None:
 
 def kinds_in(cases: list[CacheCase]) -> Counter[str]:
     """Count the kinds of cases."""
-    candidate = as_candidate(candidate_of(Tokens), "tokens", CACHE)
-    return Counter(kind for case in cases for kind in kinds_of(CacheTrial(candidate, case)))
+    candidate = as_candidate(candidate_of(Tokens), "tokens", "cache")
+    return Counter(kind for case in cases for kind in CacheTrial(candidate, case).kinds())
 
 
 @EACH
@@ -239,7 +248,7 @@ def test_corner_cases_reach_every_required_kind(kind: LayerKind) -> None:
     corners = cache_corners(kind)
     for cases in (corners, [case for case in corners if {call.op for call in case.calls} == {Op.EXTEND}]):
         reached = kinds_in(cases)
-        assert [name for name in required(kind, Capabilities()) if not reached[name]] == []
+        assert [name for name in required(kind) if not reached[name]] == []
     assert {call.op for case in corners for call in case.calls} == set(Op)
     assert len({case.calls for case in corners if case.batch == 1}) >= 25
 
@@ -254,7 +263,7 @@ def test_drawn_schedules_reach_every_operation(kind: LayerKind) -> None:
     assert reached["rows of different lengths"] >= 10
     assert reached["several rows"] >= 60
     assert 60 <= sum({call.op for call in case.calls} == {Op.EXTEND} for case in cases) <= 150
-    assert [name for name in required(kind, Capabilities()) if reached[name] < 20] == []
+    assert [name for name in required(kind) if reached[name] < 20] == []
     assert max(len(row) for case in cases for step in case.steps for row in step.rows) <= 30
 
 
@@ -266,28 +275,28 @@ def test_every_simpler_case_is_legal_and_smaller_or_as_small(kind: LayerKind) ->
     """Whatever a pass yields reads back from its text; most are smaller."""
     smaller = yielded = 0
     for case in drawn(kind, 10)[::4]:
-        for pass_ in STAGE.shrinking.passes:
+        for pass_ in STAGE.passes:
             for simpler in pass_(case):
                 assert simpler.steps
                 assert simpler.kind is kind
                 assert parse_case(str(simpler)) == simpler
                 yielded += 1
-                smaller += cache_size(simpler) < cache_size(case)
+                smaller += simpler.order < case.order
     assert smaller > 0.8 * yielded
 
 
 def test_size_orders_schedules_as_a_person_would() -> None:
     """Fewer calls, then fewer tokens, then fewer rows, then plainer operations."""
     ordered = ["1", "2", "1,1", "2,1", "1,reset,1", "1,reset,2", "1,1,1,1"]
-    sizes = [cache_size(schedule(text)) for text in ordered]
+    sizes = [schedule(text).order for text in ordered]
     assert sizes == sorted(sizes)
-    assert cache_size(schedule("1,1")) < cache_size(schedule("1,1", batch=2))
-    assert cache_size(schedule("2,rollback:1,1")) < cache_size(schedule("2,save,1"))
+    assert schedule("1,1").order < schedule("1,1", batch=2).order
+    assert schedule("2,rollback:1,1").order < schedule("2,save,1").order
 
 
 def test_a_rollback_and_what_it_takes_back_get_shorter_together() -> None:
     """Else neither may: the tokens that stay decide whether it fails."""
-    (passes, *_) = STAGE.shrinking.passes
+    (passes, *_) = STAGE.passes
     simpler: set[Any] = {case.calls for case in passes(schedule("7,rollback:6,1"))}
     assert schedule("6,rollback:5,1").calls in simpler
     assert schedule("7,1").calls in simpler

@@ -13,9 +13,9 @@ from csa_spec.bugs import Bug, find_bug
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import WrongGradient
 from csa_spec.engine.running import CheckResult, run_check
-from csa_spec.engine.stage import Check
+from csa_spec.engine.stage import Check, Setting
 from csa_spec.stages import STAGES
-from csa_spec.strategies import gradient_corners, stage_cases
+from csa_spec.strategies import stage_cases
 from stages.right import (
     RIGHT,
     attend_gather,
@@ -41,9 +41,7 @@ def gradients(stage: str) -> Check:
 def held(stage: str, function: Callable[..., Any], examples: int, dtype: str = "float32") -> CheckResult:
     """Hold the gradients of a function against the specification's."""
     candidate = as_candidate(declaring(function, gradients=True), function.__name__, stage)
-    return run_check(
-        gradients(stage), candidate, STAGES[stage], None, draw(stage_cases(stage, dtype), examples)
-    )
+    return run_check(gradients(stage), candidate, STAGES[stage], draw(stage_cases(stage, dtype), examples))
 
 
 def failures(wrong: Bug, enough: int) -> dict[str, WrongGradient]:
@@ -115,8 +113,8 @@ def test_a_wrong_gradient_is_named(name: str) -> None:
 def test_a_wrong_gradient_is_found_whatever_is_drawn(name: str) -> None:
     """The few drawn cases of a run may all be without an entry; those written by hand are not."""
     wrong = find_bug(name)
-    written = gradient_corners(wrong.stage)
-    result = run_check(gradients(wrong.stage), wrong.candidate, STAGES[wrong.stage], None, written)
+    written = STAGES[wrong.stage].draws.for_laws("", Setting(), True)
+    result = run_check(gradients(wrong.stage), wrong.candidate, STAGES[wrong.stage], written)
     assert {failure.kind for failure in result.failures} & WRONG[name]
 
 
@@ -136,5 +134,5 @@ def test_a_wrong_gradient_has_a_right_forward_pass(name: str) -> None:
     """Or it would not be the gradient that is wrong."""
     wrong = find_bug(name)
     stage = STAGES[wrong.stage]
-    result = run_check(stage.checks[0], wrong.candidate, stage, None, draw(stage_cases(wrong.stage), 15))
+    result = run_check(stage.checks[0], wrong.candidate, stage, draw(stage_cases(wrong.stage), 15))
     assert result.failures == []

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from engine.drawing import draw
+from engine.drawing import draw, stage_corners
 
 import csa_spec
 from csa_spec.candidates.recognise import as_candidate
@@ -15,7 +15,7 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import CheckResult
 from csa_spec.profiles import PROFILES
 from csa_spec.stages import STAGES
-from csa_spec.strategies import stage_cases, stage_corners
+from csa_spec.strategies import stage_cases
 from csa_spec.target import Target
 from stages.wrong import WRONG, Wrong
 
@@ -39,7 +39,7 @@ def specification(name: str) -> CheckResult:
     wrong = WRONG[name]
     if name not in FIRST.values():
         candidate = as_candidate(wrong.function, name, wrong.stage)
-        return Target(candidate, STAGES[wrong.stage], None, "float32", "cpu", PROFILES["smoke"], 0).run(
+        return Target(candidate, STAGES[wrong.stage], "", "float32", "cpu", PROFILES["smoke"], 0).run(
             STAGES[wrong.stage].checks[0]
         )
     arguments: dict[str, Any] = {wrong.stage: wrong.function}

@@ -10,16 +10,14 @@ from functools import cache
 
 import pytest
 import torch
-from engine.drawing import draw
+from engine.drawing import case_of_json, draw
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from csa_spec.engine.case import Case
-from csa_spec.engine.coverage import REQUIRED, required
-from csa_spec.plug.capabilities import Capabilities
+from csa_spec.engine.stage import Setting
 from csa_spec.spec import LayerKind, split_documents
-from csa_spec.stages.layer.case import DRAWN_SCORES, Feature, Sinks, Values
-from csa_spec.stages.layer.coverage import kinds_of
+from csa_spec.stages.layer.case import DRAWN_SCORES, Feature, LayerCase, Sinks, Values
+from csa_spec.stages.layer.coverage import REQUIRED, kinds_of, required
 from csa_spec.stages.layer.expected import expect
 from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.strategies.layer import cases, corner_cases
@@ -30,26 +28,26 @@ EXAMPLES = 600
 
 
 @cache
-def drawn_cases(kind: LayerKind) -> list[Case]:
+def drawn_cases(kind: LayerKind) -> list[LayerCase]:
     """Draw once for all tests that count."""
     return draw(cases(kind), EXAMPLES)
 
 
 @settings(max_examples=200)
 @given(KINDS.flatmap(cases))
-def test_every_drawn_case_survives_text_and_json(case: Case) -> None:
+def test_every_drawn_case_survives_text_and_json(case: LayerCase) -> None:
     """A report prints the line and the JSON; both lead back to the same case."""
     line = str(case)
-    assert Case.parse(line) == case, line
+    assert LayerCase.parse(line) == case, line
     assert len(line.splitlines()) == 1
-    through_json = Case.from_json(json.loads(json.dumps(case.to_json(), allow_nan=False)))
+    through_json = case_of_json(json.loads(json.dumps(case.to_json(), allow_nan=False)))
     assert through_json == case
-    assert through_json.id == case.id == Case.parse(line).id
+    assert through_json.id == case.id == LayerCase.parse(line).id
 
 
 @settings(max_examples=200)
 @given(KINDS.flatmap(cases))
-def test_every_drawn_case_is_a_legal_batch(case: Case) -> None:
+def test_every_drawn_case_is_a_legal_batch(case: LayerCase) -> None:
     """The specification finds in the layout the documents that the rows name, with finite tensors to go with it."""
     positions, documents = (torch.tensor(rows) for rows in case.layout())
     assert positions.shape == documents.shape == (len(case.rows), case.columns)
@@ -166,7 +164,7 @@ def test_candidates_narrow_the_draws() -> None:
     assert {(case.dtype, case.device) for case in drawn} == {("bfloat16", "cuda")}
 
 
-def smallest(condition: Callable[[Case], bool], kind: LayerKind = LayerKind.CSA) -> Case:
+def smallest(condition: Callable[[LayerCase], bool], kind: LayerKind = LayerKind.CSA) -> LayerCase:
     """Return what Hypothesis shrinks to."""
     phases = [
         Phase.generate,
@@ -178,7 +176,7 @@ def smallest(condition: Callable[[Case], bool], kind: LayerKind = LayerKind.CSA)
     return find(cases(kind), condition, settings=search, random=random.Random(0))
 
 
-def truncates(case: Case) -> bool:
+def truncates(case: LayerCase) -> bool:
     """Whether a query has to choose."""
     entries = max(length for row in case.rows for length in row.lengths) // case.geometry.compress_ratio
     return 0 < case.geometry.top_k < entries
@@ -208,15 +206,28 @@ def test_packing_shrinks_to_two_documents_of_one_token() -> None:
     assert str(smallest(lambda case: Feature.PACKING in case.features)) == "csa rows=1+1"
 
 
-@pytest.mark.parametrize("ratios", [None, {1}, {2}], ids=str)
+NOT_OF_RATIOS = {
+    None: set[str](),
+    frozenset({2}): {"ratio of 1"},
+    frozenset({1}): {
+        "shorter than one block",
+        "partial tail",
+        "window shorter than the ratio",
+        "packed documents that start inside a block",
+    },
+}
+"""The required kinds of case that there are not with these ratios alone"""
+
+
+@pytest.mark.parametrize("ratios", NOT_OF_RATIOS, ids=str)
 @pytest.mark.parametrize("kind", LayerKind)
-def test_corner_cases_alone_reach_every_required_kind(kind: LayerKind, ratios: set[int] | None) -> None:
+def test_corner_cases_alone_reach_every_required_kind(kind: LayerKind, ratios: frozenset[int] | None) -> None:
     """So no run depends on luck, whatever ratios a candidate supports."""
     reached: set[str] = set()
-    for case in corner_cases(kind, ratios=ratios):
+    for case in corner_cases(kind, Setting(ratios=ratios)):
         reached |= kinds_of(case, expect(case, make_inputs(case)))
-    capabilities = Capabilities(compress_ratios=None if ratios is None else frozenset(ratios))
-    assert [name for name in required(kind, capabilities) if name not in reached] == []
+    without = NOT_OF_RATIOS[ratios] if kind is not LayerKind.SLIDING else set()
+    assert {name for name in required(kind) if name not in reached} == without
     if ratios is None:
         assert set(REQUIRED[kind]) <= reached
 
@@ -224,11 +235,11 @@ def test_corner_cases_alone_reach_every_required_kind(kind: LayerKind, ratios: s
 @pytest.mark.parametrize("kind", LayerKind)
 def test_corner_cases_are_distinct_and_take_the_modes_in_turn(kind: LayerKind) -> None:
     """Each has a seed of its own, and every mode of a candidate gets its share."""
-    corners = corner_cases(kind, modes=("", "chunks"), dtype="bfloat16", ratios={4})
+    corners = corner_cases(kind, Setting("bfloat16", modes=("", "chunks"), ratios=frozenset({4})))
     assert len({case.id for case in corners}) == len(corners)
     assert len({case.seed for case in corners}) == len(corners)
     assert Counter(case.mode for case in corners)["chunks"] == len(corners) // 2
     assert {case.dtype for case in corners} == {"bfloat16"}
-    assert all(Case.parse(str(case)) == case for case in corners)
+    assert all(LayerCase.parse(str(case)) == case for case in corners)
     if kind is not LayerKind.SLIDING:
         assert {case.geometry.compress_ratio for case in corners} == {4}

@@ -100,7 +100,7 @@ def layer_of(kind: LayerKind, m: int, window: int, yarn: Yarn | None = None) -> 
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    return LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    return LayerCase.of(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
 
 
 Size = tuple[int, int, Yarn | None]
@@ -284,7 +284,7 @@ def measure() -> dict[str, Any]:
             ]
             found[name] = _joined(parts)
         for name, make in MASKS.items():
-            masked = replace(candidate, layers={"": partial(run_masked, make, adapter)})
+            masked = replace(candidate, layers={"layer": partial(run_masked, make, adapter)})
             found[name] = look(masked, LAYER, layer_cases_of(kind, BATCHES), lambda case: not case.features)
     return {
         "versions": {**candidate.environment, "torch": torch.__version__},

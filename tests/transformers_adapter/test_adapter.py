@@ -28,7 +28,7 @@ CASE = LayerCase(
 
 def of_kind(kind: LayerKind) -> LayerCase:
     """Return the case with another layer kind."""
-    return replace(CASE, geometry=replace(CASE.geometry, kind=kind))
+    return replace(CASE, kind=kind)
 
 
 def run(case: LayerCase) -> LayerOutput:

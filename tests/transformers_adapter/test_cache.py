@@ -39,7 +39,7 @@ def case_of(kind: LayerKind, calls: str, batch: int = 1, m: int = 2, window: int
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = LayerCase(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
+    layer = LayerCase.of(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
     return replace(CacheCase.parse(f"cache {kind} B={batch} calls={calls}"), layer=layer)
 
 

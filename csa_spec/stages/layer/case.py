@@ -273,7 +273,7 @@ class LayerCase(OfLayer):
     """One trial of a layer: the layer, the rows, how values are drawn, and where it runs."""
 
     stage = "layer"
-    rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), rank=2)
+    rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), always=True)
 
     def __post_init__(self) -> None:
         """Check that there is a row."""
@@ -359,8 +359,10 @@ class LayerCase(OfLayer):
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[LayerCase, list[str]]:
         """Return the case without features of its rows that its layer kind does not support."""
-        lacking = frozenset(one for one in self.features if (self.kind, one) in capabilities.lacks)
-        return (self.without(lacking) if lacking else self), [str(one) for one in Feature if one in lacking]
+        declined = frozenset(one for one in Feature if (self.kind, one) in capabilities.lacks)
+        lacking = [one for one in Feature if one in declined & self.features]
+        # All that is declined goes: taking one out may bring another.
+        return (self.without(declined) if lacking else self), list(map(str, lacking))
 
     @classmethod
     def letters(cls) -> dict[str, int]:
