@@ -30,7 +30,7 @@ class NumbersTrial(Trial[C]):
     """A trial whose output is ``[B, items, ...]``."""
 
     item: ClassVar[str]
-    """What the second dimension counts: ``query`` or ``entry``"""
+    """What the second dimension counts, in the singular: ``query``, ``entry``, ``token``"""
 
     @cached_property
     @abstractmethod
@@ -78,8 +78,7 @@ class NumbersTrial(Trial[C]):
         b, i = divmod(int(worst.argmax()), worst.shape[1])
         kind: type[Failure] = WrongNumbers
         about: int | None = None
-        items = {"query": "queries", "entry": "entries"}[self.item]
-        detail = f"{len(wrong)} of {worst.numel()} {items} differ, {self.name(b, i)} the most"
+        detail = f"{len(wrong)} of {worst.numel()} {_plural(self.item)} differ, {self.name(b, i)} the most"
         broken = [
             (x, y) for x, y in wrong if not got[x, y].isfinite().all() and expected[x, y].isfinite().all()
         ]
@@ -166,6 +165,10 @@ class NumbersTrial(Trial[C]):
         """Whether an item differs from that of the case as it is by more than both may be off."""
         first, other = (self.relevant(one)[b, i].double().nan_to_num() for one in (self.answer, second))
         return bool(((first - other).abs() > 2 * self.expected[1][b, i]).any())
+
+
+def _plural(noun: str) -> str:
+    return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def _rows_of(items: Tensor) -> Tensor:
