@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from stages.right import declaring, wide
-from stages.toy import EPS, NORM, NormCase
 from torch import Tensor
 
 import csa_spec
@@ -23,6 +21,8 @@ from csa_spec.report.markdown import to_markdown
 from csa_spec.report.picture import picture
 from csa_spec.report.text import summarise
 from csa_spec.stages import STAGES, parse_case, register
+from stages.right import declaring, wide
+from stages.toy import EPS, NORM, NormCase
 
 pytest_plugins = ["pytester"]
 
