@@ -12,6 +12,7 @@ from csa_spec.drawing.grid import (
     Look,
     crop,
     cut_note,
+    draw_errors,
     looking,
     side_of,
 )
@@ -71,7 +72,7 @@ def attend_picture(failure: Failure, numbers: Sequence[str]) -> str | None:
                 SMALL,
                 anchor="middle",
             )
-        drawerrors_of(
+        draw_errors(
             sheet, grid, right + text_width("no key", SMALL) + 20, y + HEADER, errors_of(failure, row)
         )
         return bottom

@@ -12,6 +12,7 @@ from csa_spec.drawing.grid import (
     Look,
     crop,
     cut_note,
+    draw_errors,
     looking,
     side_of,
 )
@@ -57,7 +58,7 @@ def compressor_picture(failure: Failure, numbers: Sequence[str]) -> str | None:
 
     def body(sheet: Sheet, x: float, y: float) -> float:
         right, bottom = grid.draw(sheet, x + grid.label_width, y + HEADER)
-        drawerrors_of(sheet, grid, right + 12, y + HEADER, errors_of(failure, row), "the entry")
+        draw_errors(sheet, grid, right + 12, y + HEADER, errors_of(failure, row), "the entry")
         return bottom
 
     looks = [OWN, *([BEFORE] if geometry.overlap else []), APART]
