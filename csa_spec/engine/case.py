@@ -237,14 +237,20 @@ class Case:
         return {cls.stage: cls.names()}
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
-        """Return the case without what a candidate declares not to support beside sizes, and the names of that."""
-        lacking = {
-            one.name: one
-            for one in fields(self)
-            if "kind" in one.metadata and (self.stage, str(getattr(self, one.name))) in capabilities.lacks
-        }
-        changes: dict[str, Any] = {name: one.default for name, one in lacking.items()}
-        names = [f"{name} {getattr(self, name)}" for name in lacking]
+        """Return the case without what a candidate declares not to support beside sizes, and the names of that.
+
+        The simplest data that it supports take the place of other data.
+        """
+        changes: dict[str, Any] = {}
+        for one in fields(self):
+            options = one.metadata.get("kind", ())
+            lacking = {str(name) for name in options if (self.stage, name) in capabilities.lacks}
+            if str(getattr(self, one.name)) in lacking:
+                left = [name for name in options if name not in lacking]
+                if not left:
+                    raise CaseError(f"capabilities.lacks leaves no {one.name} for {self.stage}")
+                changes[one.name] = left[0]
+        names = [f"{name} {getattr(self, name)}" for name in changes]
         return (replace(self, **changes) if changes else self), names
 
     def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:

@@ -30,7 +30,7 @@ class NumbersTrial(Trial[C]):
     """A trial whose output is ``[B, items, ...]``."""
 
     item: ClassVar[str]
-    """What the second dimension counts: ``query`` or ``entry``"""
+    """What the second dimension counts, in the singular: ``query``, ``entry``, ``token``"""
 
     @cached_property
     @abstractmethod
@@ -108,7 +108,7 @@ class NumbersTrial(Trial[C]):
         seen = self.sight(*most)
         if seen is not None:
             return seen, most
-        items = {"query": "queries", "entry": "entries"}[self.item]
+        items = _plural(self.item)
         total = expected.shape[0] * expected.shape[1]
         return (WrongNumbers, {"wrong": len(wrong), "total": total, "items": items}), most
 
@@ -159,6 +159,10 @@ class NumbersTrial(Trial[C]):
         """Whether an item differs from that of the case as it is by more than both may be off."""
         first, other = (self.relevant(one)[b, i].double().nan_to_num() for one in (self.answer, second))
         return bool(((first - other).abs() > 2 * self.expected[1][b, i]).any())
+
+
+def _plural(noun: str) -> str:
+    return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def _rows_of(items: Tensor) -> Tensor:

@@ -88,10 +88,11 @@ class AttendCase(Case):
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[AttendCase, list[str]]:
         """Return the case without what is not supported; other indices than -1 for none must be declared."""
-        case, lacking = super().without_lacks(capabilities)
-        if case.indices is IndexLists.OUTSIDE and not capabilities.invalid_indices:
-            return replace(case, indices=IndexLists.HOLES), [*lacking, "indices outside"]
-        return case, lacking
+        declared = capabilities.invalid_indices or (self.stage, IndexLists.OUTSIDE) in capabilities.lacks
+        if self.indices is not IndexLists.OUTSIDE or declared:
+            return super().without_lacks(capabilities)
+        case, lacking = replace(self, indices=IndexLists.HOLES).without_lacks(capabilities)
+        return case, [*lacking, "indices outside"]
 
 
 def make_attend_inputs(case: AttendCase) -> dict[str, Any]:

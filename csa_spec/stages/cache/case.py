@@ -106,8 +106,8 @@ class CacheCase(OfLayer):
 
     @classmethod
     def may_lack(cls) -> dict[str, list[str]]:
-        """Return the operations of a stream, of every layer kind or of one."""
-        names = [*map(str, Op), NARROW]
+        """Return the operations that a stream need not have, of every layer kind or of one."""
+        names = [*(str(op) for op in Op if op is not Op.EXTEND), NARROW]
         return {cls.stage: names, **{f"{cls.stage} {kind}": names for kind in LayerKind}}
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[CacheCase, list[str]]:
