@@ -142,7 +142,7 @@ class _Adapter:
         self._model_class: Callable[[Any], torch.nn.Module] = modeling.DeepseekV4Model
         self._config_class: Callable[..., Any] = configuration.DeepseekV4Config
         self._cache_class: Callable[..., Any] = modeling.DynamicCache
-        self._model = lru_cache(maxsize=16)(self._build_model)
+        self._model = lru_cache(maxsize=64)(self._build_model)
 
     def run(
         self,

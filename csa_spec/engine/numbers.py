@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from csa_spec.engine.failures import (
     WrongNumbers,
 )
 from csa_spec.engine.tally import Tally, error_ratios
-from csa_spec.engine.trial import C, Trial
+from csa_spec.engine.trial import C, Trial, of_case
 from csa_spec.plug.call import Answer
 
 
@@ -32,7 +31,7 @@ class NumbersTrial(Trial[C]):
     item: ClassVar[str]
     """What the second dimension counts, in the singular: ``query``, ``entry``, ``token``"""
 
-    @cached_property
+    @of_case
     @abstractmethod
     def expected(self) -> tuple[Tensor, Tensor]:
         """What must come back, in float64, and by how much each element may be off."""

@@ -216,26 +216,30 @@ def process_state() -> dict[str, Any]:
 
 
 def restore_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`process_state` returned."""
-    torch.set_rng_state(state["torch's random generator"])
-    random.setstate(state["Python's random generator"])
-    torch.set_default_dtype(state["default dtype"])
-    if torch.get_num_threads() != state["number of threads"]:
-        torch.set_num_threads(state["number of threads"])
-    torch.set_grad_enabled(state["grad mode"])
-    torch.set_float32_matmul_precision(state["float32 matmul precision"])
-    if os.getcwd() != state["working directory"]:
-        os.chdir(state["working directory"])
-    if "numpy's random generator" in state:
-        sys.modules["numpy"].random.set_state(state["numpy's random generator"])
-    if "CUDA's random generator" in state:
-        torch.cuda.set_rng_state(state["CUDA's random generator"])
+    """Put back what :func:`process_state` returned, where it is no longer so."""
+    now = process_state()
+    for name, value in state.items():
+        if name in now and not _same(now[name], value):
+            _SETTERS[name](value)
+
+
+_SETTERS: dict[str, Callable[[Any], Any]] = {
+    "torch's random generator": torch.set_rng_state,
+    "Python's random generator": random.setstate,
+    "default dtype": torch.set_default_dtype,
+    "number of threads": torch.set_num_threads,
+    "grad mode": torch.set_grad_enabled,
+    "float32 matmul precision": torch.set_float32_matmul_precision,
+    "working directory": os.chdir,
+    "numpy's random generator": lambda state: sys.modules["numpy"].random.set_state(state),
+    "CUDA's random generator": lambda state: torch.cuda.set_rng_state(state),
+}
 
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) and any(hasattr(value, "tobytes") for value in a):  # numpy's generator
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if hasattr(a, "tobytes"):  # a numpy array
         return bool(a.tobytes() == b.tobytes())

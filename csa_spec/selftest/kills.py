@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from csa_spec.bugs import Bug, find_bug
 from csa_spec.profiles import Profile
-from csa_spec.selftest.subjects import kinds_of, remembering, target
-from csa_spec.stages import STAGES, AnyStage
+from csa_spec.selftest.subjects import kinds_of, target
+from csa_spec.stages import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Hunt:
     """CPU time in all"""
 
 
-def hunt(bug: Bug, kind: str, profile: Profile, seed: int, stage: AnyStage | None = None) -> Hunt:
-    """Run the checks in their order up to the first failure; ``stage`` may be one that remembers."""
-    run = target(bug.candidate, stage or STAGES[bug.stage], kind, profile, seed)
+def hunt(bug: Bug, kind: str, profile: Profile, seed: int) -> Hunt:
+    """Run the checks in their order up to the first failure."""
+    run = target(bug.candidate, STAGES[bug.stage], kind, profile, seed)
     run.cases(run.stage.checks[0])  # drawn once for all bugs, so that the time of one is its own
     cases, begin, first = 0, time.process_time(), None
     for check in run.checks:
@@ -59,11 +59,11 @@ def hunts(names: Sequence[str], profile: Profile, seeds: Sequence[int]) -> list[
     What only a law shows, or nothing at all, is hunted in its plainest layer kind alone: laws are the same
     in all. Equivalent variants are hunted with one seed.
     """
-    stage, done = remembering(STAGES[find_bug(names[0]).stage]), []
+    stage, done = STAGES[find_bug(names[0]).stage], []
     for bug in map(find_bug, names):
         chosen = seeds[:1] if bug.equivalent else seeds
         for kind in kinds_of(bug):
-            here = [hunt(bug, kind, profile, seed, stage) for seed in chosen]
+            here = [hunt(bug, kind, profile, seed) for seed in chosen]
             done += here
             if any(one.first is None or one.first.check != stage.checks[0].name for one in here):
                 break

@@ -9,7 +9,7 @@ from csa_spec.bugs.right import specification
 from csa_spec.candidates import find_candidate
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.profiles import Profile
-from csa_spec.selftest.subjects import remembering, target
+from csa_spec.selftest.subjects import target
 from csa_spec.stages import STAGES
 
 RIGHT = ("gather", "flattened", "dense", "sdpa", "transformers")
@@ -31,7 +31,7 @@ class Passed:
 
 def try_right(stage: str, kind: str, profile: Profile, seed: int) -> list[Passed]:
     """Run the specification check on every right candidate that is installed and offers the stage."""
-    shared, done = remembering(STAGES[stage]), []
+    shared, done = STAGES[stage], []
     for name, candidate in right_candidates(stage, kind):
         run = target(candidate, shared, kind, profile, seed)
         result = run.run(shared.checks[0], shrinking=False)

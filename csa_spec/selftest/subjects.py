@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
 
 from csa_spec.bugs import Bug
-from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import Profile
 from csa_spec.stages import STAGES, AnyStage
@@ -32,18 +29,6 @@ def kinds_of(bug: Bug) -> tuple[str, ...]:
 def target(candidate: Candidate, stage: AnyStage, kind: str, profile: Profile, seed: int) -> Target:
     """Return what a run with the default options checks."""
     return Target(candidate, stage, kind, "float32", "cpu", profile, seed)
-
-
-def remembering(stage: AnyStage) -> AnyStage:
-    """Return a stage that works out what the specification says of a case once, whoever is tried on it."""
-    known: dict[Any, Trial[Any]] = {}
-
-    def trial(candidate: Candidate, case: Any) -> Trial[Any]:
-        found = known[case].of(candidate) if case in known else stage.trial(candidate, case)
-        known[case] = found
-        return found
-
-    return replace(stage, trial=trial)
 
 
 def parcels(bugs: Iterable[Bug], size: int) -> list[tuple[str, ...]]:

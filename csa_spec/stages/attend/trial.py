@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from csa_spec.engine.budget import Arithmetic, core_budget
 from csa_spec.engine.failures import Failure, Found, NotZero, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
-from csa_spec.engine.trial import Form
+from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
 from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
 
@@ -23,9 +22,8 @@ class AttendTrial(NumbersTrial[AttendCase]):
     stage = "attend"
     batched = ("q", "kv", "indices")
     item = "query"
-    of_case = ("arguments", "expected", "named")
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """q, kv, indices, sinks, scale."""
         return make_attend_inputs(self.case)
@@ -35,7 +33,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
         q = arguments["q"]
         return Form(tuple(q.shape), (q.dtype,), "[B, S, H, D]")
 
-    @cached_property
+    @of_case
     def named(self) -> list[list[list[int]]]:
         """By row and query, the valid indices in their order."""
         keys = self.case.keys
@@ -57,7 +55,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
         ]
         return torch.stack(outs)
 
-    @cached_property
+    @of_case
     def expected(self) -> tuple[Tensor, Tensor]:
         """The output ``[B, S, H, D]`` in float64 and its budget."""
         return attend_budget(self.arguments, self.named, self.capabilities.internal_dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from csa_spec.engine.agreement import Part
 from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers, counted
 from csa_spec.engine.numbers import moved_by
 from csa_spec.engine.tally import Tally, error_ratios
-from csa_spec.engine.trial import Form, Trial, main_output
+from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.case import CacheCase, Token, make_cache_inputs
@@ -42,10 +41,9 @@ class CacheTrial(Trial[CacheCase]):
 
     stage = "cache"
     through = drive
-    of_case = ("arguments", "_expected")
     batched = ()
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """weights, geometry, batch, calls, and the tokens of each call."""
         return make_cache_inputs(self.case)
@@ -79,7 +77,7 @@ class CacheTrial(Trial[CacheCase]):
                 yield Judged(step.call, row, tokens, out[begin : begin + step.tokens].double())
                 begin += step.tokens
 
-    @cached_property
+    @of_case
     def _expected(self) -> dict[tuple[Token, ...], Expected]:
         """The specification's answer for every history that is no beginning of a longer one."""
         histories = sorted({row for step in self.case.steps for row in step.rows}, key=len, reverse=True)

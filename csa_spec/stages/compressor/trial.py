@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from csa_spec.engine.budget import Arithmetic, entries_budget
 from csa_spec.engine.failures import Failure, Found, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
-from csa_spec.engine.trial import Form
+from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC, CompressorWeights, compress
 from csa_spec.stages.compressor.case import CompressorCase, make_compressor_inputs
 
@@ -24,7 +23,7 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
     batched = ("hidden",)
     item = "entry"
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """hidden, weights, geometry."""
         return make_compressor_inputs(self.case)
@@ -48,7 +47,7 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         rows = [compress(row, 0, weights, geometry, frequencies, spec) for row in arguments["hidden"]]
         return torch.stack(rows)
 
-    @cached_property
+    @of_case
     def expected(self) -> tuple[Tensor, Tensor]:
         """Entries ``[B, T, D]`` in float64 and their budget."""
         hidden, weights, geometry = (

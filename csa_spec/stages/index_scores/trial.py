@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from csa_spec.engine.budget import Arithmetic, index_score_budget
 from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
-from csa_spec.engine.trial import Form
+from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
 from csa_spec.stages.index_scores.case import IndexScoresCase, make_index_scores_inputs
 
@@ -25,7 +24,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
     batched = ("index_q", "index_k", "head_weights")
     item = "query"
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """index_q, index_k, head_weights."""
         return make_index_scores_inputs(self.case)
@@ -46,7 +45,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
                     scores[b, t, s] = SPEC.index_score(q[b, t], w[b, t], k[b, s])
         return scores
 
-    @cached_property
+    @of_case
     def expected(self) -> tuple[Tensor, Tensor]:
         """Scores ``[B, S, T]`` in float64 and their budget."""
         exact = {name: tensor.double() for name, tensor in self.arguments.items()}

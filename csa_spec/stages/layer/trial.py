@@ -13,7 +13,7 @@ from csa_spec.engine.agreement import Part
 from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import Failure, Place, WrongNumbers
 from csa_spec.engine.tally import Tally
-from csa_spec.engine.trial import Form, Trial, main_output
+from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
 from csa_spec.stages.layer.case import LayerCase
@@ -31,14 +31,13 @@ class LayerTrial(Trial[LayerCase]):
 
     stage = "layer"
     batched = ("hidden", "positions", "documents")
-    of_case = ("inputs", "arguments", "expected")
 
-    @cached_property
+    @of_case
     def inputs(self) -> Inputs:
         """The case's tensors."""
         return make_inputs(self.case)
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """hidden, weights, geometry, positions, documents."""
         return self.inputs.arguments(self.case.geometry)
@@ -52,7 +51,7 @@ class LayerTrial(Trial[LayerCase]):
         """Tokens of all documents."""
         return sum(sum(row.lengths) for row in self.case.rows)
 
-    @cached_property
+    @of_case
     def expected(self) -> Expected:
         """What the specification says."""
         return expect(self.case, self.inputs, self.capabilities.internal_dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from csa_spec.engine.failures import (
     first_entries,
 )
 from csa_spec.engine.tally import Tally
-from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output
+from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import SPEC
 from csa_spec.stages.select.case import SelectCase, make_select_inputs
@@ -34,7 +33,7 @@ class SelectTrial(Trial[SelectCase]):
     stage = "select"
     batched = ("scores", "positions")
 
-    @cached_property
+    @of_case
     def arguments(self) -> dict[str, Any]:
         """scores, positions, compress_ratio, top_k."""
         return make_select_inputs(self.case)
