@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine.drawing import leave_out_corners
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two drawn cases alone do not reach everything."""
-    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
+    leave_out_corners(monkeypatch)
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 2
     assert "inconclusive for sliding in float32: no case of these kinds was reached: " in outcome.out
@@ -139,7 +140,7 @@ def test_an_internal_error_is_not_blamed_on_the_candidate(monkeypatch: pytest.Mo
     def broken(*arguments: object, **options: object) -> list[object]:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("csa_spec.target.corner_cases", broken)
+    monkeypatch.setattr("csa_spec.target.draw_cases", broken)
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 3
     assert "ZeroDivisionError: ours" in outcome.err
@@ -388,7 +389,7 @@ def test_a_dtype_that_one_stage_lacks_is_declined_while_the_others_run(folder: P
     assert f"not applicable: {reason}\n" in outcome.out
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["declined"] == {"attend-float64": reason}
-    ran = {(result["stage"], result["layer"], result["dtype"]) for result in data["results"]}
+    ran = {(result["stage"], result["layer_kind"], result["dtype"]) for result in data["results"]}
     assert ran == {("select", None, "float32"), ("select", None, "float64"), ("attend", None, "float32")}
     assert {missing["subject"] for missing in data["missing"]} == {"select", "attend"}
 
@@ -431,7 +432,7 @@ def without_times(data: Any) -> Any:
 def test_a_report_says_what_was_run_and_how_it_ended(folder: Path) -> None:
     """Version, verdict and counts; the counts are those of the text."""
     outcome, data = report(folder / "report.json", "cli_candidates:right", "--seed", "3")
-    assert data["csa_spec_report"] == 2
+    assert data["csa_spec_report"] == 3
     assert (data["verdict"], data["exit_code"], outcome.code) == ("conformant", 0, 0)
     assert (data["candidate"], data["profile"], data["dtypes"]) == (
         "cli_candidates:right",
@@ -440,7 +441,7 @@ def test_a_report_says_what_was_run_and_how_it_ended(folder: Path) -> None:
     )
     assert (data["device"], data["seed"]) == ("cpu", 3)
     assert data["environment"]["torch"] == torch.__version__
-    assert {(result["stage"], result["layer"]) for result in data["results"]} == {("layer", "sliding")}
+    assert {(result["stage"], result["layer_kind"]) for result in data["results"]} == {("layer", "sliding")}
     for result in data["results"]:
         row = next(line for line in outcome.out.splitlines() if line.startswith(result["property"]))
         assert row.split()[-2:] == ([str(result["cases"]), "ok"] if result["cases"] else ["no", "case"])
@@ -482,7 +483,7 @@ def test_the_same_seed_gives_the_same_report_and_another_seed_another(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Apart from times. Without corner cases, so that what is drawn decides."""
-    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
+    leave_out_corners(monkeypatch)
     first, second, other = (
         report(folder / f"{number}.json", "cli_candidates:right", "--seed", seed)[1]
         for number, seed in enumerate(("7", "7", "8"))
@@ -565,12 +566,9 @@ def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
 
 
 LINES = {
-    "": [
-        "layer kind (csa, hca, sliding)",
-        "a stage (compressor, index_scores, select, attend, cache), not ''",
-    ],
-    "dense rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'dense'"],
-    "layer rows=4": ["layer kind (csa, hca, sliding) or a stage (", ", not 'layer'"],
+    "": ["a case starts with compressor, index_scores, select, attend, csa, hca, sliding, cache, not with ''"],
+    "dense rows=4": ["a case starts with ", "csa, hca, sliding, ", ", not with 'dense'"],
+    "layer rows=4": ["a case starts with ", "csa, hca, sliding, ", ", not with 'layer'"],
     "attend rows=4": ["'rows=4' is not part of a case"],
     "attend banana": ["'banana' is not part of a case"],
     "attend n=x": ["'n=x'"],
@@ -579,7 +577,7 @@ LINES = {
     "csa banana": ["'banana' is not part of a case"],
     "csa m=x": ["'m=x'"],
     "csa m": ["'m'"],
-    "csa m=0": ["compress_ratio 0", "at least 1"],
+    "csa m=0": ["m (compression ratio)", "at least 1, not 0"],
     "csa R=3": ["rope_dim 3 must be even"],
     "csa H=3 groups=2": ["o_groups 2 must divide heads 3"],
     "csa eps=0": ["norm_eps"],
@@ -591,7 +589,7 @@ LINES = {
     "csa rows=0": ["row 0"],
     "csa rows=-1": ["'-1' is not a row"],
     "csa rows=3+": ["'3+' is not a row"],
-    "csa values=odd": ["values 'odd'", "integers, gaussian, large-logits"],
+    "csa values=odd": ["unknown values 'odd'", "integers, gaussian, large-logits"],
     "csa scores=odd": ["scores 'odd'"],
     "csa sinks=odd": ["sinks 'odd'"],
     "csa dtype=float8": ["dtype 'float8'"],

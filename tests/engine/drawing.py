@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pytest
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.engine.running import draw_cases
-from csa_spec.engine.stage import Setting
+from csa_spec.engine.stage import Check, Setting
 from csa_spec.stages import STAGES, parse_case
+from csa_spec.target import Target
 
 
 def draw(strategy: SearchStrategy[Any], examples: int, run_seed: int = 0) -> list[Any]:
@@ -29,3 +31,14 @@ def case_of_json(data: Mapping[str, Any]) -> Any:
     empty = {"mode": "", "yarn": "none"}
     words = [f"{name}={value}" for name, value in rest.items() if value != empty.get(name)]
     return parse_case(" ".join([*head, *words]))
+
+
+def leave_out_corners(monkeypatch: pytest.MonkeyPatch, out: Callable[[Any], bool] = lambda case: True) -> None:
+    """Have runs try their corner cases without some of them, or without any."""
+    tried = Target._tried
+
+    def rest(self: Target, check: Check[Any]) -> Iterator[Any]:
+        corners = set(self._corners(check))
+        return (case for case in tried(self, check) if case not in corners or not out(case))
+
+    monkeypatch.setattr(Target, "_tried", rest)

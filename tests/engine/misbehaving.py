@@ -164,7 +164,7 @@ def load() -> Candidate:
     functions = (double, in_place, process, segfault, exit_3, kill, close_everything, hang,
                  hang_without_the_interpreter, call_exit, interrupt, refuse, end_of_file, fork_and_forget,
                  raise_nameless, break_device, garbage, one_way, generator)  # fmt: skip
-    return Candidate("misbehaving", stages={one.__name__: one for one in functions})
+    return Candidate("misbehaving", {one.__name__: one for one in functions})
 
 
 def load_not() -> Candidate:

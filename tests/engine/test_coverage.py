@@ -11,7 +11,7 @@ from torch import Tensor
 import csa_spec
 from csa_spec.engine.results import Verdict
 from csa_spec.engine.running import CheckResult, draw_cases, run_check
-from csa_spec.engine.stage import Check, Setting
+from csa_spec.engine.stage import Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.profiles import PROFILES, Profile
@@ -24,6 +24,7 @@ from csa_spec.stages.layer.trial import LayerTrial
 from csa_spec.strategies.layer import cases, corner_cases
 from csa_spec.target import Target
 from engine.candidates import RIGHT, VECTORISED, as_specified, trace_batch
+from engine.drawing import leave_out_corners
 
 SMALL = Setting(ratios=frozenset({1, 2}))
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
@@ -90,9 +91,10 @@ def test_what_must_be_reached_depends_on_what_the_candidate_supports() -> None:
         candidate = replace(RIGHT, capabilities=Capabilities(**declared))
         target = Target(candidate, LAYER, kind, "float32", "cpu", PROFILES["smoke"], 0)
         nothing = CheckResult("specification", "", "layer", kind)
-        assert set(target.missing(nothing)) | set(target.left_out(nothing)) == set(required(kind))
-        assert not set(target.missing(nothing)) & set(target.left_out(nothing))
-        return set(target.left_out(nothing))
+        missing, left = set(target.missing(nothing)), set(target.left_out(nothing))
+        assert missing | left == set(required(kind))
+        assert not missing & left
+        return left
 
     assert {str(feature) for feature in Feature} <= set(required(LayerKind.CSA))
     lacks = {(LayerKind.CSA, feature): "reason" for feature in PADDINGS}
@@ -140,7 +142,7 @@ def test_a_candidate_that_takes_no_padding_gets_none(kind: LayerKind) -> None:
 
 def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It found nothing, and says what it would have had to try."""
-    monkeypatch.setattr(Target, "_corners", lambda self, check: [])
+    leave_out_corners(monkeypatch)
     monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", light=0, medium=0, heavy=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE
@@ -157,12 +159,7 @@ def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.M
 def test_a_run_that_misses_one_kind_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """All other kinds were reached, and still nobody knows what YaRN would do."""
 
-    corners = Target._corners
-
-    def without_yarn(self: Target, check: Check) -> list[LayerCase]:
-        return [case for case in corners(self, check) if case.yarn is None]
-
-    monkeypatch.setattr(Target, "_corners", without_yarn)
+    leave_out_corners(monkeypatch, lambda case: case.yarn is not None)
     monkeypatch.setitem(PROFILES, "nothing", Profile("nothing", light=0, medium=0, heavy=0, law=0, costly=0))
     report = csa_spec.check(RIGHT, layer="hca", profile="nothing")
     assert report.missing["float32", LayerKind.HCA] == ["YaRN"]

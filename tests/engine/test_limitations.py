@@ -39,7 +39,7 @@ def candidate(function: Any, **lacks: str) -> Candidate:
     never = {("attend", name): "leaves a query without keys" for name in ("empty", "holes", "outside")}
     declared = {("attend", name): reason for name, reason in lacks.items()}
     capabilities = Capabilities(lacks=never | declared, least={"n": 1, "N": 1})
-    return Candidate("mine", {}, capabilities, {"mine": "1.4"}, stages={"attend": function})
+    return Candidate("mine", {"attend": function}, capabilities, {"mine": "1.4"})
 
 
 def states(report: csa_spec.Report) -> dict[str, str]:

@@ -141,7 +141,7 @@ def test_a_declared_limit_without_a_guard_must_be_right_beyond_it() -> None:
     assert {result.check for result in report.results if result.failures} == {"limits"}
     (failure,) = result_of(report, "limits").failures
     assert failure.kind == "SilentlyWrong"
-    assert "a limit of S=1 is declared" in failure.detail
+    assert "declared: S over 1 is not supported; on attend S=2" in failure.detail
     assert str(smoke(attend_gather, limits={"S": 1}).verdict) == "conformant"
 
 

@@ -115,7 +115,7 @@ def test_a_list_of_tokens_passes(kind: str) -> None:
 def first_failure(name: str) -> Failure:
     """Hold a wrong stream to the ready-made schedules, which every profile tries first; return what fails first."""
     target = target_of(WRONG[name].stream, WRONG[name].layer)
-    result = replace(target, profile=replace(target.profile, cache=0)).run(
+    result = replace(target, profile=replace(target.profile, heavy=0)).run(
         STAGES["cache"].checks[0], enough=1, naming=False
     )
     (failure,) = result.failures

@@ -199,7 +199,8 @@ def cache_cases_of(
         batch, _, calls = text.rpartition("x")
         for seed, size in enumerate(sizes):
             line = f"cache {kind} B={batch or 1} calls={calls}"
-            yield replace(CacheCase.parse(line), layer=replace(layer_of(kind, *size), seed=seed))
+            schedule, layer = CacheCase.parse(line), replace(layer_of(kind, *size), seed=seed)
+            yield CacheCase(**layer.layer, batch=schedule.batch, calls=schedule.calls)
 
 
 def layer_cases_of(kind: LayerKind, texts: Iterable[str], mode: str = "") -> Iterator[LayerCase]:
@@ -215,7 +216,6 @@ def look(candidate: Candidate, stage: str, cases: Iterable[Any], keeps: Callable
     """Try cases; shrink what fails first, as long as ``keeps`` holds of it."""
     check, right, refusals = STAGES[stage].checks[0], 0, []
     smallest: dict[str, Failure] = {}
-    size = STAGES[stage].shrinking.size
 
     def attempt(case: Any) -> Failure | str | None:
         try:
@@ -234,7 +234,7 @@ def look(candidate: Candidate, stage: str, cases: Iterable[Any], keeps: Callable
             right += 1
         elif isinstance(found, str):
             refusals.append(found)
-        elif found.kind not in smallest or size(found.case) < size(smallest[found.kind].case):
+        elif found.kind not in smallest or found.case.order < smallest[found.kind].case.order:
             smallest[found.kind] = found
 
     def judge(case: Any) -> Failure | None:
@@ -243,9 +243,8 @@ def look(candidate: Candidate, stage: str, cases: Iterable[Any], keeps: Callable
 
     wrong = []
     for failure in smallest.values():
-        least = shrink(failure, judge, STAGES[stage].shrinking, TRIALS, SECONDS)
-        mode = getattr(least.case, "mode", "")
-        wrong.append(Finding(mode, str(least.case), least.kind, " ".join(least.detail.split())))
+        least = shrink(failure, judge, STAGES[stage].passes, TRIALS, SECONDS)
+        wrong.append(Finding(least.case.mode, str(least.case), least.kind, " ".join(least.detail.split())))
     return Cell(right, refusals, wrong)
 
 
@@ -253,39 +252,39 @@ def measure() -> dict[str, Any]:
     """Measure the installed release: cells by layer kind and operation."""
     torch.set_num_threads(1)
     candidate = find_candidate("transformers")
-    adapter = candidate.stages[CACHE].__self__  # type: ignore[attr-defined]
+    adapter = candidate.functions("cache")[""].__self__  # type: ignore[attr-defined]
     bare = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
     recording = replace(
         candidate,
-        stages={CACHE: lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)},
+        stages={"cache": lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)},
     )
     cells: dict[str, dict[str, Cell]] = {}
     for kind in LayerKind:
         found = cells[str(kind)] = {}
 
         def wide(ops: set[Op], case: CacheCase) -> bool:
-            return case.layer.geometry.window > 1 and (not ops or any(call.op in ops for call in case.calls))
+            return case.window > 1 and (not ops or any(call.op in ops for call in case.calls))
 
         for name, (ops, texts) in SCHEDULES.items():
-            found[name] = look(candidate, CACHE, cache_cases_of(kind, texts), partial(wide, ops))
+            found[name] = look(candidate, "cache", cache_cases_of(kind, texts), partial(wide, ops))
             if Op.ROLLBACK in ops:
-                found[RECORDED] = look(recording, CACHE, cache_cases_of(kind, texts), partial(wide, ops))
+                found[RECORDED] = look(recording, "cache", cache_cases_of(kind, texts), partial(wide, ops))
         narrow = cache_cases_of(kind, NARROW_SCHEDULES, NARROW_SIZES)
-        found[NARROW] = look(candidate, CACHE, narrow, lambda case: True)
+        found[NARROW] = look(candidate, "cache", narrow, lambda case: True)
         for name, (feature, texts) in ROWS.items():
             parts = [
                 look(
                     bare,
-                    LAYER,
+                    "layer",
                     layer_cases_of(kind, texts, mode),
                     lambda case, feature=feature, mode=mode: feature in case.features and case.mode == mode,
                 )
-                for mode in candidate.layers
+                for mode in candidate.modes("layer")
             ]
             found[name] = _joined(parts)
         for name, make in MASKS.items():
-            masked = replace(candidate, layers={"layer": partial(run_masked, make, adapter)})
-            found[name] = look(masked, LAYER, layer_cases_of(kind, BATCHES), lambda case: not case.features)
+            masked = replace(candidate, stages={"layer": partial(run_masked, make, adapter)})
+            found[name] = look(masked, "layer", layer_cases_of(kind, BATCHES), lambda case: not case.features)
     return {
         "versions": {**candidate.environment, "torch": torch.__version__},
         "cells": {

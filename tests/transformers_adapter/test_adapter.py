@@ -15,12 +15,12 @@ from csa_spec.stages.layer.checks import matches_specification
 from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.stages.layer.trial import LayerTrial
 
-CASE = LayerCase(
+CASE = LayerCase.of(
     Geometry(
         compress_ratio=2, top_k=2, window=3, hidden=6, heads=2, head_dim=6, rope_dim=4, q_lora_rank=4, index_heads=3,
         index_head_dim=5, o_groups=2, o_lora_rank=3, yarn=Yarn(4.0, 64),
     ),
-    (Row((9,)), Row((6,))),
+    rows=(Row((9,)), Row((6,))),
     values=Values.GAUSSIAN,
     sinks=Sinks.DRAWN,
 )  # fmt: skip
@@ -71,7 +71,7 @@ def test_global_random_state_and_inputs_stay_as_they_are() -> None:
     """Building a model draws weights; nobody else's numbers may change by that."""
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    case = replace(CASE, seed=12345, geometry=replace(CASE.geometry, hidden=7))
+    case = replace(CASE, seed=12345, hidden=7)
     run(case)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -80,12 +80,12 @@ def test_hooks_are_gone_after_a_call() -> None:
     """Also after a call that failed."""
     candidate = find_candidate("transformers")
     trial = LayerTrial(candidate, CASE)
-    bound = candidate.layers[""].func.__self__  # type: ignore[attr-defined]
+    bound = candidate.functions("layer")[""].func.__self__  # type: ignore[attr-defined]
     trial.run(trial.inputs)
     attention = bound._model(CASE.geometry, torch.float32, torch.device("cpu")).layers[0].self_attn
     wrong = torch.zeros(1, 2, 3)
     with pytest.raises(RuntimeError):
-        candidate.layers[""](
+        candidate.functions("layer")[""](
             wrong, trial.inputs.weights, CASE.geometry, torch.zeros(1, 2).long(), torch.zeros(1, 2).long()
         )
     for module in attention.modules():
@@ -113,8 +113,8 @@ def test_what_upstream_does_not_support_is_really_wrong() -> None:
     for (kind, feature), reason in candidate.capabilities.lacks.items():
         if kind not in list(LayerKind):
             continue  # of caches: test_cache.py
-        case = replace(cases[feature], geometry=replace(CASE.geometry, kind=kind))
-        modes = [mode for mode in candidate.layers if _fails(replace(case, mode=mode))]
+        case = replace(cases[feature], kind=kind)
+        modes = [mode for mode in candidate.modes("layer") if _fails(replace(case, mode=mode))]
         assert modes, f"{kind} with {feature} is right, but declared away: {reason}"
 
 

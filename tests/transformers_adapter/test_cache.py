@@ -13,13 +13,14 @@ from csa_spec.candidates import find_candidate
 from csa_spec.candidates.transformers_cache import CacheStream, RecordingStream, is_refusal
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import run_check
+from csa_spec.engine.stage import SIDE_EFFECTS
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import Geometry, LayerKind
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stage import CACHE
 from csa_spec.stages.cache.trial import CacheTrial
-from csa_spec.stages.layer.case import LayerCase, Sinks, Values
+from csa_spec.stages.layer.case import Sinks, Values
 
 MEASURED = "5.23.0"
 measured = pytest.mark.skipif(
@@ -39,8 +40,8 @@ def case_of(kind: LayerKind, calls: str, batch: int = 1, m: int = 2, window: int
     )  # fmt: skip
     if kind is LayerKind.CSA:
         geometry = replace(geometry, top_k=2, index_heads=4)
-    layer = LayerCase.of(geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
-    return replace(CacheCase.parse(f"cache {kind} B={batch} calls={calls}"), layer=layer)
+    schedule = CacheCase.parse(f"cache {kind} B={batch} calls={calls}").calls
+    return CacheCase.of(geometry, batch=batch, calls=schedule, values=Values.GAUSSIAN, sinks=Sinks.DRAWN)
 
 
 def try_case(case: CacheCase, candidate: Candidate | None = None) -> str:
@@ -57,7 +58,7 @@ def try_case(case: CacheCase, candidate: Candidate | None = None) -> str:
 def stream_of(case: CacheCase) -> CacheStream:
     """Open a stream by hand."""
     arguments = make_cache_inputs(case)
-    stream = find_candidate("transformers").stages[CACHE](
+    stream = find_candidate("transformers").functions("cache")[""](
         *(arguments[n] for n in ("weights", "geometry", "batch"))
     )
     assert isinstance(stream, CacheStream)
@@ -114,7 +115,7 @@ def test_what_is_refused_counts_as_refused(kind: LayerKind) -> None:
     ]
     candidate = find_candidate("transformers")
     everything = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
-    result = run_check(SPECIFICATION, everything, CACHE, kind, cases)
+    result = run_check(SPECIFICATION, everything, CACHE, cases, variant=kind)
     assert (result.cases, result.failures) == (0, [])
     counts = {name.partition(":")[0]: count for name, count in result.not_applicable.items()}
     assert counts == {"rollback, refused": 2, "clear, not offered": 1}
@@ -135,7 +136,7 @@ WRONG = {
     "cache csa calls=1,repeat:2,1 k=0 W=2": RAISES,
     "cache hca calls=1,repeat:2,1 W=2": RAISES,
 }
-"""LayerCase: kind of failure. A window of 1, ``crop`` within the window, ``batch_select_indices``, ``batch_repeat_...``."""
+"""Case: kind of failure. A window of 1, ``crop`` within the window, ``batch_select_indices``, ``batch_repeat_...``."""
 
 
 @measured
@@ -150,15 +151,15 @@ def test_what_is_wrong_fails(line: str) -> None:
 def test_recording_the_past_makes_crop_right_for_sliding_layers_only(kind: LayerKind) -> None:
     """The others keep their entries and the tokens of the unfinished block."""
     candidate = find_candidate("transformers")
-    adapter = candidate.stages[CACHE].__self__  # type: ignore[attr-defined]
-    recording = replace(candidate, stages={CACHE: lambda weights, geometry, batch: adapter.open_as(
+    adapter = candidate.functions("cache")[""].__self__  # type: ignore[attr-defined]
+    recording = replace(candidate, stages={"cache": lambda weights, geometry, batch: adapter.open_as(
         RecordingStream, weights, geometry)})  # fmt: skip
     expected = "ok" if kind is LayerKind.SLIDING else f"{DIFFERS}[after rollback]"
     assert try_case(case_of(kind, "4,rollback:2,1"), recording) == expected
     assert try_case(case_of(kind, "4,1,3"), recording) == "ok"
 
 
-@pytest.mark.parametrize("check", CACHE.checks[1:], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", SIDE_EFFECTS, ids=lambda check: check.name)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_streams_have_good_manners(kind: LayerKind, check: object) -> None:
     """They repeat, change nothing of the process or their inputs, and own their outputs."""
@@ -177,7 +178,7 @@ def outputs(case: CacheCase) -> Iterator[torch.Tensor]:
 def test_streams_do_not_share_anything(kind: LayerKind) -> None:
     """Two of one geometry, with other weights, taking turns, give what each gives alone; so does one after another."""
     first = case_of(kind, "3,2,1,1")
-    second = replace(first, layer=replace(first.layer, seed=1))
+    second = replace(first, seed=1)
     alone = [list(outputs(first)), list(outputs(second))]
     again = list(outputs(first))
     turns = list(zip(outputs(first), outputs(second), strict=True))
@@ -195,8 +196,8 @@ def test_hooks_are_gone_after_a_call_that_fails() -> None:
     with pytest.raises(RuntimeError):
         stream_of(case).extend(torch.zeros(1, 2, 5))
     assert all(torch.equal(a, b) for a, b in zip(before, outputs(case), strict=True))
-    adapter = find_candidate("transformers").stages[CACHE].__self__  # type: ignore[attr-defined]
-    geometry = case.layer.geometry
+    adapter = find_candidate("transformers").functions("cache")[""].__self__  # type: ignore[attr-defined]
+    geometry = case.geometry
     for module in adapter._model(geometry, torch.float32, torch.device("cpu")).modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

@@ -67,7 +67,7 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
         (equality,) = (
             r
             for r in report["results"]
-            if (r["stage"], r["layer"], r["check"]) == ("layer", kind, "specification")
+            if (r["stage"], r["layer_kind"], r["check"]) == ("layer", kind, "specification")
         )
         (leak,) = (f for f in equality["failures"] if f["kind"] == "SeesTooMuch")
         case = LayerCase.parse(leak["case_line"])
@@ -77,7 +77,7 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
         assert (case.columns, case.geometry.compress_ratio, case.geometry.top_k) == (2, 1, 1)
         assert "the output of query A (t=0) changes when token 1 changes" in leak["detail"]
         assert "it must not attend to it at all" in leak["findings"][0]
-        (future,) = (r for r in report["results"] if r["layer"] == kind and r["check"] == "future")
+        (future,) = (r for r in report["results"] if r["layer_kind"] == kind and r["check"] == "future")
         assert future["failures"], "future tokens change earlier outputs, so the law must fall too"
 
     assert "Queries see tokens or entries that they must not see" in result.stdout
