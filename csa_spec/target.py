@@ -157,8 +157,11 @@ class Target:
         names = [name for name in self._required() if not result.reached[name]]
         if not names:
             return []
+        corners = self._corners(self.stage.checks[0])
+        if not result.failing and result.cases >= len(corners) + self._amount(self.stage.checks[0]):
+            return names  # every case was tried and counted, the corner cases among them
         within: set[str] = set()
-        for case in self._corners(self.stage.checks[0]):
+        for case in corners:
             within |= self.stage.trial(self.candidate, case.fit(self.capabilities)[0]).kinds()
         return [name for name in names if name not in within]
 
