@@ -20,14 +20,12 @@ BUILDS_ON = {"cache": {"layer"}}
 """Room of a stage: those of other stages that it is made of. A stream of calls is a layer."""
 EXPORTS = {
     "__init__.py": "exports what users write: Feature, LayerCase, Row, LayerOutput, LayerStage",
-    "vectors.py": "recomputes recorded figures, some of which are of `attend`",
 }
 """Modules that may import from the rooms of stages all the same, and why; they may not branch on a stage"""
 PENDING = {
     "bundle/": "scripts of failures are being rewritten",
     "selftest/": "moves out of the package",
     "cli.py": "is being rewritten",
-    "vectors.py": "is being rewritten",
 }
 """To be removed: what may name stages until it is rewritten."""
 BRANCHES: dict[str, str] = {}
