@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
+from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
 
 
 class CaseError(ValueError):
@@ -22,7 +22,13 @@ class CaseError(ValueError):
 
 
 def size(
-    letter: str, least: int, words: str, default: int | None = None, bucketed: bool = True, rank: int = 1
+    letter: str,
+    least: int,
+    words: str,
+    default: int | None = None,
+    bucketed: bool = True,
+    rank: int = 1,
+    multiple: int = 1,
 ) -> Any:
     """Declare a size, written ``letter=...``.
 
@@ -36,10 +42,12 @@ def size(
         Whether a candidate that compiles for every new shape gets it from a few powers of four.
     rank
         Its place in the text: 0 first.
+    multiple
+        What every legal size is a multiple of.
     """
     value = least if default is None else default
     what = {"letter": letter, "least": least, "words": words, "bucketed": bucketed, "rank": rank}
-    return field(default=value, metadata=what)
+    return field(default=value, metadata={**what, "multiple": multiple})
 
 
 def drawn(kind: type[StrEnum], default: StrEnum | None = None) -> Any:
@@ -278,13 +286,24 @@ class Case:
             rule = capabilities.rule(letter, self.variant)
             size = self._bucket(letter, value) if capabilities.static_shapes else value
             reason = rule.reason(size, letter)
-            nearest = rule.nearest(size) if reason else size
-            if nearest is None or nearest < self.letters()[letter]:
-                raise CaseError(f"capabilities leave no size {letter} for {self.stage}: {rule}")
+            nearest = self._nearest(letter, size, rule) if reason else size
             if nearest != value:
                 wanted[letter] = nearest
             reasons += [reason] if reason else []
         return wanted, reasons
+
+    def _nearest(self, letter: str, size: int, rule: SizeRule) -> int:
+        """Return the nearest size that is legal and supported."""
+        multiples = {
+            one.metadata["letter"]: one.metadata["multiple"]
+            for one in fields(self)
+            if "letter" in one.metadata
+        }
+        legal = rule.within(self.letters()[letter], multiples.get(letter, 1))
+        nearest = legal.nearest(size)
+        if nearest is None:
+            raise CaseError(f"capabilities leave no size {letter} for {self.stage}: {legal}")
+        return nearest
 
     def _fitted_sizes(self) -> dict[str, int]:
         """Return the sizes that can be made to fit one by one."""

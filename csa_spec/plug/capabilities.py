@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import lcm
 from types import MappingProxyType
 
 from csa_spec.spec import LayerKind
@@ -50,6 +51,13 @@ class SizeRule:
         """Whether it leaves anything out."""
         return self != SizeRule()
 
+    def __str__(self) -> str:
+        """Return e.g. ``at least 2, at most 8``."""
+        parts = [f"at least {self.least}"] if self.least else []
+        parts += [] if self.limit is None else [f"at most {self.limit}"]
+        parts += [f"a multiple of {self.multiple}"] if self.multiple > 1 else []
+        return ", ".join([*parts, *(f"out of {sizes}" for sizes in self.allowed)])
+
     def allows(self, size: int) -> bool:
         """Whether a size is supported."""
         return not self.reason(size, "")
@@ -65,6 +73,10 @@ class SizeRule:
         if not all(size in sizes for sizes in self.allowed):
             return f"{letter}={size}"
         return ""
+
+    def within(self, least: int, multiple: int) -> SizeRule:
+        """Return the rule for sizes of which only some are legal at all."""
+        return replace(self, least=max(self.least, least), multiple=lcm(self.multiple, multiple))
 
     def nearest(self, size: int) -> int | None:
         """Return a supported size near to one: itself, the next larger, else the next smaller; None if there is none.

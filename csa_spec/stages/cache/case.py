@@ -26,6 +26,8 @@ Token = tuple[int, int, int]
 
 NARROW = "window of one token"
 """What a candidate may lack beside operations."""
+_ROUNDS = 4
+"""Calls that are split may be too many, and those that are left of another size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,26 +170,31 @@ class CacheCase(OfLayer):
 
     def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
         """Return the nearest schedule that a candidate supports; longer calls are split."""
-        first, step = (capabilities.rule(letter, self.variant) for letter in ("first", "step"))
+        rules = tuple(capabilities.rule(letter, self.variant) for letter in ("first", "step"))
         case, lacking = super().fit(capabilities)
-        reasons = [
-            rule.reason(tokens, letter)
-            for letter, rule, found in zip(
-                ("first", "step"), (first, step), case._first_and_later, strict=True
-            )
-            for tokens in found
-        ]
-        reasons = [reason for reason in dict.fromkeys(reasons) if reason]
-        if not reasons:
-            return case, lacking
-        case = replace(case, turn=step.nearest(case.turn) or case.turn)
+        for _ in range(_ROUNDS):
+            reasons = case._misfitting_calls(*rules)
+            if not reasons:
+                return case, lacking
+            lacking += [reason for reason in reasons if reason not in lacking]
+            case = super(CacheCase, case._with_split_calls(*rules)).fit(capabilities)[0]
+        raise CaseError(f"the declared sizes leave no {self.stage} case near {self}")
+
+    def _misfitting_calls(self, first: SizeRule, step: SizeRule) -> list[str]:
+        """Say why calls are not supported, each reason once."""
+        begin, later = self._first_and_later
+        reasons = [first.reason(tokens, "first") for tokens in begin]
+        reasons += [step.reason(tokens, "step") for tokens in later]
+        return [reason for reason in dict.fromkeys(reasons) if reason]
+
+    def _with_split_calls(self, first: SizeRule, step: SizeRule) -> Self:
+        """Return the case with calls of supported sizes, as far as there are any."""
+        case = replace(self, turn=step.nearest(self.turn) or self.turn)
         case = case.with_calls(list(_resized(case.calls, partial(_split, first), partial(_split, step))))
-        allowed = all(map(first.allows, case._first_and_later[0])) and all(
-            map(step.allows, case._first_and_later[1])
-        )
-        if not allowed:  # turns of another stream begin with as many tokens as they go on with
+        if case._misfitting_calls(first, step):
+            # Turns of another stream begin with as many tokens as they go on with.
             case = case.with_calls([call for call in case.calls if call.op not in (Op.OTHER, Op.FORK)])
-        return super(CacheCase, case).fit(capabilities)[0], lacking + reasons
+        return case
 
     def with_calls(self, calls: Sequence[Call]) -> Self:
         """Return the case with other calls; those that ask for rows or tokens that are not there are left out."""

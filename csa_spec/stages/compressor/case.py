@@ -50,7 +50,7 @@ class CompressorCase(Case):
     compress_ratio: int = size("m", 1, "tokens per entry", bucketed=False)
     hidden: int = size("E", 1, "hidden")
     head_dim: int = size("D", 2, "channels")
-    rope_dim: int = size("R", 2, "rotated channels")
+    rope_dim: int = size("R", 2, "rotated channels", multiple=2)
     """Odd ones, and more than there are channels, are rounded down"""
     overlap: Blocks = drawn(Blocks)
     values: TokenValues = drawn(TokenValues)

@@ -169,7 +169,7 @@ class OfLayer(Case):
     hidden: int = size("E", 1, "hidden", default=2, bucketed=False)
     heads: int = size("H", 1, "heads", bucketed=False)
     head_dim: int = size("D", 2, "channels of a head", bucketed=False)
-    rope_dim: int = size("R", 2, "rotated channels", bucketed=False)
+    rope_dim: int = size("R", 2, "rotated channels", bucketed=False, multiple=2)
     q_lora_rank: int = size("q_lora", 1, "rank of the queries", bucketed=False)
     index_heads: int = size("HI", 1, "index heads", bucketed=False)
     index_head_dim: int = size("DI", 2, "channels of an index head", bucketed=False)
