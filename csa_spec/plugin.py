@@ -66,15 +66,15 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="a shipped name (transformers, gather, ...), a name from conftest.py or an entry point, or "
         "package.module:object; may be given several times",
     )
-    for name, metavar, default in (
-        ("stage", "NAME", "all"),
-        ("layer", "KIND", "all"),
-        ("profile", "NAME", "default"),
-        ("dtype", "NAME[,NAME]", "float32"),
-        ("device", "NAME", "cpu"),
+    for option, metavar, default in (
+        ("--csa-stage", "NAME", "all"),
+        ("--csa-layer", "KIND", "all"),
+        ("--csa-profile", "NAME", "default"),
+        ("--csa-dtype", "NAME[,NAME]", "float32"),
+        ("--csa-device", "NAME", "cpu"),
     ):
-        text = f"{offered[name]} (default: {default})"
-        group.addoption(f"--csa-{name}", default=default, metavar=metavar, help=text)
+        text = f"{offered[option]} (default: {default})"
+        group.addoption(option, default=default, metavar=metavar, help=text)
     group.addoption("--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases")
     group.addoption("--csa-isolate", action="store_true", help="run candidates in a process of their own")
     group.addoption(
@@ -97,11 +97,11 @@ def _choices(pluginmanager: pytest.PytestPluginManager) -> Mapping[str, str]:
     from csa_spec.stages import STAGES
 
     return {
-        "stage": ", ".join([*STAGES, "all"]),
-        "layer": ", ".join([*LayerKind, "all"]),
-        "profile": ", ".join(PROFILES),
-        "dtype": ", ".join(DTYPES),
-        "device": ", ".join(DEVICES),
+        "--csa-stage": ", ".join([*STAGES, "all"]),
+        "--csa-layer": ", ".join([*LayerKind, "all"]),
+        "--csa-profile": ", ".join(PROFILES),
+        "--csa-dtype": ", ".join(DTYPES),
+        "--csa-device": ", ".join(DEVICES),
     }
 
 

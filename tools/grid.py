@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs import find_bug
-from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
-from csa_spec.stages.layer.inputs import make_inputs
-from csa_spec.stages.cache.stream import Call
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate
 from csa_spec.selftest.subjects import kinds_of
 from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
+from csa_spec.stages.cache.stream import Call
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.inputs import make_inputs
 
 TOLERANCE = 1e-3
 _RATIOS = {LayerKind.CSA: 4, LayerKind.HCA: 8, LayerKind.SLIDING: 1}

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from csa_spec.bugs import find_bug
-from csa_spec.stages.layer.case import DRAWN_SCORES, DRAWN_VALUES, LayerCase, Sinks
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.running import subject_of
-from csa_spec.plug.call import NotOffered
 from csa_spec.engine.trial import Trial
+from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import Profile
 from csa_spec.selftest.subjects import all_subjects, kinds_of, specification, target
@@ -23,6 +22,7 @@ from csa_spec.selftest.text import Table, marked_table, plain_table
 from csa_spec.selftest.work import Task
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.case import DRAWN_SCORES, DRAWN_VALUES, LayerCase, Sinks
 from tools.command import Command, parser, read_command
 
 _PLAIN = "the plain choice: all that is left where a candidate declares the others away"

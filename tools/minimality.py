@@ -28,8 +28,8 @@ from csa_spec.selftest.subjects import kinds_of, target
 from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
 from csa_spec.spec import LayerKind
-from csa_spec.stages.layer.stage import LAYER
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.stage import LAYER
 from tools.command import Command, parser, read_command
 from tools.smaller_cases import letters, shape_of, smaller_cases
 

@@ -12,13 +12,13 @@ from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.stage import Check
 from csa_spec.plug.candidate import Candidate
-from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.selftest.subjects import kinds_of, parcels, target
 from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+from csa_spec.stages.layer.output import LayerOutput
 from tools.command import Command, parser, read_command
 
 

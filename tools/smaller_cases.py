@@ -12,13 +12,12 @@ from dataclasses import fields, replace
 from itertools import islice, product
 from typing import Any
 
-from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 from csa_spec.engine.case import CaseError
-from csa_spec.stages.layer.case import LayerCase
 from csa_spec.engine.shrink import shape
-from csa_spec.stages.cache.stream import Call, Op
 from csa_spec.spec import Geometry, GeometryError, LayerKind
 from csa_spec.stages.cache.case import CacheCase
+from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
 
 HEADS = 2
 """Most heads of a layer that are tried, unless the reported case has more"""

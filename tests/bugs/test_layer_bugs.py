@@ -16,9 +16,10 @@ from csa_spec.engine.running import failure_of
 from csa_spec.resolving import resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages.layer.case import LayerCase
+from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
-LAYERS = [one for one in bugs() if one.stage == LAYER]
+LAYERS = [one for one in bugs() if one.stage == "layer"]
 WRONG = [pytest.param(one, id=one.name) for one in LAYERS if not one.equivalent]
 EQUIVALENT = [pytest.param(one, id=one.name) for one in LAYERS if one.equivalent]
 
@@ -46,7 +47,7 @@ SPECIFICATION = "specification"
 def tried(kind: LayerKind, check: str) -> list[LayerCase]:
     """Return what the default profile tries, small cases first: most bugs show there, at a tenth of the cost."""
     anything = next(one.candidate for one in LAYERS if one.candidate.capabilities.gradients)
-    target = Target(anything, LAYER, kind, "float32", "cpu", resolve_profile("default"), 0)
+    target = Target(anything, LAYER, str(kind), "float32", "cpu", resolve_profile("default"), 0)
     return sorted(target.cases(CHECKS[check]), key=lambda case: len(case.rows) * case.columns)
 
 
