@@ -322,11 +322,10 @@ class Case:
 
     def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
         """Yield cases just outside of each size that a candidate declares, with what is declared."""
-        least = self.letters()
-        for letter, value in self.sizes.items():
-            rule = capabilities.rule(letter, self.variant)
+        for letter, least in self.letters().items():
+            rule, value = capabilities.rule(letter, self.variant), self.sizes.get(letter, least)
             for options in rule.just_outside(value) if rule.declared else ():
-                sizes = [size for size in options if size >= least[letter]]
+                sizes = [size for size in options if size >= least]
                 cases = (self._resized(letter, size) for size in sizes)
                 case = next((case for case in cases if case is not None), None)
                 if case is not None:

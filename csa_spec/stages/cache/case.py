@@ -157,10 +157,9 @@ class CacheCase(OfLayer):
         count, total = rest.pop("calls", len(self.calls)), rest.pop("total", None)
         rest |= {} if step is None else {"turn": step}
         case = super().with_sizes(rest)
-        calls = list(_resized(case.calls, lambda n: [first or n], lambda n: [step or n]))
-        if step is not None and not case._first_and_later[1]:
-            calls.append(Call(Op.EXTEND, (step,)))
-        calls = calls[:count]
+        calls = list(_resized(case.calls, lambda n: [first or n], lambda n: [step or n]))[:count]
+        if step is not None and not case.with_calls(calls)._first_and_later[1]:
+            calls.append(Call(Op.EXTEND, (step,)))  # there is no later call that could have other tokens
         while total is not None and len(calls) > 1 and _total(calls) > total:
             calls.pop()
         return case.with_calls(calls)
