@@ -1,4 +1,4 @@
-"""The script of a failure: it makes the inputs, calls the implementation, and asserts, all without this package."""
+"""The script of a failure: it makes the inputs, calls the implementation and asserts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from csa_spec.bundle.by_stage import SCRIPTS
 from csa_spec.bundle.importing import import_path, imported
-from csa_spec.bundle.wording import plain
 from csa_spec.candidates import SCRIPTS as OWN_SCRIPTS
 from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
+from csa_spec.report.wording import plain
 from csa_spec.scripting.arguments import subject_of
 from csa_spec.scripting.literals import WIDTH, Literals
 from csa_spec.scripting.stage_script import StageScript, Task
@@ -33,7 +33,7 @@ TENSORS_FILE = "tensors.safetensors"
 def make_script(
     failure: Failure, candidate: Candidate, check: str, environment: Mapping[str, str]
 ) -> tuple[str, dict[str, Tensor]] | None:
-    """Return the text of ``repro.py`` and the tensors that it reads from a file; None if there is no script."""
+    """Return the text of ``repro.py`` and the tensors that it reads from a file; None if there is none."""
     trial = stage_of(failure.case).trial(candidate, failure.case)
     script = SCRIPTS.get(trial.stage)
     if script is None or check not in script.laws():
