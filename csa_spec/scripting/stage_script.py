@@ -32,8 +32,8 @@ Law = Callable[[Task], "list[str] | None"]
 class StageScript:
     """How scripts call a stage, and what they hold against what.
 
-    The base needs of a trial ``arguments``, ``batched``, ``form``, and ``expected``: what is right, and by how
-    much each number may be off.
+    The base needs of a trial ``arguments``, ``batched``, ``form``, and ``expected``: what is right and by
+    how much each number may be off.
     """
 
     shows_calls = False
