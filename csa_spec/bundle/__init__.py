@@ -1,4 +1,4 @@
-"""The bundle of a failure: a folder for an issue, with a script that shows the failure without this package."""
+"""The bundle of a failure: a folder for an issue, with a script that needs nothing of this package."""
 
 from csa_spec.bundle.reading import BundleError, Recorded, read_bundle
 from csa_spec.bundle.write import write_bundle, write_bundles

@@ -29,16 +29,9 @@ def _is_of(function: Any, stage: str) -> bool:
 
 
 def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Imported | None:
-    """Return how a script imports a stage; None if it cannot.
+    """Return how a script imports a stage from ``package.module:object``; None if it cannot.
 
-    Parameters
-    ----------
-    path
-        ``package.module:object``.
-    stage, mode
-        What it is called for.
-    renamed
-        Whether the script uses the object's own name for something else.
+    It is ``renamed`` where the script uses the object's own name for something else.
     """
     module_name, _, attribute = path.partition(":")
     if "<" in attribute or module_name == "__main__":

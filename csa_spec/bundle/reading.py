@@ -1,4 +1,4 @@
-"""Read the ``case.json`` of a bundle. What is damaged or not known is one sentence; nothing of a bundle is executed."""
+"""Read the ``case.json`` of a bundle. What is damaged is one sentence; nothing of a bundle is executed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from csa_spec.plug.candidate import Candidate
 from csa_spec.stages import AnyStage, parse_case, stage_of
 
 VERSION = 2
-"""Raised whenever a reader of the old layout would misread the new one. Version 1 counted ``agreeing`` and ``tried``
-in a diagnosis; what :func:`read_bundle` needs is the same in both."""
+"""Raised whenever a reader of the old layout would misread the new one. Version 1 counted ``agreeing`` and
+``tried`` in a diagnosis; what :func:`read_bundle` needs is the same in both."""
 CASE_FILE = "case.json"
 _LARGEST = 16 << 20
 """Bytes of a case.json that are read at most."""

@@ -1,4 +1,4 @@
-"""The ``README.md`` of a bundle: the text of an issue, for a maintainer who has never heard of this package."""
+"""The ``README.md`` of a bundle: the text of an issue, for maintainers who do not know this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from csa_spec.report.content import call_line, compared, listed
 from csa_spec.scripting.stage_script import StageScript
 from csa_spec.stages import stage_of
 
-_HOME = "an executable specification of DeepSeek-V4's compressed sparse attention with a property-based test suite"
+_HOME = (
+    "an executable specification of DeepSeek-V4's compressed sparse attention with a property-based suite"
+)
 _SHOWN = 8
 
 
@@ -22,7 +24,7 @@ def make_readme(
     script: str | None,
     files: list[str],
 ) -> str:
-    """Return the text: title, what, expected and got, what it looks like, environment, script, how it was found."""
+    """Return the text: what, expected and got, what it looks like, environment, script, how it was found."""
     stage, case = stage_of(failure.case), failure.case
     sentence = stage.check(check).sentence
     words = stage.script or StageScript()
@@ -62,15 +64,16 @@ def _script(script: str, files: list[str]) -> str:
 
 def _again_in_python(failure: Failure, candidate: str, check: str) -> str:
     return (
-        "There is no script that shows this without csa-spec. With csa-spec installed, `csa-spec replay FOLDER` "
-        "on the folder of this file tries it again, or in Python:\n\n"
+        "There is no script that shows this without csa-spec. With csa-spec installed, "
+        "`csa-spec replay FOLDER` on the folder of this file tries it again, or in Python:\n\n"
         f"```python\nfrom csa_spec import check_case\n\n{call_line(failure, candidate, check)}\n```"
     )
 
 
 def _wanted(check: str, sentence: str) -> str:
     if check == SPECIFICATION:
-        return "What is expected is a float64 reference written after the official code, within rounding errors."
+        reference = "a float64 reference written after the official code"
+        return f"What is expected is {reference}, within rounding errors."
     return f"What should hold: {sentence}."
 
 

@@ -1,4 +1,4 @@
-"""The script of a failure: it makes the inputs, calls the implementation, and asserts, all without this package."""
+"""The script of a failure: it makes the inputs, calls the implementation and asserts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TENSORS_FILE = "tensors.safetensors"
 def make_script(
     failure: Failure, candidate: Candidate, check: str, environment: Mapping[str, str]
 ) -> tuple[str, dict[str, Tensor]] | None:
-    """Return the text of ``repro.py`` and the tensors that it reads from a file; None if there is no script."""
+    """Return the text of ``repro.py`` and the tensors that it reads from a file; None if there is none."""
     trial = stage_of(failure.case).trial(candidate, failure.case)
     script = stage_of(failure.case).script
     if script is None or check not in script.laws():

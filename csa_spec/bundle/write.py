@@ -35,21 +35,8 @@ def write_bundle(
 ) -> Path:
     """Write the bundle of a failure into a folder; return where it is.
 
-    A bundle of the same failure that is there already is replaced. An interrupted run leaves no bundle, or the old
-    one.
-
-    Parameters
-    ----------
-    failure
-        What is wrong.
-    candidate
-        Who is wrong.
-    check
-        Name of the check that found it.
-    folder
-        Where bundles go; made if it is not there.
-    environment
-        Versions, e.g. those of a report.
+    ``check`` found it; ``environment`` has versions. A bundle of the same failure that is there already is
+    replaced. An interrupted run leaves no bundle, or the old one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / bundle_name(failure, check)

@@ -16,7 +16,7 @@ SHIPPED = {
 }
 """Name: module with a function ``load``."""
 SCRIPTS = {"transformers": "csa_spec.candidates.transformers_script"}
-"""Of those that are not called as a plain function: the module whose ``subject_of`` writes their calls into scripts."""
+"""Of those that no plain call shows: the module whose ``subject_of`` writes their calls into scripts."""
 GROUP = "csa_spec.candidates"
 """Entry points of other packages in this group are candidates too."""
 

@@ -45,7 +45,7 @@ def listed(values: list[float], shown: int = 6) -> str:
 
 
 def numbers_lines(failure: Failure, check: str) -> list[str]:
-    """Return lines that say where it is wrong, what is expected and what came; none where that is not known."""
+    """Return lines that say where it is wrong, what is expected and what came; none where not known."""
     found = compared(failure, check)
     if found is None or failure.place is None:
         return []

@@ -1,1 +1,1 @@
-"""Scripts that show a failure without this package: tensors as text, calls, comparisons, and what a stage says."""
+"""Scripts that show a failure without this package: tensors as text, calls, comparisons."""

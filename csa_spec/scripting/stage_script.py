@@ -1,4 +1,4 @@
-"""What a stage says about its scripts. One object per stage; the base fits every stage whose output is numbers."""
+"""What a stage says about its scripts, in one object. The base fits stages whose output is numbers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Law = Callable[[Task], "list[str] | None"]
 class StageScript:
     """How scripts call a stage, and what they hold against what.
 
-    The base needs of a trial ``arguments``, ``batched``, ``form``, and ``expected``: the right numbers and how far
-    each may be off.
+    The base needs of a trial ``arguments``, ``batched``, ``form``, and ``expected``: what is right and by
+    how much each number may be off.
     """
 
     shows_calls = False

@@ -64,7 +64,7 @@ class CacheScript(StageScript):
 
 
 def _form_of_answers(dtype: torch.dtype) -> list[str]:
-    """Return a function that asks for the form of the answer to each call: it is not known which one is wrong."""
+    """Return a function that checks the form of each answer: it is not known which one is wrong."""
     return [
         "def check_form(out, tokens):",
         '    assert isinstance(out, torch.Tensor), f"got {type(out).__name__}"',
@@ -82,7 +82,7 @@ def _column(step: Step, place: Place) -> int:
 
 
 def _answers(trial: CacheTrial, step: Step, place: Place | None) -> tuple[Tensor, Tensor, bool]:
-    """Return outputs and allowed errors of one call, ``[B, n, hidden]``, and whether selections are in front."""
+    """Return outputs and allowed errors of one call, ``[B, n, hidden]``, as :func:`by_selection` does."""
     outs, errors = [], []
     for row in step.rows:
         expected, last = trial.specified_on(row), slice(len(row) - step.tokens, len(row))

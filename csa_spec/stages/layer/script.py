@@ -48,9 +48,9 @@ class LayerScript(StageScript):
         return super().specification(task)
 
     def numbers(self, task: Task) -> tuple[Tensor, Tensor, bool]:
-        """Return outputs and allowed errors, ``[B, S, hidden]``; what is not compared may have any error.
+        """Return outputs and allowed errors, ``[B, S, hidden]``; any error where nothing is compared.
 
-        That is padding, and queries with several valid selections, but for the query that the failure is about.
+        That is padding, and queries with several valid selections but for the one that the failure names.
         """
         expected, place = task.trial.expected, task.failure.place
         out = expected.out.clone()
@@ -129,7 +129,7 @@ def document_at(expected: Expected, row: int, column: int) -> ExpectedDocument |
 
 
 def allowed_errors(expected: Expected) -> Tensor:
-    """Return allowed errors, ``[B, S, hidden]``: any at padding and where a query has several valid selections."""
+    """Return allowed errors, ``[B, S, hidden]``: any at padding and where several selections are valid."""
     allowed = torch.full_like(expected.out, torch.inf)
     for document in expected.documents:
         own = document.trace.context.document
@@ -148,9 +148,9 @@ def by_selection(
     out: Tensor,
     allowed: Tensor,
 ) -> tuple[Tensor, Tensor, bool]:
-    """Give outputs and allowed errors a dimension in front, of the valid selections of query ``t``, if it has several.
+    """Give outputs and allowed errors a dimension in front, of the valid selections of query ``t``.
 
-    Its row and column are ``at``. The third value is whether they have that dimension.
+    Its row and column are ``at``. Only if it has several; the third value is whether it has.
     """
     choice, (row, column) = document.choices[t], at
     if not choice.ambiguous or choice.count > ALTERNATIVES:
