@@ -18,6 +18,8 @@ _MANY_SEEDS = 30
 """Seeds tried where only the number of tokens changes"""
 _FEW_TOKENS = 5
 """Longest document of which every smaller shape is tried"""
+_MOST_SHAPES = 20_000
+"""Smaller shapes that are looked at; several packed rows have millions"""
 _SWEEP = 150
 """Cases of one sweep, about: where there are many shapes each gets fewer seeds"""
 
@@ -146,7 +148,7 @@ def _every_smaller_shape(case: LayerCase) -> Iterator[LayerCase]:
 
     A length can cost a larger rule: what shows in a window of one token after four shows in one of two after two.
     """
-    shapes = sorted(_smaller_shapes(case), key=lambda smaller: smaller.shape)
+    shapes = sorted(itertools.islice(_smaller_shapes(case), _MOST_SHAPES), key=lambda smaller: smaller.shape)
     for seed in range(max(2, min(SEEDS, _SWEEP // max(1, len(shapes))))):
         yield from (replace(smaller, seed=seed) for smaller in shapes)
 
