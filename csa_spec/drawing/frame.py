@@ -59,7 +59,7 @@ def frame(
             y = sheet.paragraph(MARGIN, y, note, width, SMALL, QUIET) + 2
     y += 4
     for line in numbers:
-        sheet.text(MARGIN, y, line, SMALL, INK, mono=True)
+        sheet.text(MARGIN, y, line.replace(" ", "\u00a0"), SMALL, INK, mono=True)
         y += 16
     described = "; ".join(look.meaning for look in looks if look.meaning)
     return sheet.finish(f"{failure.title}: {failure.case}", f"{failure.detail}. Squares: {described}.")
