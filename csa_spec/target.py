@@ -145,23 +145,30 @@ class Target:
 
     def missing(self, result: CheckResult) -> list[str]:
         """Return what a result of the specification check never reached of what it must reach to mean anything."""
-        names = [] if self._taken_away(result) else self._unreached(result)
+        left_out = self.left_out(result)
+        names = [name for name in self._unreached(result) if name not in left_out]
         return names + self.stage.wanting(result, self.dtype)
 
     def left_out(self, result: CheckResult) -> list[str]:
-        """Return the required kinds that cannot be reached within what the candidate declares."""
-        return self._unreached(result) if self._taken_away(result) else []
+        """Return the required kinds that what the candidate declares has put out of reach.
+
+        The corner cases reach every required kind. Those that are lost where a corner case must be changed to fit the
+        candidate are out of reach.
+        """
+        names = self._unreached(result)
+        if not names or not result.not_applicable:
+            return []
+        lost: set[str] = set()
+        for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
+            if lost.issuperset(names):
+                break
+            if case.fit(self.capabilities)[0] != case:
+                lost |= self.stage.trial(self.candidate, case).kinds()
+        return [name for name in names if name in lost]
 
     def _unreached(self, result: CheckResult) -> list[str]:
         required = self.stage.required(self.variant, self.capabilities)
         return [name for name in required if not result.reached[name]]
-
-    def _taken_away(self, result: CheckResult) -> bool:
-        """Whether kinds that were not reached are out of reach, because cases had to be made to fit the candidate.
-
-        The corner cases reach every required kind, and all of them were tried.
-        """
-        return bool(result.not_applicable) and not result.failing
 
 
 @lru_cache(maxsize=512)
