@@ -156,7 +156,7 @@ class Target:
         candidate are out of reach.
         """
         names = self._unreached(result)
-        if not names or not result.not_applicable:
+        if not names:
             return []
         lost: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
