@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,3 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.option.csa_candidate:
         config.option.csa_candidate = ["transformers"]
         config.option.csa_profile = "smoke"
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from walking through torch, transformers and thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
