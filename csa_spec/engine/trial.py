@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,20 +53,22 @@ class of_case(cached_property[T]):  # noqa: N801 - read as a decorator
     Hundreds of candidates, known bugs among them, are tried on the same cases, and shrinking comes back to some.
     """
 
-    def __get__(self, trial: Any, owner: Any = None) -> Any:
-        """Return what an earlier trial found, or find it."""
-        if trial is None:
-            return self
-        key = (type(trial), trial.case, self.attrname, trial.capabilities.internal_dtype)
-        if key in _KNOWN:
-            value = vars(trial)[str(self.attrname)] = _KNOWN[key]
+    if not TYPE_CHECKING:  # the types are those of a cached property
+
+        def __get__(self, trial: Any, owner: Any = None) -> Any:
+            """Return what an earlier trial found, or find it."""
+            if trial is None:
+                return self
+            key = (type(trial), trial.case, self.attrname, trial.capabilities.internal_dtype)
+            if key in _KNOWN:
+                value = vars(trial)[str(self.attrname)] = _KNOWN[key]
+                return value
+            value = super().__get__(trial, owner)
+            if sum(trial.case.sizes.values()) <= _SMALL:
+                _KNOWN[key] = value
+                if len(_KNOWN) > _MOST_KNOWN:
+                    del _KNOWN[next(iter(_KNOWN))]
             return value
-        value = super().__get__(trial, owner)
-        if sum(trial.case.sizes.values()) <= _SMALL:
-            _KNOWN[key] = value
-            if len(_KNOWN) > _MOST_KNOWN:
-                del _KNOWN[next(iter(_KNOWN))]
-        return value
 
 
 _KNOWN: dict[Any, Any] = {}

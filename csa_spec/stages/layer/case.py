@@ -411,7 +411,7 @@ class LayerCase(OfLayer):
         """How much of how it is drawn and run is not at its simplest."""
         regime = ((Values, self.values), (Scores, self.scores), (Sinks, self.sinks))
         simple = sum(list(kind).index(one) for kind, one in regime)
-        constants = sum(getattr(self, name) != getattr(_SMALLEST, name) for name in CONSTANTS)
+        constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
         return int(self.yarn is not None) + constants + bool(self.mode) + simple
 
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:
