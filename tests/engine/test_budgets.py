@@ -40,7 +40,7 @@ HALF = 0.5
 def drawn(kind: LayerKind) -> list[LayerCase]:
     """Return cases of one layer kind that the vectorised layer supports."""
     found = draw(cases(kind, Setting(ratios=frozenset({1, 2, 3, 4}))), EXAMPLES[kind])
-    return [case.without(VECTORISED.capabilities.lacking(case)) for case in found]
+    return [case.fit(VECTORISED.capabilities)[0] for case in found]
 
 
 @cache
