@@ -124,7 +124,9 @@ def test_each_choice_has_a_budget_of_its_own(seed: int) -> None:
         order = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.shape[-1] - 1 - order, True)
 
-    case = LayerCase.parse(f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}")
+    case = LayerCase.parse(
+        f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.candidates._highest", last)
         assert judge(VECTORISED, case)[1] is None
@@ -179,7 +181,9 @@ def test_exposing_the_selection_lets_every_query_be_judged(monkeypatch: pytest.M
     assert judge(candidate(False, select=_last_of_ties), TIED)[0].unjudged == 3
 
 
-STAGES = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2")
+STAGES = LayerCase.parse(
+    f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2"
+)
 
 
 def findings(one: Candidate, case: LayerCase = STAGES) -> list[str]:

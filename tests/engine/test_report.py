@@ -36,7 +36,13 @@ def failure_of(name: str, line: str, check: str = "specification") -> Failure:
 def report_of(*failures: Failure, candidate: str = "engine.wrong:leaks_the_future") -> Report:
     """Return a report of one check that found these failures."""
     result = CheckResult(
-        "specification", LAYER.checks[0].sentence, "layer", LayerKind.CSA, "csa", cases=3, failing=len(failures)
+        "specification",
+        LAYER.checks[0].sentence,
+        "layer",
+        LayerKind.CSA,
+        "csa",
+        cases=3,
+        failing=len(failures),
     )
     result.failures = list(failures)
     result.tally.worst = math.inf
@@ -45,7 +51,9 @@ def report_of(*failures: Failure, candidate: str = "engine.wrong:leaks_the_futur
     missing = {("float32", LayerKind.CSA): ["partial tail"]}
     left_out = {("float32", LayerKind.CSA): ["YaRN"]}
     declined = {LayerKind.HCA: "it does not offer hca layers"}
-    return Report(candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, left_out, declined, 1.5)
+    return Report(
+        candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, left_out, declined, 1.5
+    )
 
 
 def test_json_has_a_version_and_everything_a_program_needs() -> None:
