@@ -90,7 +90,7 @@ def test_a_selection_beside_the_tie_is_wrong() -> None:
 
 
 def test_ambiguous_queries_are_counted() -> None:
-    """Query t sees t + 1 entries of one token each, and may choose two of them from query C on."""
+    """Query t sees t + 1 entries of one token each, and may choose two of them from query 2 on."""
     tally, _ = judge(RIGHT, TIED)
     assert (tally.queries, tally.ambiguous, tally.unjudged) == (5, 3, 0)
     tally, _ = judge(RIGHT, CLEAR)
@@ -222,11 +222,11 @@ def test_entries_that_no_query_selects_need_not_be_among_the_keys() -> None:
     [
         ({"entry_position": lambda s, m: s * m + m - 1}, "compressor: entry 0 differs by"),
         ({"index_score": lambda q, w, key: (w * (q @ key)).sum()}, "index scores: query "),
-        ({"select": _next_best}, "selection: query F (t=5) selects entries "),
-        ({"softmax_scale": lambda g: 1 / g.head_dim}, "attention: query A (t=0), head "),
+        ({"select": _next_best}, "selection: query 5 selects entries "),
+        ({"softmax_scale": lambda g: 1 / g.head_dim}, "attention: query 0, head "),
         (
             {"attend": lambda q, keys, sink, scale: attend(q, keys, sink + 1, scale)},
-            "attention: query A (t=0), head ",
+            "attention: query 0, head ",
         ),
     ],
 )

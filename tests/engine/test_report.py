@@ -69,9 +69,9 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["left_out"] == [{"dtype": "float32", "subject": "csa", "kinds": ["YaRN"]}]
     assert data["declined"] == {"hca": "it does not offer hca layers"}
     (result,) = data["results"]
-    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries", "ambiguous_queries",
-            "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached", "not_applicable",
-            "seen", "failures"} == set(result)  # fmt: skip
+    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries",
+            "ambiguous_queries", "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached",
+            "not_applicable", "seen", "failures"} == set(result)  # fmt: skip
     (failure,) = result["failures"]
     assert failure["kind"] == "SeesTooMuch"
     assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)
@@ -90,7 +90,6 @@ def test_json_names_the_case_in_three_ways_that_agree() -> None:
 def test_json_stays_json_when_numbers_are_not_finite() -> None:
     """Infinity and NaN become strings, also where they are all there is."""
     odd = NotFinite(
-        "odd",
         LayerCase(),
         place=Place(0, 0, 0),
         expected=[1.0, -math.inf],
