@@ -196,7 +196,9 @@ def _highest(scores: Tensor, top_k: int) -> Tensor:
 RIGHT = Candidate("engine.candidates:RIGHT", {"layer": as_specified()})
 """The specification, held against itself."""
 
-WITH_STAGES = Candidate("engine.candidates:WITH_STAGES", {"layer": with_stages()}, Capabilities(gradients=True))
+WITH_STAGES = Candidate(
+    "engine.candidates:WITH_STAGES", {"layer": with_stages()}, Capabilities(gradients=True)
+)
 """The specification with every stage exposed, and with autograd running through it."""
 
 _ONE_DOCUMENT_PER_ROW = "computes one document per row, from its first column on"

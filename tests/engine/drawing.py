@@ -33,7 +33,9 @@ def case_of_json(data: Mapping[str, Any]) -> Any:
     return parse_case(" ".join([*head, *words]))
 
 
-def leave_out_corners(monkeypatch: pytest.MonkeyPatch, out: Callable[[Any], bool] = lambda case: True) -> None:
+def leave_out_corners(
+    monkeypatch: pytest.MonkeyPatch, out: Callable[[Any], bool] = lambda case: True
+) -> None:
     """Have runs try their corner cases without some of them, or without any."""
     tried = Target._tried
 

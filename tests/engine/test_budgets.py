@@ -188,7 +188,9 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
         narrow = LayerWeights.from_named({name: tensor.float() for name, tensor in weights.named().items()})
         return vectorised(hidden.float(), narrow, geometry, positions, documents).out.to(hidden.dtype)
 
-    case = LayerCase.parse("hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64")
+    case = LayerCase.parse(
+        "hca m=2 W=3 E=6 H=2 D=6 R=4 q_lora=4 o_lora=3 rows=9 values=gaussian dtype=float64"
+    )
     silent = LayerTrial(Candidate("silent", {"layer": through_float32}), case)
     honest = LayerTrial(
         Candidate("honest", {"layer": through_float32}, Capabilities(internal_dtype="float32")), case
@@ -210,7 +212,9 @@ def test_a_candidate_that_computes_in_less_than_its_dtype_gets_the_wider_budget_
 )
 def test_probabilities_below_the_normal_numbers_have_few_digits(line: str) -> None:
     """Under a sink far above the logits they are near 1e-8; float16 has 6e-8 or nothing, and keys are long."""
-    trial = LayerTrial(VECTORISED, LayerCase.parse(f"{line} values=large-logits sinks=extreme dtype=float16"))
+    trial = LayerTrial(
+        VECTORISED, LayerCase.parse(f"{line} values=large-logits sinks=extreme dtype=float16")
+    )
     assert compare(trial.expected, trial.output)[1] is None
 
 

@@ -52,7 +52,9 @@ def test_a_line_leaves_out_what_is_at_its_simplest() -> None:
     assert str(FULL) == FULL_LINE
 
 
-@pytest.mark.parametrize("case", [LayerCase(), ISSUE, FULL, LayerCase.of(Geometry(kind=LayerKind.SLIDING))], ids=str)
+@pytest.mark.parametrize(
+    "case", [LayerCase(), ISSUE, FULL, LayerCase.of(Geometry(kind=LayerKind.SLIDING))], ids=str
+)
 def test_what_is_written_can_be_read(case: LayerCase) -> None:
     """As text and as JSON."""
     assert LayerCase.parse(str(case)) == case
@@ -129,7 +131,10 @@ def test_modes_survive_the_line(mode: str) -> None:
         ("csa theta=nan rows=3", "must be greater than 1"),
         ("csa yarn=4/64 rows=3", "'yarn=4/64' has no value that can be read"),
         ("csa yarn=0/64/32/1 rows=3", "YaRN needs a positive factor"),
-        ("csa rows=3 values=large", "unknown values 'large'; choose from units, integers, gaussian, large-logits"),
+        (
+            "csa rows=3 values=large",
+            "unknown values 'large'; choose from units, integers, gaussian, large-logits",
+        ),
         ("csa rows=3 scores=even", "unknown scores 'even'; choose from"),
         ("csa rows=3 sinks=none", "unknown sinks 'none'; choose from"),
         ("csa rows=3 dtype=int8", "unknown dtype 'int8'; choose from"),

@@ -90,7 +90,7 @@ def test_a_selection_beside_the_tie_is_wrong() -> None:
 
 
 def test_ambiguous_queries_are_counted() -> None:
-    """Query t sees t + 1 entries of one token each, and may choose two of them from query C on."""
+    """Query t sees t + 1 entries of one token each, and may choose two of them from query 2 on."""
     tally, _ = judge(RIGHT, TIED)
     assert (tally.queries, tally.ambiguous, tally.unjudged) == (5, 3, 0)
     tally, _ = judge(RIGHT, CLEAR)
@@ -124,7 +124,9 @@ def test_each_choice_has_a_budget_of_its_own(seed: int) -> None:
         order = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.shape[-1] - 1 - order, True)
 
-    case = LayerCase.parse(f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}")
+    case = LayerCase.parse(
+        f"csa E=4 D=4 q_lora=3 o_lora=2 rows=6 values=large-logits scores=tied seed={seed}"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.candidates._highest", last)
         assert judge(VECTORISED, case)[1] is None
@@ -179,7 +181,9 @@ def test_exposing_the_selection_lets_every_query_be_judged(monkeypatch: pytest.M
     assert judge(candidate(False, select=_last_of_ties), TIED)[0].unjudged == 3
 
 
-STAGES = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2")
+STAGES = LayerCase.parse(
+    f"csa m=2 k=2 W=2 {LAYER} rows=9 values=gaussian scores=separated sinks=drawn seed=2"
+)
 
 
 def findings(one: Candidate, case: LayerCase = STAGES) -> list[str]:
@@ -218,11 +222,11 @@ def test_entries_that_no_query_selects_need_not_be_among_the_keys() -> None:
     [
         ({"entry_position": lambda s, m: s * m + m - 1}, "compressor: entry 0 differs by"),
         ({"index_score": lambda q, w, key: (w * (q @ key)).sum()}, "index scores: query "),
-        ({"select": _next_best}, "selection: query F (t=5) selects entries "),
-        ({"softmax_scale": lambda g: 1 / g.head_dim}, "attention: query A (t=0), head "),
+        ({"select": _next_best}, "selection: query 5 selects entries "),
+        ({"softmax_scale": lambda g: 1 / g.head_dim}, "attention: query 0, head "),
         (
             {"attend": lambda q, keys, sink, scale: attend(q, keys, sink + 1, scale)},
-            "attention: query A (t=0), head ",
+            "attention: query 0, head ",
         ),
     ],
 )

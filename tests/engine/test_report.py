@@ -36,7 +36,13 @@ def failure_of(name: str, line: str, check: str = "specification") -> Failure:
 def report_of(*failures: Failure, candidate: str = "engine.wrong:leaks_the_future") -> Report:
     """Return a report of one check that found these failures."""
     result = CheckResult(
-        "specification", LAYER.checks[0].sentence, "layer", LayerKind.CSA, "csa", cases=3, failing=len(failures)
+        "specification",
+        LAYER.checks[0].sentence,
+        "layer",
+        LayerKind.CSA,
+        "csa",
+        cases=3,
+        failing=len(failures),
     )
     result.failures = list(failures)
     result.tally.worst = math.inf
@@ -45,7 +51,9 @@ def report_of(*failures: Failure, candidate: str = "engine.wrong:leaks_the_futur
     missing = {("float32", LayerKind.CSA): ["partial tail"]}
     left_out = {("float32", LayerKind.CSA): ["YaRN"]}
     declined = {LayerKind.HCA: "it does not offer hca layers"}
-    return Report(candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, left_out, declined, 1.5)
+    return Report(
+        candidate, environment, "smoke", ("float32",), "cpu", 0, [result], missing, left_out, declined, 1.5
+    )
 
 
 def test_json_has_a_version_and_everything_a_program_needs() -> None:
@@ -61,9 +69,9 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["left_out"] == [{"dtype": "float32", "subject": "csa", "kinds": ["YaRN"]}]
     assert data["declined"] == {"hca": "it does not offer hca layers"}
     (result,) = data["results"]
-    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries", "ambiguous_queries",
-            "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached", "not_applicable",
-            "seen", "failures"} == set(result)  # fmt: skip
+    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries",
+            "ambiguous_queries", "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached",
+            "not_applicable", "seen", "failures"} == set(result)  # fmt: skip
     (failure,) = result["failures"]
     assert failure["kind"] == "SeesTooMuch"
     assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)
@@ -82,7 +90,6 @@ def test_json_names_the_case_in_three_ways_that_agree() -> None:
 def test_json_stays_json_when_numbers_are_not_finite() -> None:
     """Infinity and NaN become strings, also where they are all there is."""
     odd = NotFinite(
-        "odd",
         LayerCase(),
         place=Place(0, 0, 0),
         expected=[1.0, -math.inf],

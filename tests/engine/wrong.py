@@ -6,9 +6,10 @@ Most are of the catalogue. Here are those that show stages as well, and what the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,67 +173,50 @@ class Bug:
     check: str
     """The check that must find it"""
     failure: type[Failure]
-    says: str
-    """Part of the detail"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that it must give"""
     kind: LayerKind = LayerKind.CSA
 
 
 SPECIFICATION = "specification"
+CSA, HCA, SLIDING = LayerKind
+LATER = {"what": "token", "why": "later"}
+OUTSIDE = {"what": "token", "why": "outside"}
 BUGS = {
-    "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, "ValueError: "),
+    "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, {"error": "ValueError"}),
     "returns_nothing": Bug(
-        SPECIFICATION, WrongShape, "expected one tensor, got NoneType", LayerKind.SLIDING
+        SPECIFICATION, WrongShape, {"wanted": "one tensor", "received": "NoneType"}, SLIDING
     ),
-    "joins_rows": Bug(SPECIFICATION, WrongShape, "[B, S, hidden], got [", LayerKind.SLIDING),
-    "returns_float64": Bug(SPECIFICATION, WrongDtype, "expected float32, got float64", LayerKind.SLIDING),
-    "nan_without_entries": Bug(SPECIFICATION, NotFinite, "has NaN or infinity where", LayerKind.HCA),
-    "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it"),
-    "sees_every_entry": Bug(
-        SPECIFICATION, SeesTooMuch, "comes after it, so it must not see it", LayerKind.HCA
+    "joins_rows": Bug(
+        SPECIFICATION, WrongShape, {"wanted": "[1, 1, 2] [B, S, hidden]", "received": [1, 2]}, SLIDING
     ),
-    "sees_one_token_more": Bug(
-        SPECIFICATION, SeesTooMuch, "is neither in its window nor", LayerKind.SLIDING
-    ),
-    "sees_no_entry": Bug(SPECIFICATION, SeesTooLittle, "is part of an entry that it may see", LayerKind.HCA),
-    "misses_the_oldest_token": Bug(SPECIFICATION, SeesTooLittle, "is in its window", LayerKind.SLIDING),
-    "selects_everything": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
-    "selects_the_lowest": Bug(SPECIFICATION, WrongNumbers, "differ from the specification"),
-    "scales_by_the_dimension": Bug(
-        SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING
-    ),
-    "drops_the_sink": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.SLIDING),
-    "uses_one_theta": Bug(SPECIFICATION, WrongNumbers, "differ from the specification", LayerKind.HCA),
+    "returns_float64": Bug(SPECIFICATION, WrongDtype, {"wanted": "float32", "received": "float64"}, SLIDING),
+    "nan_without_entries": Bug(SPECIFICATION, NotFinite, kind=HCA),
+    "leaks_the_future": Bug(SPECIFICATION, SeesTooMuch, LATER),
+    "sees_every_entry": Bug(SPECIFICATION, SeesTooMuch, LATER, HCA),
+    "sees_one_token_more": Bug(SPECIFICATION, SeesTooMuch, OUTSIDE, SLIDING),
+    "sees_no_entry": Bug(SPECIFICATION, SeesTooLittle, {"why": "entry", "entry": 0}, HCA),
+    "misses_the_oldest_token": Bug(SPECIFICATION, SeesTooLittle, {"why": "window"}, SLIDING),
+    "selects_everything": Bug(SPECIFICATION, WrongNumbers, {"items": "queries"}),
+    "selects_the_lowest": Bug(SPECIFICATION, WrongNumbers, {"items": "queries"}),
+    "scales_by_the_dimension": Bug(SPECIFICATION, WrongNumbers, {"items": "queries"}, SLIDING),
+    "drops_the_sink": Bug(SPECIFICATION, WrongNumbers, {"items": "queries"}, SLIDING),
+    "uses_one_theta": Bug(SPECIFICATION, WrongNumbers, {"items": "queries"}, HCA),
 }
 """Wrong candidates by name; the same candidate may break a law as well."""
 LAWS = {
-    "leaks_the_future": Bug("future", FutureLeak, "changes when the tokens from column"),
-    "adds_the_batch_mean": Bug("rows", RowsInteract, "differs when its row is run alone", LayerKind.SLIDING),
-    "scales_logits_by_the_length_of_the_sequence": Bug(
-        "prefix", PrefixDiffers, "differs when the batch ends at column", LayerKind.SLIDING
-    ),
-    "multiplies_rows_by_their_number": Bug(
-        "batch-order", BatchOrderMatters, "differs when the rows come in the order", LayerKind.SLIDING
-    ),
-    "rounds_differently_in_every_second_call": Bug(
-        "repeat", NotRepeatable, "differs; a candidate that is not bitwise", LayerKind.SLIDING
-    ),
-    "centres_hidden_in_place": Bug("inputs", InputsChanged, "these differ: hidden", LayerKind.SLIDING),
-    "scales_the_sink_in_place": Bug(
-        "inputs", InputsChanged, "these differ: weights.attn_sink", LayerKind.SLIDING
-    ),
-    "rounds_differently_in_a_batch": Bug(
-        "rows", NotBatchInvariant, "but not bit for bit", LayerKind.SLIDING
-    ),
-    "draws_random_numbers": Bug(
-        "state", StateChanged, "what the call changes: torch's random generator", LayerKind.SLIDING
-    ),
-    "reuses_its_buffer": Bug(
-        "memory", OverwritesOutput, "changes when the candidate is called", LayerKind.SLIDING
-    ),
-    "remembers_answers_by_shape": Bug(
-        "own-inputs", ReturnsPrevious, "it returns the same bits", LayerKind.SLIDING
-    ),
-    "ignores_kv_norm": Bug("weights", WeightIgnored, "replacing kv_norm does not move", LayerKind.SLIDING),
+    "leaks_the_future": Bug("future", FutureLeak, {"column": 1}),
+    "adds_the_batch_mean": Bug("rows", RowsInteract, kind=SLIDING),
+    "scales_logits_by_the_length_of_the_sequence": Bug("prefix", PrefixDiffers, {"column": 1}, SLIDING),
+    "multiplies_rows_by_their_number": Bug("batch-order", BatchOrderMatters, {"order": [1, 0]}, SLIDING),
+    "rounds_differently_in_every_second_call": Bug("repeat", NotRepeatable, kind=SLIDING),
+    "centres_hidden_in_place": Bug("inputs", InputsChanged, {"names": "hidden"}, SLIDING),
+    "scales_the_sink_in_place": Bug("inputs", InputsChanged, {"names": "weights.attn_sink"}, SLIDING),
+    "rounds_differently_in_a_batch": Bug("rows", NotBatchInvariant, kind=SLIDING),
+    "draws_random_numbers": Bug("state", StateChanged, {"what": "torch's random generator"}, SLIDING),
+    "reuses_its_buffer": Bug("memory", OverwritesOutput, kind=SLIDING),
+    "remembers_answers_by_shape": Bug("own-inputs", ReturnsPrevious, {"same_bits": True}, SLIDING),
+    "ignores_kv_norm": Bug("weights", WeightIgnored, {"weight": "kv_norm"}, SLIDING),
 }
 """Candidates that break a law, by name."""
 
