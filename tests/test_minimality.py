@@ -10,13 +10,11 @@ from torch import Tensor
 from csa_spec.bugs.bug import following
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure, SeesTooMuch, WrongNumbers
-from csa_spec.selftest.subjects import remembering
-from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
+from csa_spec.spec import SPEC, Geometry, LayerWeights
 from csa_spec.spec.compressor import pooled_tokens
 from csa_spec.spec.selection import select
 from csa_spec.stages import parse_case
 from csa_spec.stages.layer.case import LayerCase, Values
-from csa_spec.stages.layer.stage import LAYER
 from tools.minimality import Measured, measure, measure_bug, measure_failure
 from tools.smaller_cases import letters, shape_of, smaller_cases
 
@@ -37,10 +35,9 @@ BROKEN = {
 def test_what_is_reported_has_the_smallest_shape() -> None:
     """Of these bugs at least nine in ten do, and none is more than one step larger in any size."""
     measured: list[Measured] = []
-    stage = remembering(LAYER)
     for name, rules in BROKEN.items():
         candidate = as_candidate(following(replace(SPEC, **rules)), name, "layer")
-        found = measure(candidate, LayerKind.CSA, name, stage=stage, probes=8)
+        found = measure(candidate, "csa", name, probes=8)
         assert found, name
         measured += found
     larger = [(one.bug, str(one.reported), str(one.minimum)) for one in measured if not one.is_minimal]
@@ -85,9 +82,9 @@ def test_every_shape_of_the_search_is_smaller_and_in_order(line: str, least: dic
 @pytest.mark.parametrize(
     "name",
     [
-        "takes_a_logit_of_zero_for_none",
-        "has_one_position_for_a_call",
-        "saturates_products",
+        "masks_keys_whose_logit_is_zero",
+        "uses_the_position_of_the_first_query_for_all",
+        "saturates_products_at_448",
         "rollback_does_nothing",
     ],
 )
@@ -108,9 +105,7 @@ def two_mistakes(
 
 def test_the_kind_stays_pinned_where_another_kind_fails_on_smaller_cases() -> None:
     """Wrong numbers show with one token; seeing too much needs a block that is not complete."""
-    measured = measure(
-        as_candidate(two_mistakes, "two mistakes", "layer"), LayerKind.CSA, every=True, probes=3
-    )
+    measured = measure(as_candidate(two_mistakes, "two mistakes", "layer"), "csa", every=True, probes=3)
     by_kind = {one.kind: one for one in measured}
     assert set(by_kind) == {WrongNumbers.__name__, SeesTooMuch.__name__}
     assert letters(by_kind["WrongNumbers"].reported) == {"S": 1, "m": 1, "k": 0, "W": 1, "H": 1}
@@ -124,7 +119,7 @@ def test_values_are_zeros_and_ones_where_they_show_it() -> None:
         as_candidate(
             following(replace(SPEC, output_position=lambda position: position)), "forwards", "layer"
         ),
-        LayerKind.SLIDING,
+        "sliding",
         probes=8,
     )
     assert one.reported.values is Values.UNITS
