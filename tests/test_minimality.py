@@ -47,11 +47,11 @@ def test_what_is_reported_has_the_smallest_shape() -> None:
 
 def test_the_exhaustive_search_finds_what_shrinking_missed() -> None:
     """A case that is reported too large is named, with what is smaller."""
-    found = WrongNumbers("always", LayerCase.parse("csa m=2 k=2 rows=4"))
+    found = WrongNumbers(LayerCase.parse("csa m=2 k=2 rows=4"))
     hidden = {"S": 2, "m": 2, "k": 1, "W": 2, "H": 2}
 
     def judge(case: LayerCase) -> Failure | None:
-        return WrongNumbers("here", case) if letters(case) == hidden and case.seed > 999 else None
+        return WrongNumbers(case) if letters(case) == hidden and case.seed > 999 else None
 
     measured = measure_failure(found, judge, probes=24)
     assert measured.reported == found.case

@@ -23,6 +23,7 @@ from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate
 from csa_spec.selftest.subjects import kinds_of
 from csa_spec.spec import SPEC, LayerKind, attend_batch, compress
+from csa_spec.stages import STAGES
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stream import Call
 from csa_spec.stages.layer.case import LayerCase, Row, Sinks, Values
@@ -60,7 +61,7 @@ def try_grid(name: str, kind: str) -> GridResult:
 
 def _agrees(candidate: Candidate, stage: str, arguments: Mapping[str, Any], expected: Tensor) -> bool:
     try:
-        got = main_output(candidate.ask(Request(stage, arguments)))
+        got = main_output(candidate.ask(Request(stage, arguments, through=STAGES[stage].trial.through)))
         assert isinstance(got, Tensor)
         if stage == "select":  # as sets
             got = got.sort(-1).values

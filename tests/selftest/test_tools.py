@@ -60,8 +60,10 @@ def test_the_matrix_tells_which_checks_find_a_bug(extra: Callable[..., Bug]) -> 
 
 def test_a_pool_tells_which_cases_a_bug_needs(extra: Callable[..., Bug]) -> None:
     """Wrong rules of all rows but the first only show where there are several rows."""
-    rules = {"rules": lambda document, geometry: SPEC if document.row == 0 else BROKEN}
-    wrong = extra("needs_several_rows", **rules)
+    wrong = extra(
+        "needs_several_rows",
+        answer=lambda call: call.trace(SPEC if call.document.row == 0 else BROKEN).out,
+    )
     pool = try_pool("layer", "sliding", (wrong.name,), SMOKE, 0)
     assert pool.needing("several rows") == [wrong.name]
     assert pool.needing("one token") == []
