@@ -86,7 +86,7 @@ def measure(
     """Return how the failure that a run reports first shrinks, or ``every`` kind of failure."""
     check = stage.checks[0]
     judge = partial(failure_of, check, candidate, stage)
-    subject, count = stage.subject(kind), probes or PROBES.get(stage.name, 12)
+    subject, count = stage.subject(kind), PROBES.get(stage.name, 12) if probes is None else probes
     for profile in ("smoke", "default"):
         run = target(candidate, stage, kind, PROFILES[profile], 0)
         failures = run.run(check, enough=FOUND, shrinking=False).failures
@@ -135,11 +135,11 @@ def _failing(probes: Iterable[Any], judge: Judge, like: Failure) -> Any | None:
     return None
 
 
-def measure_bug(name: str, every: bool = False) -> list[Measured]:
+def measure_bug(name: str, every: bool = False, probes: int | None = None) -> list[Measured]:
     """Measure a bug of the catalogue, in the plainest layer kind in which it shows."""
     torch.set_num_threads(1)
     bug = find_bug(name)
-    return measure(bug.candidate, kinds_of(bug)[0], name, every, STAGES[bug.stage])
+    return measure(bug.candidate, kinds_of(bug)[0], name, every, STAGES[bug.stage], probes)
 
 
 def summary(measured: Sequence[Measured]) -> str:
