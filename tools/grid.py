@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,14 +22,15 @@ from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate
 from csa_spec.selftest.subjects import kinds_of
-from csa_spec.spec import SPEC, Geometry, LayerKind, attend_batch, compress
+from csa_spec.spec import SPEC, LayerKind, attend_batch, compress
+from csa_spec.stages import STAGES
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stream import Call
-from csa_spec.stages.layer.case import LayerCase, Row, Scores, Sinks, Values
+from csa_spec.stages.layer.case import LayerCase, Row, Sinks, Values
 from csa_spec.stages.layer.inputs import make_inputs
 
 TOLERANCE = 1e-3
-_RATIOS = {LayerKind.CSA: 4, LayerKind.HCA: 8, LayerKind.SLIDING: 1}
+_RATIOS = {"csa": 4, "hca": 8, "sliding": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def try_grids(names: Sequence[str]) -> list[GridResult]:
     return [try_grid(name, kinds_of(find_bug(name))[0]) for name in names]
 
 
-def try_grid(name: str, kind: LayerKind | None) -> GridResult:
+def try_grid(name: str, kind: str) -> GridResult:
     """Run the grid on a bug, up to the first case that differs."""
     bug, begin, cases = find_bug(name), time.process_time(), 0
     for arguments, expected in _grid(bug.stage, kind):
@@ -60,7 +61,7 @@ def try_grid(name: str, kind: LayerKind | None) -> GridResult:
 
 def _agrees(candidate: Candidate, stage: str, arguments: Mapping[str, Any], expected: Tensor) -> bool:
     try:
-        got = main_output(candidate.ask(Request(stage, arguments)))
+        got = main_output(candidate.ask(Request(stage, arguments, through=STAGES[stage].trial.through)))
         assert isinstance(got, Tensor)
         if stage == "select":  # as sets
             got = got.sort(-1).values
@@ -71,17 +72,16 @@ def _agrees(candidate: Candidate, stage: str, arguments: Mapping[str, Any], expe
 
 
 @cache
-def _grid(stage: str, kind: LayerKind | None) -> list[tuple[Mapping[str, Any], Tensor]]:
+def _grid(stage: str, kind: str) -> list[tuple[Mapping[str, Any], Tensor]]:
     torch.manual_seed(0)
     return list(_GRIDS[stage](kind))
 
 
-def _layers(kind: LayerKind | None) -> Iterator[LayerCase]:
-    assert kind is not None
-    top_ks = (2, 8) if kind is LayerKind.CSA else (2,)  # others have no use for it
+def _layers(kind: str) -> Iterator[LayerCase]:
+    top_ks = (2, 8) if kind == LayerKind.CSA else (2,)  # others have no use for it
     for rows, tokens, top_k in itertools.product((1, 2), (1, 16, 33), top_ks):
-        geometry = Geometry(
-            kind=kind,
+        yield LayerCase(
+            kind=LayerKind(kind),
             compress_ratio=_RATIOS[kind],
             top_k=top_k,
             window=8,
@@ -94,11 +94,13 @@ def _layers(kind: LayerKind | None) -> Iterator[LayerCase]:
             index_head_dim=16,
             o_groups=2,
             o_lora_rank=8,
+            rows=(Row((tokens,)),) * rows,
+            values=Values.GAUSSIAN,
+            sinks=Sinks.DRAWN,
         )
-        yield LayerCase(geometry, (Row((tokens,)),) * rows, Values.GAUSSIAN, Scores.FREE, Sinks.DRAWN, seed=0)
 
 
-def _layer(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _layer(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for case in _layers(kind):
         inputs = make_inputs(case)
         exact = inputs.double()
@@ -106,24 +108,24 @@ def _layer(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]
         yield inputs.arguments(case.geometry), trace.out.to(inputs.hidden.dtype)
 
 
-def _cache(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _cache(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     """One prefill, then token by token."""
     for layer in _layers(kind):
         (tokens,) = layer.rows[0].lengths
         calls = tuple(Call.parse(count) for count in (str(tokens), "1", "1", "1", "1"))
-        case = CacheCase(replace(layer, rows=(Row((1,)),)), len(layer.rows), calls)
+        case = CacheCase(**layer.layer, batch=len(layer.rows), calls=calls)
         arguments = make_cache_inputs(case)
         hidden = torch.cat([arguments[f"tokens {number}"] for number in range(5)], dim=1)
         positions = torch.arange(hidden.shape[1]).expand(len(hidden), -1)
-        exact = make_inputs(case.layer).double()
+        exact = make_inputs(case.one_document(1)).double()
         out = attend_batch(
-            hidden.double(), exact.weights, case.layer.geometry, positions, torch.zeros_like(positions)
+            hidden.double(), exact.weights, case.geometry, positions, torch.zeros_like(positions)
         ).out.to(hidden.dtype)
         parts = torch.split(out, [tokens, 1, 1, 1, 1], dim=1)
         yield arguments, torch.cat([part.flatten(0, 1) for part in parts])
 
 
-def _attend(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _attend(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for rows, queries, keys, picks in itertools.product((1, 2), (1, 62), (128,), (16, 64)):
         q, kv = torch.randn(rows, queries, 4, 16), torch.randn(rows, keys, 16)
         indices = torch.rand(rows, queries, keys).argsort(-1)[..., :picks]
@@ -136,7 +138,7 @@ def _attend(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]
         yield {"q": q, "kv": kv, "indices": indices, "sinks": sinks, "scale": scale}, out
 
 
-def _select(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _select(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for rows, queries, entries, top_k in itertools.product((1, 2), (1, 32), (64,), (4, 16)):
         scores = torch.randn(rows, queries, entries)
         positions = (4 * entries - queries + torch.arange(queries)).expand(rows, -1)
@@ -148,7 +150,7 @@ def _select(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]
         yield arguments, picks.sort(-1).values
 
 
-def _index_scores(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _index_scores(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for rows, queries, entries in itertools.product((1, 2), (1, 32), (16, 64)):
         q, k, w = (
             torch.randn(rows, queries, 4, 16),
@@ -159,7 +161,7 @@ def _index_scores(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], T
         yield {"index_q": q, "index_k": k, "head_weights": w}, expected
 
 
-def _compressor(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _compressor(kind: str) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
     for case in [*_layers(LayerKind.CSA), *_layers(LayerKind.HCA)]:
         inputs = make_inputs(case)
         weights = inputs.double().weights.compressor
@@ -174,9 +176,9 @@ def _compressor(kind: LayerKind | None) -> Iterator[tuple[Mapping[str, Any], Ten
         yield arguments, torch.stack(rows).to(inputs.hidden.dtype)
 
 
-_GRIDS: dict[str, Callable[[LayerKind | None], Iterator[tuple[Mapping[str, Any], Tensor]]]] = {
-    LAYER: _layer,
-    CACHE: _cache,
+_GRIDS: dict[str, Callable[[str], Iterator[tuple[Mapping[str, Any], Tensor]]]] = {
+    "layer": _layer,
+    "cache": _cache,
     "attend": _attend,
     "select": _select,
     "index_scores": _index_scores,

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from csa_spec.bugs import find_bug
+from csa_spec.bugs.right import specification
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.running import subject_of
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import Profile
-from csa_spec.selftest.subjects import all_subjects, kinds_of, specification, target
+from csa_spec.selftest.subjects import all_subjects, kinds_of, target
 from csa_spec.selftest.text import Table, marked_table, plain_table
 from csa_spec.selftest.work import Task
 from csa_spec.spec import LayerKind
@@ -66,7 +67,7 @@ class Pool:
     """The cases of one stage and layer kind, and which bugs fail on them."""
 
     stage: str
-    kind: LayerKind | None
+    kind: str
     labels: list[frozenset[str]]
     """Per case, its regime and the kinds that it belongs to"""
     required: tuple[str, ...]
@@ -76,7 +77,7 @@ class Pool:
     @property
     def subject(self) -> str:
         """Stage or layer kind."""
-        return subject_of(self.stage, self.kind)
+        return STAGES[self.stage].subject(self.kind)
 
     def needing(self, label: str) -> list[str]:
         """Return the bugs that only cases with a label show."""
@@ -91,7 +92,7 @@ class Pool:
                 yield Label(self.subject, name, cases, self.needing(name), kept)
 
 
-def try_pool(stage: str, kind: LayerKind | None, names: Sequence[str], profile: Profile, seed: int) -> Pool:
+def try_pool(stage: str, kind: str, names: Sequence[str], profile: Profile, seed: int) -> Pool:
     """Try the cases of the specification check on bugs.
 
     Each bug is tried until its failing cases have no label in common.
@@ -103,7 +104,7 @@ def try_pool(stage: str, kind: LayerKind | None, names: Sequence[str], profile: 
     for case in reversed(cases):  # what is drawn first: corner cases have much in common
         known = own.trial(right, case)
         known.judge(known.answer)
-        labels = frozenset({*_regime(case), *own.kinds(known)})
+        labels = frozenset({*_regime(case), *known.kinds()})
         pool.labels.append(labels)
         for name, (candidate, shown) in list(wrong.items()):
             if fails(candidate, known):
@@ -114,12 +115,12 @@ def try_pool(stage: str, kind: LayerKind | None, names: Sequence[str], profile: 
     return pool
 
 
-def fails(candidate: Candidate, known: Trial) -> bool:
+def fails(candidate: Candidate, known: Trial[Any]) -> bool:
     """Whether a candidate takes a case and fails on it."""
-    fitting, _ = STAGES[known.stage].fit(known.case, candidate.capabilities_of(known.stage))
+    fitting, _ = known.case.fit(candidate.capabilities_of(known.stage))
     if fitting != known.case:
         return False
-    trial = same_case(known, candidate)
+    trial = known.of(candidate)
     vars(trial)["sight"] = lambda b, i: None  # that it is wrong is enough; why takes many calls
     try:
         trial.judge(trial.answer)
@@ -136,13 +137,13 @@ def _regime(case: object) -> Iterable[str]:
         yield from (f"values={case.values}", f"scores={case.scores}", f"sinks={case.sinks}")
 
 
-def regimes(stage: str, kind: LayerKind | None) -> list[str]:
+def regimes(stage: str, kind: str) -> list[str]:
     """Return every regime that the cases of a stage are drawn in."""
-    recipe = STAGES[stage].recipe
-    if recipe is not None:
-        return recipe.names()
-    if stage != LAYER:
+    if stage == "cache":
         return []
+    if stage != "layer":
+        names: list[str] = STAGES[stage].case.names()
+        return names
     drawn: dict[str, Iterable[str]] = {"values": DRAWN_VALUES, "sinks": Sinks}
     if kind is LayerKind.CSA:
         drawn["scores"] = DRAWN_SCORES

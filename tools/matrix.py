@@ -6,26 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from csa_spec.bugs import Bug, find_bug
-from csa_spec.engine.stage import Stage
 from csa_spec.profiles import PROFILES, Profile
-from csa_spec.selftest.subjects import kinds_of, remembering, target
-from csa_spec.spec import LayerKind
+from csa_spec.selftest.subjects import kinds_of, target
 from csa_spec.stages import STAGES
 
 Matrix = dict[str, dict[str, tuple[int, int]]]
 """By bug and check: cases tried, and cases up to the first failure or 0; in the plainest layer kind"""
 
 
-def found_by(
-    bug: Bug, kind: LayerKind | None, profile: Profile, seed: int, stage: Stage | None = None
-) -> Iterator[tuple[str, int, int]]:
+def found_by(bug: Bug, kind: str, profile: Profile, seed: int) -> Iterator[tuple[str, int, int]]:
     """Run each check by itself; yield its name, the cases tried, and those up to the first failure or 0.
 
     Laws are tried on as many cases as in the smoke profile.
     """
     smoke = PROFILES["smoke"]
     fewer = replace(profile, law=min(profile.law, smoke.law), costly=min(profile.costly, smoke.costly))
-    run = target(bug.candidate, stage or STAGES[bug.stage], kind, fewer, seed)
+    run = target(bug.candidate, STAGES[bug.stage], kind, fewer, seed)
     for check in run.stage.checks:
         if run.offers(check):
             result = run.run(check, enough=1, shrinking=False)
@@ -33,11 +29,10 @@ def found_by(
 
 
 def rows(names: Sequence[str], profile: Profile, seed: int) -> Matrix:
-    """Return the rows of bugs of one stage."""
-    stage = remembering(STAGES[find_bug(names[0]).stage])
-    return {bug.name: _row(bug, profile, seed, stage) for bug in map(find_bug, names)}
+    """Return the rows of some bugs."""
+    return {bug.name: _row(bug, profile, seed) for bug in map(find_bug, names)}
 
 
-def _row(bug: Bug, profile: Profile, seed: int, stage: Stage) -> dict[str, tuple[int, int]]:
-    checks = found_by(bug, kinds_of(bug)[0], profile, seed, stage)
+def _row(bug: Bug, profile: Profile, seed: int) -> dict[str, tuple[int, int]]:
+    checks = found_by(bug, kinds_of(bug)[0], profile, seed)
     return {check: (tried, first) for check, tried, first in checks}

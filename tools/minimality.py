@@ -19,21 +19,19 @@ import torch
 
 from csa_spec.bugs import find_bug
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.running import failure_of, subject_of
+from csa_spec.engine.running import failure_of
 from csa_spec.engine.shrink import shrink
-from csa_spec.engine.stage import Stage
 from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import PROFILES
 from csa_spec.selftest.subjects import kinds_of, target
 from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
-from csa_spec.spec import LayerKind
-from csa_spec.stages import STAGES
+from csa_spec.stages import STAGES, AnyStage
 from csa_spec.stages.layer.stage import LAYER
 from tools.command import Command, parser, read_command
 from tools.smaller_cases import letters, shape_of, smaller_cases
 
-PROBES = {LAYER: 24, CACHE: 6}
+PROBES = {"layer": 24, "cache": 6}
 """Cases that the exhaustive search tries at each shape, and 12 of other stages"""
 OTHERS = 5
 """Failures of another kind after which it goes on to the next shape"""
@@ -79,16 +77,16 @@ class Measured:
 
 def measure(
     candidate: Candidate,
-    kind: LayerKind | None,
+    kind: str,
     name: str = "",
     every: bool = False,
-    stage: Stage = LAYER,
+    stage: AnyStage = LAYER,
     probes: int | None = None,
 ) -> list[Measured]:
     """Return how the failure that a run reports first shrinks, or ``every`` kind of failure."""
     check = stage.checks[0]
     judge = partial(failure_of, check, candidate, stage)
-    subject, count = subject_of(stage.name, kind), probes or PROBES.get(stage.name, 12)
+    subject, count = stage.subject(kind), PROBES.get(stage.name, 12) if probes is None else probes
     for profile in ("smoke", "default"):
         run = target(candidate, stage, kind, PROFILES[profile], 0)
         failures = run.run(check, enough=FOUND, shrinking=False).failures
@@ -99,7 +97,7 @@ def measure(
     return []
 
 
-def measure_failure(found: Failure, judge: Judge, probes: int, stage: Stage = LAYER) -> Measured:
+def measure_failure(found: Failure, judge: Judge, probes: int, stage: AnyStage = LAYER) -> Measured:
     """Shrink a failure and look for a smaller one of its kind."""
     trials = 0
 
@@ -109,7 +107,7 @@ def measure_failure(found: Failure, judge: Judge, probes: int, stage: Stage = LA
         return judge(case)
 
     begin = time.process_time()
-    shrunk = shrink(found, counted, stage.shrinking)
+    shrunk = shrink(found, counted, stage.passes)
     reported, seconds = shrunk.case, time.process_time() - begin
     minimum, shapes, complete, end = reported, 0, True, time.process_time() + SECONDS
     for tried in smaller_cases(reported, found.case, probes):
@@ -137,11 +135,11 @@ def _failing(probes: Iterable[Any], judge: Judge, like: Failure) -> Any | None:
     return None
 
 
-def measure_bug(name: str, every: bool = False) -> list[Measured]:
+def measure_bug(name: str, every: bool = False, probes: int | None = None) -> list[Measured]:
     """Measure a bug of the catalogue, in the plainest layer kind in which it shows."""
     torch.set_num_threads(1)
     bug = find_bug(name)
-    return measure(bug.candidate, kinds_of(bug)[0], name, every, STAGES[bug.stage])
+    return measure(bug.candidate, kinds_of(bug)[0], name, every, STAGES[bug.stage], probes)
 
 
 def summary(measured: Sequence[Measured]) -> str:

@@ -16,7 +16,6 @@ from csa_spec.profiles import PROFILES, Profile
 from csa_spec.selftest.subjects import kinds_of, parcels, target
 from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
-from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
 from csa_spec.stages.layer.output import LayerOutput
 from tools.command import Command, parser, read_command
@@ -27,7 +26,6 @@ class Named:
     """What the diagnosis of one bug as a black box says."""
 
     bug: str
-    kind: LayerKind | None
     check: str
     """That fails first; empty where none does"""
     case: str = ""
@@ -51,11 +49,8 @@ def black_box(bug: Bug) -> Candidate:
         returned = bug.function(*arguments)
         return returned.out if isinstance(returned, LayerOutput) else returned
 
-    own = bug.candidate
-    capabilities = own.capabilities_of(bug.stage)
-    if bug.stage == LAYER:
-        return Candidate("black box", {"": function}, capabilities)
-    return Candidate("black box", {}, capabilities, stages={bug.stage: function})
+    capabilities = bug.candidate.capabilities_of(bug.stage)
+    return Candidate("black box", {bug.stage: function}, capabilities)
 
 
 def name_bugs(names: Sequence[str], profile: Profile, seed: int) -> list[Named]:
@@ -74,17 +69,17 @@ def _named(bug: Bug, seed: int, profiles: Sequence[Profile]) -> Named:
         for check in run.stage.checks:
             failures = run.run(check, enough=1).failures
             if failures:
-                return _said(bug, kind, candidate, check, failures[0])
-    return Named(bug.name, kind, "")
+                return _said(bug, candidate, check, failures[0])
+    return Named(bug.name, "")
 
 
-def _said(bug: Bug, kind: LayerKind | None, candidate: Candidate, check: Check, failure: Failure) -> Named:
+def _said(bug: Bug, candidate: Candidate, check: Check[Any], failure: Failure) -> Named:
     diagnosis = failure.diagnosis or diagnose(candidate, check, failure)
     alike = () if diagnosis is None else diagnosis.behaves_like
     agrees = {one.name: one.agreeing == one.tried for one in alike}
     first, *others = [one.name for one in alike] or [""]
     tied = agrees.get(bug.name, False) and agrees[first]
-    return Named(bug.name, kind, check.name, str(failure.case), first, tuple(others), tied)
+    return Named(bug.name, check.name, str(failure.case), first, tuple(others), tied)
 
 
 def measure(command: Command) -> list[Named]:

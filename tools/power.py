@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from csa_spec.bugs import find_bug
-from csa_spec.engine.running import subject_of
 from csa_spec.selftest.run import PARCEL, SelfTest, selftest
 from csa_spec.selftest.subjects import kinds_of, parcels
 from csa_spec.selftest.text import Table, as_text, by_candidate, counts, marked_table, plain_table
@@ -128,7 +127,7 @@ def grid_table(power: Power) -> Table:
     """Return what the grid finds, and the suite with its first seed."""
     names = {bug.name: bug for bug in power.found.bugs if not bug.equivalent}
     grid = [one for one in power.grid if one.bug in names]
-    plainest = {(name, subject_of(bug.stage, kinds_of(bug)[0])) for name, bug in names.items()}
+    plainest = {(name, STAGES[bug.stage].subject(kinds_of(bug)[0])) for name, bug in names.items()}
     seed = power.found.seeds[0]
     hunts = [one for one in power.found.hunts if one.seed == seed and (one.bug, one.subject) in plainest]
     lines = [

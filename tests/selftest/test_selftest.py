@@ -17,7 +17,7 @@ from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.right import Passed, try_right
 from csa_spec.selftest.run import SelfTest, selftest
 from csa_spec.selftest.text import as_markdown, as_text
-from csa_spec.spec import SPEC, LayerKind
+from csa_spec.spec import SPEC
 
 SMOKE = resolve_profile("smoke")
 SOME = ("drops_the_sink", "sees_everything", "has_no_relu", "does_not_overlap")
@@ -93,7 +93,7 @@ def test_what_is_said_to_be_equivalent_must_not_be_found(extra: Callable[..., Bu
 @pytest.mark.parametrize(("stage", "names"), [("layer", {"gather", "transformers"}), ("cache", set())])
 def test_right_candidates_pass_on_the_same_cases(stage: str, names: set[str]) -> None:
     """Those that offer the layer kind, the specification among them."""
-    passed = {one.candidate: one for one in try_right(stage, LayerKind.SLIDING, SMOKE, 0)}
+    passed = {one.candidate: one for one in try_right(stage, "sliding", SMOKE, 0)}
     assert {"specification", *names} <= set(passed)
     assert {name: one.false_alarms for name, one in passed.items()} == dict.fromkeys(passed, 0)
     assert min(one.cases for one in passed.values()) > 20
@@ -114,7 +114,7 @@ def test_a_right_candidate_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch
     """By the cases on which it does."""
     bad = [("wrong", find_bug("drops_the_sink").candidate)]
     monkeypatch.setattr(csa_spec.selftest.right, "right_candidates", lambda stage, kind: bad)
-    (wrong,) = try_right("attend", None, SMOKE, 0)
+    (wrong,) = try_right("attend", "", SMOKE, 0)
     assert wrong.candidate == "wrong"
     assert 0 < wrong.false_alarms <= wrong.cases
 

@@ -14,9 +14,8 @@ from csa_spec.bugs import Bug, bugs
 from csa_spec.resolving import resolve_profile
 from csa_spec.selftest.kills import hunt
 from csa_spec.selftest.right import try_right
-from csa_spec.selftest.subjects import remembering
+from csa_spec.selftest.subjects import kinds_of
 from csa_spec.spec import SPEC, LayerKind
-from csa_spec.stages.layer.stage import LAYER
 from tools import inputs, names, power
 from tools.command import Command, parser, read_command
 from tools.grid import try_grid
@@ -49,33 +48,34 @@ def test_what_a_diagnosis_calls_a_bug_is_counted(extra: Callable[..., Bug]) -> N
 
 def test_the_matrix_tells_which_checks_find_a_bug(extra: Callable[..., Bug]) -> None:
     """A query that sees a block early breaks the specification check and a law; right rules break nothing."""
-    stage, kind = remembering(LAYER), LayerKind.HCA
     wrong = extra("shows_a_block_early", visible_entries=lambda t, m: list(range(t // m + 1)))
-    rows = {check: first for check, _, first in found_by(wrong, kind, SMOKE, 0, stage)}
+    rows = {check: first for check, _, first in found_by(wrong, "hca", SMOKE, 0)}
     assert rows["specification"] > 0
     assert rows["prefix"] > 0 or rows["future"] > 0
     assert rows["repeat"] == rows["inputs"] == 0
     right = extra("does_it_right", visible_entries=SPEC.visible_entries)
-    assert all(first == 0 and tried for _, tried, first in found_by(right, kind, SMOKE, 0, stage))
-    assert hunt(right, kind, SMOKE, 0, stage).first is None
+    assert all(first == 0 and tried for _, tried, first in found_by(right, "hca", SMOKE, 0))
+    assert hunt(right, "hca", SMOKE, 0).first is None
 
 
 def test_a_pool_tells_which_cases_a_bug_needs(extra: Callable[..., Bug]) -> None:
     """Wrong rules of all rows but the first only show where there are several rows."""
-    rules = {"rules": lambda document, geometry: SPEC if document.row == 0 else BROKEN}
-    wrong = extra("needs_several_rows", **rules)
-    pool = try_pool("layer", LayerKind.SLIDING, (wrong.name,), SMOKE, 0)
+    wrong = extra(
+        "needs_several_rows",
+        answer=lambda call: call.trace(SPEC if call.document.row == 0 else BROKEN).out,
+    )
+    pool = try_pool("layer", "sliding", (wrong.name,), SMOKE, 0)
     assert pool.needing("several rows") == [wrong.name]
     assert pool.needing("one token") == []
     rows = {row.name: row for row in pool.rows()}
     assert rows["several rows"].needed_by == [wrong.name]
-    assert set(regimes("layer", LayerKind.SLIDING)) <= set(rows)
+    assert set(regimes("layer", "sliding")) <= set(rows)
 
 
 def test_a_pool_of_schedules_has_the_cases_that_a_right_stream_is_tried_on() -> None:
     """A wrong one fails on some of them."""
-    pool = try_pool("cache", LayerKind.SLIDING, ("reset_keeps_the_keys",), SMOKE, 0)
-    right = try_right("cache", LayerKind.SLIDING, SMOKE, 0)[0]
+    pool = try_pool("cache", "sliding", ("reset_keeps_the_keys",), SMOKE, 0)
+    right = try_right("cache", "sliding", SMOKE, 0)[0]
     assert right.candidate == "specification"
     assert right.false_alarms == 0
     assert right.cases == len(pool.labels) > 20
@@ -84,7 +84,7 @@ def test_a_pool_of_schedules_has_the_cases_that_a_right_stream_is_tried_on() -> 
 
 def test_what_no_bug_needs_is_dead_weight_or_has_a_reason() -> None:
     """But only where the whole catalogue was tried."""
-    pool = Pool("select", None, [frozenset({"gaussian", "nan"})], (), {"sees_everything": Shown()})
+    pool = Pool("select", "", [frozenset({"gaussian", "nan"})], (), {"sees_everything": Shown()})
     rows = [line for line in inputs.page([pool], ask("inputs")).splitlines() if line.startswith("| select")]
     assert any("| gaussian |" in row and "the plain choice" in row for row in rows)
     assert any("| nan |" in row and "dead weight" in row for row in rows)
@@ -93,13 +93,13 @@ def test_what_no_bug_needs_is_dead_weight_or_has_a_reason() -> None:
 
 def test_reasons_are_given_for_regimes_that_there_are() -> None:
     """None of a regime that is gone."""
-    assert all(label in regimes(stage, None) for stage, label in KEPT)
+    assert all(label in regimes(stage, "") for stage, label in KEPT)
 
 
 def test_the_grid_finds_the_plain_and_misses_the_subtle(extra: Callable[..., Bug]) -> None:
     """Random normal scores have no ties, and a few shapes no short rows."""
     plain = extra("scales_twice", softmax_scale=lambda geometry: 2 * geometry.scale)
-    assert try_grid(plain.name, LayerKind.CSA).found
+    assert try_grid(plain.name, "csa").found
     right = extra("does_it_right_too", visible_entries=SPEC.visible_entries)
     for kind in LayerKind:
         assert not try_grid(right.name, kind).found
@@ -110,7 +110,7 @@ def test_the_grid_of_a_stage_passes_what_is_right(stage: str) -> None:
     """Variants that are equivalent are right in all that a test can see."""
     equivalent = [one for one in bugs() if one.stage == stage and one.equivalent]
     for one in equivalent:
-        assert not try_grid(one.name, one.kinds[0] if one.kinds else None).found
+        assert not try_grid(one.name, kinds_of(one)[0]).found
     assert equivalent
 
 
