@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csa_spec.engine.failures import Failure, Likeness
-from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
 from csa_spec.engine.stage import SPECIFICATION
@@ -179,9 +179,9 @@ def about(report: Report) -> str:
     if report.verdict is Verdict.NOT_CONFORMANT:
         rest = f" (nothing found for {', '.join(others)})" if others else ""
         return f" for {', '.join(failed)}{rest}"
-    many = len(report.limitations)
-    limitations = f", except {many} known limitation{'s' * (many > 1)}" if many else ""
-    return (f" for {', '.join(others)}" if others else "") + limitations
+    many = len(report.known_issues)
+    issues = f", except {many} known issue{'s' * (many > 1)}" if many else ""
+    return (f" for {', '.join(others)}" if others else "") + issues
 
 
 def environment(report: Report) -> str:
@@ -222,10 +222,10 @@ def declined(report: Report) -> list[str]:
     return [f"not applicable: {reason}" for reason in report.declined.values()]
 
 
-def limitation_line(limitation: Limitation) -> str:
-    """Say what became of a known limitation."""
-    about = f"known limitation of {limitation.subject}: {limitation.name}"
-    return f"{about}: {limitation.state} ({limitation.reason})"
+def known_issue_line(issue: KnownIssue) -> str:
+    """Say what became of a known issue."""
+    about = f"known issue of {issue.subject}: {issue.name}"
+    return f"{about}: {issue.state} ({issue.reason})"
 
 
 @dataclass(frozen=True, slots=True)

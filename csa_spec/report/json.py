@@ -38,7 +38,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for (dtype, subject), names in report.left_out.items()
         ],
         "declined": dict(report.declined),
-        "known_limitations": [
+        "known_issues": [
             {
                 "subject": one.subject,
                 "name": one.name,
@@ -47,7 +47,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "cases": one.cases,
                 "failure": None if one.failure is None else failure_json(one.failure),
             }
-            for one in report.limitations
+            for one in report.known_issues
         ],
         "results": [_result(result) for result in report.results],
     }

@@ -13,7 +13,7 @@ from csa_spec.report.content import (
     environment,
     explained,
     gaps,
-    limitation_line,
+    known_issue_line,
     tables,
 )
 
@@ -30,9 +30,9 @@ def to_markdown(report: Report) -> str:
     head = [f"**{str(report.verdict).upper()}**{subjects}: {candidate}", ""]
     head += _within([line for table in tables(report) for line in _table(table)], _TABLES)
     notes = [f"* {_prose(_cut(one, _LINE))}" for one in gaps(report)]
-    for limitation in report.limitations:
-        short = replace(limitation, name=_cut(limitation.name, 200), reason=_cut(limitation.reason, 300))
-        notes.append(f"* {_prose(limitation_line(short))}")
+    for issue in report.known_issues:
+        short = replace(issue, name=_cut(issue.name, 200), reason=_cut(issue.reason, 300))
+        notes.append(f"* {_prose(known_issue_line(short))}")
     tail = [*_within(notes, _NOTES), "", f"<sub>{_prose(_cut(environment(report), _LINE))}</sub>", ""]
     room = MOST - len("\n".join([*head, *tail])) - 200
     blocks: list[str] = []

@@ -17,7 +17,7 @@ from csa_spec.report.content import (
     call_line,
     declined,
     environment,
-    limitation_line,
+    known_issue_line,
     numbers_lines,
     out_of_reach,
     tables,
@@ -135,9 +135,9 @@ def _verdict(report: Report) -> str:
     inconclusive = report.verdict is Verdict.INCONCLUSIVE
     lines = [f"inconclusive for {line}" for line in unreached(report)] if inconclusive else []
     lines += out_of_reach(report) + declined(report)
-    for limitation in report.limitations:
-        lines.append(limitation_line(limitation))
-        if limitation.failure is not None:
-            lines.append(f"  smallest case found: {limitation.failure.case}")
+    for issue in report.known_issues:
+        lines.append(known_issue_line(issue))
+        if issue.failure is not None:
+            lines.append(f"  smallest case found: {issue.failure.case}")
     lines.append(f"{environment(report)}, {report.seconds:.0f} s")
     return "\n".join([*lines, f"{report.candidate}: {str(report.verdict).upper()}{about(report)}"])

@@ -274,8 +274,8 @@ def test_what_a_function_lacks_is_tried_however_it_is_given() -> None:
     )
     for report in reports:
         assert report.verdict is Verdict.CONFORMANT, summarise(report)
-        assert {one.name: one.state for one in report.limitations}["empty"] == "wrong"
-        assert "known limitation of attend: empty: wrong (leaves a query without keys)" in summarise(report)
+        assert {one.name: one.state for one in report.known_issues}["empty"] == "wrong"
+        assert "known issue of attend: empty: wrong (leaves a query without keys)" in summarise(report)
 
 
 def index_scores_without_weights(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
