@@ -52,7 +52,7 @@ def make_script(
             return text, literals.file
 
 
-def _subject(trial: Trial, script: StageScript, literals: Literals, renamed: bool) -> Subject | None:
+def _subject(trial: Trial[Any], script: StageScript, literals: Literals, renamed: bool) -> Subject | None:
     """Return how a script calls a candidate; None where a script cannot."""
     if trial.candidate.name in OWN_SCRIPTS:
         module: Any = importlib.import_module(OWN_SCRIPTS[trial.candidate.name])

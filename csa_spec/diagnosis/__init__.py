@@ -1,7 +1,8 @@
 """What a failure looks like: the known bugs that the candidate behaves like, and where and how it goes wrong.
 
-Every known bug is run on the failing case as a candidate. It is named where the candidate gives its answer and the
-specification another one. Where several bugs give that answer, further cases on which they differ tell them apart.
+Every known bug is run on the failing case as a candidate. It is named where the candidate gives its answer
+and the specification another one. Where several bugs give that answer, further cases on which they differ
+tell them apart.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def outcome(
 ) -> Outcome | None:
     """Run a check on a case; None where it has nothing to do, or the candidate declines.
 
-    A law takes many calls. If ``like`` is given and the first answer is another than there, None is returned at once.
+    A law takes many calls. If ``like`` is given and the first answer is another than there, None is returned
+    at once.
     """
     recorder = _Recorder(candidate.caller)
     trial = known.of(replace(candidate, caller=recorder))

@@ -1,8 +1,8 @@
-"""Known issues: what a candidate is known not to support, tried all the same, so that a report says what happens.
+"""Known issues: what a candidate is known not to support, tried all the same so that reports can tell.
 
-A known issue is an entry of ``Capabilities.lacks``. Ordinary checks leave it out and count that. Here the cases
-that have it are tried, up to the first that fails: the report shows the smallest such case. If none fails, the
-issue may have been fixed upstream.
+A known issue is an entry of ``Capabilities.lacks``. Ordinary checks leave it out and count that. Here the
+cases that have it are tried, up to the first that fails: the report shows the smallest such case. If none
+fails, the issue may have been fixed upstream.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ def with_known_issues(candidate: Candidate, path: Path) -> Candidate:
     """Add the known issues that a file lists for a candidate to what it declares.
 
     The file is TOML, a table ``[[known_issue]]`` for each (``[[limitation]]``, its old name, is read too):
-    ``candidate``, ``stage`` (or the layer kind), ``name`` (as in ``lacks``), ``reason``, and where wanted ``url``
-    and ``versions`` (such as ``>=5.8,<6``, of what the candidate's report calls by the candidate's name).
+    ``candidate``, ``stage`` (or the layer kind), ``name`` (as in ``lacks``), ``reason``, and where wanted
+    ``url`` and ``versions`` (such as ``>=5.8,<6``, of what the candidate's report calls by the candidate's
+    name).
 
     Raises
     ------

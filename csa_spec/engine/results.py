@@ -45,7 +45,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Not conformant if anything failed; inconclusive if nothing did but a required kind was not reached."""
+        """Not conformant if anything failed, else inconclusive if a required kind was not reached."""
         if any(result.failures for result in self.results):
             return Verdict.NOT_CONFORMANT
         if any(self.missing.values()) or not any(result.cases for result in self.results):
