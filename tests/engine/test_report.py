@@ -153,7 +153,7 @@ def test_a_leak_is_explained_to_someone_who_does_not_know_the_suite() -> None:
     assert "output of             row 0, query A (t=0)" in lines
     assert any(line.startswith("expected            [") for line in lines)
     assert any(line.startswith("got                 [") for line in lines)
-    assert any(line.startswith("off by") and line.endswith("times the error budget") for line in lines)
+    assert any(line.startswith("off by") and line.endswith("times the tolerance") for line in lines)
     assert lines[-3:] == [
         "to see it again",
         "from csa_spec import check_case",
