@@ -11,7 +11,7 @@ import torch
 
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.known_issues import with_known_limitations
+from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
@@ -72,7 +72,7 @@ def check(
     time_limit
         Seconds for one call of an isolated candidate.
     known
-        A TOML file of known limitations (see :mod:`csa_spec.engine.known_issues`), beside those that the candidate
+        A TOML file of known issues (see :mod:`csa_spec.engine.known_issues`), beside those that the candidate
         declares itself.
     progress
         Called after each case.
@@ -93,11 +93,11 @@ def check(
     resolve_stages(stage, found)
     resolve_kinds(layer)
     if known is not None:
-        found = with_known_limitations(found, known)
+        found = with_known_issues(found, known)
     if isolate:
         found = isolated(found, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
-    results, missing, left_out, limitations = [], {}, {}, []
+    results, missing, left_out, known_issues = [], {}, {}, []
     try:
         targets, declined = make_targets(found, stage, layer, dtypes, device, amounts, seed)
         for target in targets:
@@ -111,7 +111,7 @@ def check(
                     missing[target.dtype, target.subject] = target.missing(result)
                     left_out[target.dtype, target.subject] = target.left_out(result)
             if target.dtype == dtypes[0]:
-                limitations += target.limitations()
+                known_issues += target.known_issues()
     finally:
         if isinstance(found.caller, WorkerCaller):
             found.caller.close()
@@ -128,7 +128,7 @@ def check(
         left_out=left_out,
         declined={subject: reason for (_, subject), reason in declined.items()},
         seconds=time.perf_counter() - begin,
-        limitations=limitations,
+        known_issues=known_issues,
     )
 
 

@@ -90,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)"
     )
-    check.add_argument(
-        "--known", type=Path, metavar="FILE", help="known limitations of the candidate, as TOML"
-    )
+    check.add_argument("--known", type=Path, metavar="FILE", help="known issues of the candidate, as TOML")
     check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
     check.add_argument(
         "--time-limit",

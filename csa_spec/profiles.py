@@ -21,7 +21,7 @@ class Profile:
     costly: int
     """For costly laws: that every weight matters (one case replaces every weight in turn), that gradients agree"""
     shrinks: bool = True
-    """Whether known limitations are shown with the smallest case found"""
+    """Whether known issues are shown with the smallest case found"""
     production: bool = False
     """Whether stages are tried at the sizes of the released models too"""
 

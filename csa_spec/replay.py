@@ -41,10 +41,10 @@ class Replayed:
 
     def __str__(self) -> str:
         """Return a line, or two."""
-        about = f"{self.folder}: {self.state}" if self.state is not State.UNDECIDED else self.sentence
-        if self.state is not State.UNDECIDED and self.sentence:
-            about += f": {self.sentence}"
-        return about + (f"\n  {self.remark}" if self.remark else "")
+        if self.state is State.UNDECIDED:
+            return self.sentence
+        line = ": ".join(filter(None, (str(self.folder), str(self.state), self.sentence)))
+        return line + (f"\n  {self.remark}" if self.remark else "")
 
 
 def replay(folders: Iterable[Path], candidate: Any = None) -> list[Replayed]:
@@ -62,7 +62,7 @@ def replay(folders: Iterable[Path], candidate: Any = None) -> list[Replayed]:
 
 def exit_code(replayed: list[Replayed]) -> int:
     """Return 2 if a bundle could not be decided (or there was none), else 1 if one still fails, else 0."""
-    states = {one.state for one in replayed}
+    states = {bundle.state for bundle in replayed}
     if not states or State.UNDECIDED in states:
         return 2
     return 0 if states == {State.FIXED} else 1
@@ -70,7 +70,7 @@ def exit_code(replayed: list[Replayed]) -> int:
 
 def summarise_replay(replayed: list[Replayed]) -> str:
     """Return a line per bundle and a line that counts."""
-    counts = Counter(one.state for one in replayed)
+    counts = Counter(bundle.state for bundle in replayed)
     total = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     many = f"{len(replayed)} bundle" + "s" * (len(replayed) != 1)
     return "\n".join([*map(str, replayed), f"{many}: {total}"])
@@ -87,9 +87,8 @@ def _replay(folder: Path, candidate: Any) -> Replayed:
     except Failure as failure:
         if failure.kind == recorded.kind:
             return Replayed(folder, State.FAILING, str(failure), remark)
-        return Replayed(
-            folder, State.CHANGED, f"it was {recorded.kind}, now it is {failure.kind}: {failure}", remark
-        )
+        sentence = f"it was {recorded.kind}, now it is {failure.kind}: {failure}"
+        return Replayed(folder, State.CHANGED, sentence, remark)
     except (UsageError, CandidateError, CaseError) as error:
         return Replayed(folder, State.UNDECIDED, f"{folder}: {error}")
     except (RuntimeError, MemoryError, OverflowError) as error:  # a case of absurd sizes, written by hand
@@ -102,12 +101,12 @@ def _try(recorded: Recorded, candidate: Any) -> None:
     if recorded.kind not in (CandidateHung.__name__, CandidateDied.__name__):
         return check_case(candidate, recorded.case, recorded.check)
     stage = stage_of(recorded.case).name  # what may hang or die does so in a process of its own
-    found = isolated(resolve_candidate(candidate, stage), candidate, stage, TIME_LIMIT)
-    assert isinstance(found.caller, WorkerCaller)
+    tried = isolated(resolve_candidate(candidate, stage), candidate, stage, TIME_LIMIT)
+    assert isinstance(tried.caller, WorkerCaller)
     try:
-        check_case(found, recorded.case, recorded.check)
+        check_case(tried, recorded.case, recorded.check)
     finally:
-        found.caller.close()
+        tried.caller.close()
 
 
 def _remark(recorded: Recorded) -> str:
@@ -117,4 +116,6 @@ def _remark(recorded: Recorded) -> str:
         return ""  # trying the case says so
     if same:
         return ""
-    return "this torch makes other tensors of the case than the bundle was written with; see its repro.py for those"
+    return (
+        "this torch draws other numbers than the bundle was written with; repro.py in the bundle has those"
+    )

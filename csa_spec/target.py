@@ -13,7 +13,7 @@ import torch
 
 from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
-from csa_spec.engine.known_issues import Limitation, probe
+from csa_spec.engine.known_issues import KnownIssue, probe
 from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
@@ -125,7 +125,7 @@ class Target:
         production = draws.production(self.variant, self._setting) if self.profile.production else ()
         return [*draws.corners(self.variant, self._setting), *production]
 
-    def limitations(self) -> list[Limitation]:
+    def known_issues(self) -> list[KnownIssue]:
         """Try what the candidate is known not to support; in the smoke profile without making cases small."""
         first = self.stage.checks[0]
         # Corner cases take turns with the candidate's modes; here each is tried in all of them.

@@ -103,7 +103,7 @@ def test_layers_that_an_object_does_not_offer_are_named_and_the_rest_decides() -
     outcome = run("check", "cli_candidates:sliding_only", "--profile", "tiny")
     assert outcome.code == 0
     for kind in ("csa", "hca"):
-        assert f"not applicable: cli_candidates:sliding_only does not offer {kind} layers\n" in outcome.out
+        assert f"not checked: cli_candidates:sliding_only does not offer {kind} layers\n" in outcome.out
 
 
 def test_a_run_that_misses_a_required_kind_is_inconclusive_and_names_it(
@@ -386,7 +386,7 @@ def test_a_dtype_that_one_stage_lacks_is_declined_while_the_others_run(folder: P
     outcome = run("check", "cli_candidates:kernels", *options)
     assert outcome.code == 0, outcome.text
     reason = "attend of cli_candidates:kernels does not support float64"
-    assert f"not applicable: {reason}\n" in outcome.out
+    assert f"not checked: {reason}\n" in outcome.out
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["declined"] == {"attend-float64": reason}
     ran = {(result["stage"], result["layer_kind"], result["dtype"]) for result in data["results"]}

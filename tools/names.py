@@ -13,7 +13,7 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.stage import Check
 from csa_spec.plug.candidate import Candidate
 from csa_spec.profiles import PROFILES, Profile
-from csa_spec.selftest.subjects import kinds_of, parcels, target
+from csa_spec.selftest.subjects import batches, kinds_of, target
 from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
 from csa_spec.stages import STAGES
@@ -84,7 +84,7 @@ def _said(bug: Bug, candidate: Candidate, check: Check[Any], failure: Failure) -
 
 def measure(command: Command) -> list[Named]:
     """Diagnose all bugs."""
-    parts = parcels(command.bugs, 4)
+    parts = batches(command.bugs, 4)
     tasks: list[Task] = [(name_bugs, (part, command.profile, command.seeds[0])) for part in parts]
     return [*chain(*command.do(tasks))]
 

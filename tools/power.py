@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from csa_spec.bugs import find_bug
-from csa_spec.selftest.run import PARCEL, SelfTest, selftest
-from csa_spec.selftest.subjects import kinds_of, parcels
+from csa_spec.selftest.run import BATCH, SelfTest, selftest
+from csa_spec.selftest.subjects import batches, kinds_of
 from csa_spec.selftest.text import Table, as_text, by_candidate, counts, marked_table, plain_table
 from csa_spec.selftest.work import Task
 from csa_spec.stages import STAGES
@@ -41,8 +41,8 @@ def measure(command: Command) -> Power:
     """Hunt the bugs, run every check by itself, and try the grid."""
     bugs, profile, seeds = command.bugs, command.profile, command.seeds
     power = Power(selftest([bug.name for bug in bugs], profile.name, seeds, command.jobs))
-    checks: list[Task] = [(rows, (some, profile, seeds[0])) for some in parcels(bugs, PARCEL)]
-    grids: list[Task] = [(try_grids, (some,)) for some in parcels(bugs, PARCEL)]
+    checks: list[Task] = [(rows, (some, profile, seeds[0])) for some in batches(bugs, BATCH)]
+    grids: list[Task] = [(try_grids, (some,)) for some in batches(bugs, BATCH)]
     results = command.do([*checks, *grids])
     for some in results[: len(checks)]:
         power.matrix |= some

@@ -18,14 +18,14 @@ def import_path(candidate: Candidate, stage: str) -> str | None:
     for name in candidate.name.split(", "):  # of single stages, the names are joined
         entries = entry_points(group=GROUP, name=name)
         path = next((entry.value for entry in entries), name)
-        found = imported(path, stage) if ":" in path else None
-        if found is not None and (name == candidate.name or _is_of(found.function, stage)):
+        result = imported(path, stage) if ":" in path else None
+        if result is None:
+            continue
+        function = result.function
+        is_of_stage = stage in (getattr(function, "stage", stage), getattr(function, "__name__", ""))
+        if name == candidate.name or is_of_stage:
             return path
     return None
-
-
-def _is_of(function: Any, stage: str) -> bool:
-    return stage in (getattr(function, "stage", stage), getattr(function, "__name__", ""))
 
 
 def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Imported | None:

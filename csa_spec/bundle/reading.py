@@ -21,6 +21,7 @@ VERSION = 2
 CASE_FILE = "case.json"
 _LARGEST = 16 << 20
 """Bytes of a case.json that are read at most."""
+_TEXTS = ("candidate", "check", "kind", "case_line", "inputs_sha256")
 
 
 class BundleError(Exception):
@@ -51,27 +52,22 @@ def read_bundle(folder: Path) -> Recorded:
     data = _load(folder)
     version = data.get("csa_spec_bundle")
     if version is None:
-        raise BundleError(f"{folder}: {CASE_FILE} is not of a bundle")
+        raise BundleError(f"{folder}: {CASE_FILE} does not belong to a bundle")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BundleError(f"{folder}: the version {str(version)[:40]!r} of the bundle is none")
+        raise BundleError(f"{folder}: the bundle's version {str(version)[:40]!r} must be a positive integer")
     if version > VERSION:
-        raise BundleError(
-            f"{folder}: the bundle has version {version}, and this csa-spec reads up to {VERSION}"
-        )
-    texts = {
-        name: _text(folder, data, name)
-        for name in ("candidate", "check", "kind", "case_line", "inputs_sha256")
-    }
+        newer = f"the bundle has version {version}, and this csa-spec reads up to {VERSION}"
+        raise BundleError(f"{folder}: {newer}; install a newer csa-spec")
+    texts = {name: _text(folder, data, name) for name in _TEXTS}
     try:
         case = parse_case(texts["case_line"])
     except CaseError as error:
         raise BundleError(f"{folder}: its case cannot be read: {_short(str(error))}") from None
     stage = stage_of(case)
-    if texts["check"] not in {one.name for one in stage.checks}:
-        known = ", ".join(one.name for one in stage.checks)
-        raise BundleError(
-            f"{folder}: unknown check {_short(texts['check'])!r} of {stage.name}: it is none of {known}"
-        )
+    known = [check.name for check in stage.checks]
+    if texts["check"] not in known:
+        unknown = f"unknown check {_short(texts['check'])!r} of {stage.name}"
+        raise BundleError(f"{folder}: {unknown}; choose from {', '.join(known)}")
     return Recorded(folder, texts["candidate"], texts["check"], texts["kind"], case, texts["inputs_sha256"])
 
 
@@ -88,7 +84,7 @@ def _load(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder}: {CASE_FILE} cannot be read: {error}") from None
     if len(raw) > _LARGEST:
         raise BundleError(
-            f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB, so it is not of a bundle"
+            f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB; no bundle is that large"
         )
     try:
         data = json.loads(raw.decode("utf-8"))
@@ -97,7 +93,7 @@ def _load(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{folder}: {CASE_FILE} is damaged: {error}") from None
     if not isinstance(data, dict):
-        raise BundleError(f"{folder}: {CASE_FILE} holds no object")
+        raise BundleError(f"{folder}: {CASE_FILE} must be a JSON object")
     return data
 
 
@@ -118,10 +114,8 @@ def bundles_in(folder: Path) -> list[Path]:
     """Return the bundles that a folder holds, or the folder itself where it is one, or holds none."""
     if (folder / CASE_FILE).is_file() or not folder.is_dir():
         return [folder]
-    inner = sorted(
-        one.parent for one in folder.glob(f"*/{CASE_FILE}") if not one.parent.name.startswith(".")
-    )
-    return inner or [folder]
+    inner = (path.parent for path in folder.glob(f"*/{CASE_FILE}"))
+    return sorted(bundle for bundle in inner if not bundle.name.startswith(".")) or [folder]
 
 
 def digest_of(stage: AnyStage, case: Any) -> str:
@@ -129,7 +123,6 @@ def digest_of(stage: AnyStage, case: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in named_tensors(stage.trial(Candidate("nobody"), case).arguments).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(
-            tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        )
+        if tensor.numel():
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

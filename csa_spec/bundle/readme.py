@@ -26,55 +26,48 @@ def make_readme(
 ) -> str:
     """Return the text: what, expected and got, what it looks like, environment, script, how it was found."""
     stage, case = stage_of(failure.case), failure.case
-    sentence = stage.check(check).sentence
     words = stage.script or StageScript()
     of = f"`{candidate}`" if ":" in candidate else candidate
+    expected = "What is expected is the output of a float64 reference, written after the official code."
     about = [
         f"In {stage.words.title(case.variant)} of {of}: {_text(failure.detail)}",
-        _wanted(check, sentence),
-        f"The smallest input found has {case.in_words()}.",
+        expected if check == SPECIFICATION else f"What should hold: {stage.check(check).sentence}.",
+        f"The smallest input that was found has {case.in_words()}.",
         words.legend(case),
     ]
     blocks = [f"# {of}, {str(case).split()[0]}: {failure.title}", " ".join(filter(None, about))]
     if failure.findings and (failure.diagnosis is None or not failure.diagnosis.summary):
-        blocks.append(f"The first step that differs: {_sentence(failure.findings[0])}")
+        first = failure.findings[0]
+        blocks.append(f"The first step that differs: {first[0].upper()}{_text(first)[1:]}")
     blocks += _numbers(failure, check, context=script is None or not words.shows_calls)
     blocks += _looks_like(failure)
-    blocks.append(
-        "**Environment:** " + ", ".join(f"{name} {version}" for name, version in environment.items())
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in environment.items())
+    blocks.append(f"**Environment:** {versions}")
     blocks.append(_again_in_python(failure, candidate, check) if script is None else _script(script, files))
     law = "" if check == SPECIFICATION else f" --check {check}"
     blocks.append(
-        f"**How it was found:** by csa-spec, {_HOME}. It tried small random inputs, "
-        f'and made the failing one smaller:\n\n```\ncsa-spec case {candidate} "{case}"{law}\n```'
+        f"**How it was found:** by csa-spec, {_HOME}. It tried small random inputs and made the failing one "
+        f'smaller. To try it again:\n\n```\ncsa-spec case {candidate} "{case}"{law}\n```'
     )
     if "picture.svg" in files:
-        blocks.append("`picture.svg` draws which query attends to what, and where the outputs differ.")
+        blocks.append("`picture.svg` shows which query attends to what, and where the outputs differ.")
     return "\n\n".join(blocks) + "\n"
 
 
 def _script(script: str, files: list[str]) -> str:
-    needs = " It reads `tensors.safetensors`, which lies beside it." * ("tensors.safetensors" in files)
+    needs = " It reads `tensors.safetensors` in the same folder." * ("tensors.safetensors" in files)
     return (
-        f"**Script** (`repro.py`): it needs torch and the library under test only.{needs}\n\n<details>\n"
+        f"**Script** (`repro.py`): it only needs torch and the library under test.{needs}\n\n<details>\n"
         f"<summary>repro.py</summary>\n\n```python\n{script.rstrip()}\n```\n\n</details>"
     )
 
 
 def _again_in_python(failure: Failure, candidate: str, check: str) -> str:
     return (
-        "There is no script that shows this without csa-spec. With csa-spec installed, "
-        "`csa-spec replay FOLDER` on the folder of this file tries it again, or in Python:\n\n"
+        "No script can show this without csa-spec. To try it again with csa-spec, run "
+        "`csa-spec replay FOLDER` on the folder of this file, or in Python:\n\n"
         f"```python\nfrom csa_spec import check_case\n\n{call_line(failure, candidate, check)}\n```"
     )
-
-
-def _wanted(check: str, sentence: str) -> str:
-    if check == SPECIFICATION:
-        reference = "a float64 reference written after the official code"
-        return f"What is expected is {reference}, within rounding errors."
-    return f"What should hold: {sentence}."
 
 
 def _text(text: str) -> str:
@@ -82,35 +75,30 @@ def _text(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{_text(text)[1:]}"
-
-
 def _numbers(failure: Failure, check: str, context: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
         raised = f"{type(failure.error).__name__}: {failure.error}"
         return [f"**Expected:** an output.\n\n**Got:**\n\n```\n{raised}\n```"]
-    found = compared(failure, check)
-    if found is None:
+    sides = compared(failure, check)
+    if sides is None:
         return []
     place = "" if failure.place is None else f" at {failure.place}"
-    first = f"{found.first.capitalize()}{place}"
-    rows = [(first, listed(found.expected, _SHOWN)), (found.second.capitalize(), listed(found.got, _SHOWN))]
-    if found.over_budget is not None:
-        rows.append(("times the allowed rounding error", f"{found.over_budget:.3g}"))
+    first = f"{sides.first.capitalize()}{place}"
+    rows = [(first, listed(sides.expected, _SHOWN)), (sides.second.capitalize(), listed(sides.got, _SHOWN))]
+    if sides.over_budget is not None:
+        rows.append(("Off by", f"{sides.over_budget:.3g} times the allowed rounding error"))
     lines = [f"{name:<40} {value}" for name, value in rows]
     lines += failure.context if context else ()  # of a stream these are its calls, which the script has
-    heading = f"**{found.first.capitalize()} and {found.second}:**"
+    heading = f"**{sides.first.capitalize()} and {sides.second}:**"
     return [f"{heading}\n\n```\n" + "\n".join(lines) + "\n```"]
 
 
 def _looks_like(failure: Failure) -> list[str]:
-    found = failure.diagnosis
-    if found is None:
+    if failure.diagnosis is None:
         return []
     lines = []
-    for one in found.behaves_like:
-        links = ", ".join(f"[{name}]({url})" for name, url in zip(one.sources, one.urls, strict=False))
-        lines.append(f"* {one.title}{f' ({links})' if links else ''}: {one.cause}")
-    like = ["**Looks like** a known mistake:\n\n" + "\n".join(lines)] if lines else []
-    return like + ([found.summary] if found.summary else [])
+    for bug in failure.diagnosis.behaves_like:
+        links = ", ".join(f"[{name}]({url})" for name, url in zip(bug.sources, bug.urls, strict=False))
+        lines.append(f"* {bug.title}{f' ({links})' if links else ''}: {bug.cause}")
+    like = "**Looks like** a known bug:\n\n" + "\n".join(lines) if lines else ""
+    return [block for block in (like, failure.diagnosis.summary) if block]

@@ -59,8 +59,8 @@ def _subject(trial: Trial[Any], script: StageScript, literals: Literals, renamed
         subject: Subject = module.subject_of(trial, script.arguments(trial), literals)
         return subject
     path = import_path(trial.candidate, trial.stage)
-    found = None if path is None else imported(path, trial.stage, trial.case.mode, renamed)
-    return None if found is None else subject_of(trial, script, literals, found)
+    function = None if path is None else imported(path, trial.stage, trial.case.mode, renamed)
+    return None if function is None else subject_of(trial, script, literals, function)
 
 
 def _text(
@@ -105,11 +105,10 @@ def _sorted(imports: list[str]) -> str:
 
 
 def _docstring(subject: Subject, failure: Failure, environment: Mapping[str, str]) -> str:
-    versions = ", ".join(
-        f"{name} {version}"
-        for name, version in environment.items()
-        if name not in ("csa-spec", "python", "platform")
-    )
+    shown = {
+        name: environment[name] for name in environment if name not in ("csa-spec", "python", "platform")
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in shown.items())
     where = " where the function can be imported (PYTHONPATH=. python repro.py)" * subject.own_module
     paragraphs = [
         f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}".rstrip(".") + ".",

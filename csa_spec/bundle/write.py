@@ -52,16 +52,12 @@ def write_bundle(
         drawing = _picture(failure, check)
         if drawing is not None:
             (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8")
-        files = [
-            one for one in (SCRIPT_FILE, TENSORS_FILE, PICTURE_FILE, CASE_FILE) if (temporary / one).exists()
-        ]
+        files = [path.name for path in temporary.iterdir()]
         text = None if script is None else script[0]
-        readme = make_readme(failure, name, check, environment, text, [*files, CASE_FILE])
+        readme = make_readme(failure, name, check, environment, text, files)
         (temporary / README_FILE).write_text(readme, encoding="utf-8")
-        data = _record(failure, name, check, environment)
-        (temporary / CASE_FILE).write_text(
-            json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        data = json.dumps(_record(failure, name, check, environment), indent=1, allow_nan=False)
+        (temporary / CASE_FILE).write_text(data + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         if target.exists():
             shutil.rmtree(target)
@@ -129,7 +125,7 @@ def _picture(failure: Failure, check: str) -> str | None:
 def _warn(file: str, failure: Failure, check: str, error: Exception) -> None:
     """Say that a file is left out: the report of a long run must not end because of one drawing."""
     warnings.warn(
-        f"no {file} for the failure of {check!r} on {failure.case}, please report this: "
+        f"no {file} could be made for the failure of {check!r} on {failure.case}; please report this: "
         f"{type(error).__name__}: {error}",
         stacklevel=3,
     )

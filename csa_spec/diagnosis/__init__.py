@@ -1,7 +1,8 @@
-"""What a failure looks like: the known bugs that the candidate behaves like, and where and how it goes wrong.
+"""What a failure looks like: which known bugs the candidate behaves like, and where it goes wrong.
 
-Every known bug is run on the failing case as a candidate. It is named where the candidate gives its answer and the
-specification another one. Where several bugs give that answer, further cases on which they differ tell them apart.
+Every known bug is run on the failing case as a candidate. It is named where the candidate gives its answer
+and the specification another one. Where several bugs give that answer, further cases on which they differ
+tell them apart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from csa_spec.diagnosis.summary import summary
-from csa_spec.engine.failures import CandidateDied, CandidateHung, Diagnosis, Failure, Likeness
+from csa_spec.engine.failures import CandidateDied, CandidateHung, Diagnosis, Failure
 from csa_spec.engine.stage import Check
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.stages import stage_of
@@ -44,15 +45,13 @@ def diagnose(
     stage = stage_of(failure.case)
     named = check if isinstance(check, Check) else stage.check(check)
     trial = stage.trial(candidate, failure.case)
-    found: tuple[Likeness, ...] = ()
     try:
-        if not isinstance(
-            failure, (CandidateHung, CandidateDied)
-        ):  # each further call may take its whole time
-            from csa_spec.bugs import bugs  # only a failure needs the catalogue
-            from csa_spec.diagnosis.likeness import likenesses
+        if isinstance(failure, (CandidateHung, CandidateDied)):  # each further call may take its whole time
+            return Diagnosis((), summary(trial, failure))
+        from csa_spec.bugs import bugs  # only a failure needs the catalogue
+        from csa_spec.diagnosis.likeness import likenesses
 
-            found = likenesses(candidate, named, stage, trial, bugs(), seconds)
-        return Diagnosis(found, summary(trial, failure))
+        behaves_like = likenesses(candidate, named, stage, trial, bugs(), seconds)
+        return Diagnosis(behaves_like, summary(trial, failure))
     except CandidateError:
         return None

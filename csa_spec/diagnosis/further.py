@@ -17,7 +17,7 @@ SEED = 20_26
 
 
 def further_cases(case: Any, candidate: Candidate, stage: AnyStage) -> Iterator[Any]:
-    """Yield other cases of the same stage, kind, mode, dtype and device that a candidate supports, each once."""
+    """Yield other cases of the same setting that a candidate supports, each once."""
     capabilities = candidate.capabilities_of(stage.name)
     ratios = stage.setting(candidate, case.variant, case.dtype, case.device).ratios
     seen = {case}
@@ -31,5 +31,5 @@ def further_cases(case: Any, candidate: Candidate, stage: AnyStage) -> Iterator[
 @cache
 def _cases(stage: str, variant: str, setting: Setting) -> list[Any]:
     draws = STAGES[stage].draws
-    both = [*draws.corners(variant, setting), *draw_cases(draws.cases(variant, setting), DRAWN, SEED)]
-    return [one for one in both if one.quick]
+    cases = [*draws.corners(variant, setting), *draw_cases(draws.cases(variant, setting), DRAWN, SEED)]
+    return [case for case in cases if case.quick]

@@ -9,7 +9,7 @@ from typing import Any
 
 from csa_spec.bugs import Bug
 from csa_spec.diagnosis.further import further_cases
-from csa_spec.diagnosis.outcome import UNFORMED, Outcome, alike, equal, fails, outcome
+from csa_spec.diagnosis.outcome import UNFORMED, Outcome, alike, equal, fails, outcome_on
 from csa_spec.engine.failures import Likeness
 from csa_spec.engine.stage import Check
 from csa_spec.engine.trial import Trial
@@ -40,6 +40,11 @@ class _Suspect:
     def share(self) -> float:
         return self.agreeing / self.tried
 
+    @property
+    def likeness(self) -> Likeness:
+        bug, sources = self.bug, tuple(self.bug.sources)
+        return Likeness(bug.name, bug.title, bug.cause, sources, bug.urls, self.agreeing, self.tried)
+
 
 def likenesses(
     candidate: Candidate,
@@ -63,7 +68,7 @@ def likenesses(
         After which no further case is looked at.
     """
     begin = time.monotonic()
-    got = outcome(check, known, candidate)
+    got = outcome_on(check, known, candidate)
     if got is None:
         return ()
     kind = known.case.variant
@@ -71,21 +76,23 @@ def likenesses(
     for bug in bugs:
         if bug.stage != stage.name or bug.equivalent or (kind and kind not in bug.kinds):
             continue
-        theirs = _asked(check, known, bug, got)
-        if theirs is not None and alike(check, known, got, theirs) and fails(check, known, theirs):
+        wrong = _outcome_of(check, known, bug, got)
+        if wrong is not None and alike(check, known, got, wrong) and fails(check, known, wrong):
             suspects.append(_Suspect(bug))
         if time.monotonic() > begin + 2 * seconds:
             break
     _tell_apart(suspects, candidate, check, stage, known, got, time.monotonic() + seconds)
-    suspects.sort(key=lambda one: (one.misses, -one.agreeing, one.bug.seeded))
-    if suspects and suspects[0].share >= NEARLY_ALL:
-        suspects = [one for one in suspects if one.share >= NEARLY_ALL]
-    return tuple(_likeness(one) for one in suspects[:REPORTED])
+    suspects.sort(key=lambda suspect: (suspect.misses, -suspect.agreeing, suspect.bug.seeded))
+    if suspects and suspects[0].share >= NEARLY_ALL:  # one that always agrees clears those that do not
+        suspects = [suspect for suspect in suspects if suspect.share >= NEARLY_ALL]
+    return tuple(suspect.likeness for suspect in suspects[:REPORTED])
 
 
-def _asked(check: Check[Any], known: Trial[Any], bug: Bug, like: Outcome | None = None) -> Outcome | None:
+def _outcome_of(
+    check: Check[Any], known: Trial[Any], bug: Bug, like: Outcome | None = None
+) -> Outcome | None:
     try:
-        return outcome(check, known, bug.candidate, like)
+        return outcome_on(check, known, bug.candidate, like)
     except Exception:
         return None  # a bug that cannot be run is no explanation
 
@@ -102,34 +109,22 @@ def _tell_apart(
     """Ask about further cases on which the suspects differ; where there is one, on which it is wrong."""
     asked, failing = 0, None if first.failure is None else first.failure.kind
     for case in further_cases(known.case, candidate, stage):
-        least = min((one.misses for one in suspects), default=0)
-        leading = [one for one in suspects if one.misses <= least + 1]
-        if (
-            not leading
-            or asked >= (ASKED if len(leading) > 1 else CONFIRMING)
-            or time.monotonic() > deadline
-        ):
+        least = min((suspect.misses for suspect in suspects), default=0)
+        leading = [suspect for suspect in suspects if suspect.misses <= least + 1]
+        enough = ASKED if len(leading) > 1 else CONFIRMING
+        if not leading or asked >= enough or time.monotonic() > deadline:
             return
         trial = stage.trial(candidate, case)
-        theirs = {one.bug.name: _asked(check, trial, one.bug) for one in leading}
-        given = [one for one in theirs.values() if one is not None]
-        if len(given) < len(leading) or not any(fails(check, trial, one) for one in given):
-            continue
-        if len(leading) > 1 and all(equal(check, trial, given[0], one) for one in given[1:]):
-            continue
-        got = outcome(check, trial, candidate)
+        outcomes = [_outcome_of(check, trial, suspect.bug) for suspect in leading]
+        given = [outcome for outcome in outcomes if outcome is not None]
+        if len(given) < len(leading) or not any(fails(check, trial, outcome) for outcome in given):
+            continue  # a case on which all of them are right confirms none
+        if len(leading) > 1 and all(equal(check, trial, given[0], outcome) for outcome in given[1:]):
+            continue  # and one on which they all do the same tells none apart
+        got = outcome_on(check, trial, candidate)
         if got is None or (isinstance(got.failure, UNFORMED) and got.failure.kind != failing):
             continue  # it fails here for another reason
         asked += 1
-        for one in leading:
-            mine = theirs[one.bug.name]
-            assert mine is not None
-            one.tried += 1
-            one.agreeing += equal(check, trial, got, mine)
-
-
-def _likeness(suspect: _Suspect) -> Likeness:
-    bug = suspect.bug
-    return Likeness(
-        bug.name, bug.title, bug.cause, tuple(bug.sources), bug.urls, suspect.agreeing, suspect.tried
-    )
+        for suspect, outcome in zip(leading, given, strict=True):
+            suspect.tried += 1
+            suspect.agreeing += equal(check, trial, got, outcome)

@@ -31,7 +31,7 @@ class Outcome:
     """How one candidate did in a check on a case."""
 
     failure: Failure | None
-    """In the equality with the specification only where there is no answer; wrong numbers are told by comparing"""
+    """In the specification check only where there is no answer; wrong numbers are told by comparing"""
     answers: tuple[Answer, ...]
     """Of every call, the case as it is first"""
 
@@ -49,12 +49,12 @@ class _Recorder:
         return answer
 
 
-def outcome(
+def outcome_on(
     check: Check[Any], known: Trial[Any], candidate: Candidate, like: Outcome | None = None
 ) -> Outcome | None:
-    """Run a check on a case; None where it has nothing to do, or the candidate declines.
+    """Run a check on a case; None where it does not apply, or the candidate declines.
 
-    A law takes many calls. If ``like`` is given and the first answer is another than there, None is returned at once.
+    A law takes many calls: None is returned at once if the first answer is another than that of ``like``.
     """
     recorder = _Recorder(candidate.caller)
     trial = known.of(replace(candidate, caller=recorder))
@@ -72,11 +72,11 @@ def outcome(
     return Outcome(None, tuple(recorder.answers))
 
 
-def fails(check: Check[Any], known: Trial[Any], one: Outcome) -> bool:
+def fails(check: Check[Any], known: Trial[Any], outcome: Outcome) -> bool:
     """Whether an outcome is a failure."""
-    if check.law or one.failure is not None:
-        return one.failure is not None
-    return known.is_wrong(one.answers[0])
+    if check.law or outcome.failure is not None:
+        return outcome.failure is not None
+    return known.is_wrong(outcome.answers[0])
 
 
 def alike(check: Check[Any], known: Trial[Any], got: Outcome, wrong: Outcome) -> bool:
@@ -88,38 +88,37 @@ def alike(check: Check[Any], known: Trial[Any], got: Outcome, wrong: Outcome) ->
     return got.failure is not None and _same_law(known, got, wrong)
 
 
-def equal(check: Check[Any], known: Trial[Any], one: Outcome, other: Outcome) -> bool:
+def equal(check: Check[Any], known: Trial[Any], first: Outcome, second: Outcome) -> bool:
     """Whether two candidates do the same, right or wrong."""
-    if isinstance(one.failure, UNFORMED) or isinstance(other.failure, UNFORMED):
-        return _same_failure(one, other)
+    if isinstance(first.failure, UNFORMED) or isinstance(second.failure, UNFORMED):
+        return _same_failure(first, second)
     if not check.law:
-        return known.same(one.answers[0], other.answers[0])
-    return _same_law(known, one, other)
+        return known.same(first.answers[0], second.answers[0])
+    return _same_law(known, first, second)
 
 
-def _same_failure(one: Outcome, other: Outcome) -> bool:
-    first, second = one.failure, other.failure
-    if first is None or second is None:
-        return first is second
-    return first.kind == second.kind and (
-        isinstance(first, CandidateRaised) or first.detail == second.detail
-    )
+def _same_failure(first: Outcome, second: Outcome) -> bool:
+    failure, other = first.failure, second.failure
+    if failure is None or other is None:
+        return failure is other
+    same_words = isinstance(failure, CandidateRaised) or failure.detail == other.detail
+    return failure.kind == other.kind and same_words
 
 
-def _same_law(known: Trial[Any], one: Outcome, other: Outcome) -> bool:
-    """Whether two candidates break a law in the same way, with the same answers on the way, or both keep it."""
-    first, second = one.failure, other.failure
-    if (first is None) != (second is None) or (first and second and first.kind != second.kind):
+def _same_law(known: Trial[Any], first: Outcome, second: Outcome) -> bool:
+    """Whether two candidates break a law in the same way and with the same answers, or both keep it."""
+    failure, other = first.failure, second.failure
+    if (failure is None) != (other is None) or (failure and other and failure.kind != other.kind):
         return False
-    if isinstance(first, UNSTEADY):
+    if isinstance(failure, UNSTEADY):
         return True
-    if not one.answers or not other.answers or not known.same(one.answers[0], other.answers[0]):
+    if not first.answers or not second.answers or not known.same(first.answers[0], second.answers[0]):
         return False
-    return all(_same_call(mine, theirs) for mine, theirs in zip(one.answers, other.answers, strict=False))
+    return all(map(_same_call, first.answers, second.answers))
 
 
-def _same_call(mine: Answer, theirs: Answer) -> bool:
-    names = {*mine.gradients, *theirs.gradients}
-    return roughly(main_output(mine), main_output(theirs)) and all(
-        roughly(mine.gradients.get(name), theirs.gradients.get(name)) for name in names
+def _same_call(first: Answer, second: Answer) -> bool:
+    names = {*first.gradients, *second.gradients}
+    return roughly(main_output(first), main_output(second)) and all(
+        roughly(first.gradients.get(name), second.gradients.get(name)) for name in names
     )

@@ -1,4 +1,4 @@
-"""Where a candidate goes wrong and what is wrong with what it depends on, in one to three sentences."""
+"""Where a candidate goes wrong, and what is wrong with its inputs, in one to three sentences."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.trial import Trial
 
 _SAYS = {
-    kinds.SeesTooMuch: "It sees too much",
-    kinds.SeesTooLittle: "It sees too little",
-    kinds.PickNotVisible: "It sees too much",
-    kinds.PickOutOfRange: "It sees what is not there",
+    kinds.SeesTooMuch: "It reads what it must not read",
+    kinds.SeesTooLittle: "It does not read what it must read",
+    kinds.PickNotVisible: "It selects what it must not see",
+    kinds.PickOutOfRange: "It selects an entry that does not exist",
     kinds.PickedTwice: "It counts an entry twice",
-    kinds.WrongCount: "It sees too few or too many entries",
-    kinds.MissedHigherScore: "It sees as many entries as it must, but the wrong ones",
-    kinds.TieNotLowestFirst: "It sees entries that a promise excludes",
-    kinds.NotZero: "It sees too much",
-    kinds.AnswersAnother: "It sees what belongs to another",
-    kinds.OrderMatters: "It sees the right set, but its order counts",
+    kinds.WrongCount: "It selects too few or too many entries",
+    kinds.MissedHigherScore: "It selects the right number of entries, but the wrong ones",
+    kinds.TieNotLowestFirst: "It breaks a tie differently than declared",
+    kinds.NotZero: "It reads keys where a query has none",
+    kinds.AnswersAnother: "It reads the input of another query or entry",
+    kinds.OrderMatters: "It reads the right set, but the order of the set counts",
     kinds.RowsInteract: "A row depends on the other rows",
-    kinds.FutureLeak: "It sees too much",
+    kinds.FutureLeak: "It reads tokens that come later",
     kinds.PrefixDiffers: "It depends on how many tokens follow",
     kinds.ReturnsPrevious: "It depends on the call before",
-    kinds.StreamDiffers: "It does not answer the tokens that the row holds",
+    kinds.StreamDiffers: "It does not use exactly the tokens that the row holds",
     kinds.ReturnsZeros: "It depends on nothing",
     kinds.NotFinite: "The numbers are not finite",
     kinds.StrayGradient: "A gradient reaches what must get none",
@@ -35,7 +35,7 @@ _SAYS = {
 
 
 def summary(trial: Trial[Any], failure: Failure) -> str:
-    """Say where a candidate goes wrong, and whether it sees too much, too little, or the right set.
+    """Say where a candidate goes wrong, and whether it reads too much, too little, or the right set.
 
     Parameters
     ----------
@@ -50,5 +50,5 @@ def summary(trial: Trial[Any], failure: Failure) -> str:
         says = next((text for kind, text in _SAYS.items() if isinstance(failure, kind)), "")
         head = f"{says}: {failure.detail}" if says else str(failure)[0].upper() + str(failure)[1:]
     sentences = [f"The first stage that differs is {failure.findings[0]}"] if failure.findings else []
-    sentences += [one for one in trial.summary(failure, head) if one]
-    return " ".join(f"{one}." for one in sentences[:3])
+    sentences += filter(None, trial.summary(failure, head))
+    return " ".join(f"{sentence}." for sentence in sentences[:3])

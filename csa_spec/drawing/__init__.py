@@ -1,1 +1,1 @@
-"""Drawing failures: SVG, grids of squares, and the frame around them. Pictures of stages are made of these."""
+"""Drawing failures: SVG, grids of squares, and the frame around them, for the pictures of stages."""

@@ -44,19 +44,17 @@ def frame(
     y = sheet.paragraph(MARGIN, y + 1, _sentence(failure.detail), width, TEXT)
     y = sheet.paragraph(MARGIN, y + 1, str(failure.case), width, SMALL, QUIET, mono=True)
     if failure.diagnosis is not None and failure.diagnosis.behaves_like:
-        y = sheet.paragraph(
-            MARGIN, y + 4, _likely(failure.diagnosis.behaves_like[0]), width, TEXT, PURPLE, bold=True
-        )
+        likely = _likely(failure.diagnosis.behaves_like[0])
+        y = sheet.paragraph(MARGIN, y + 4, likely, width, TEXT, PURPLE, bold=True)
     y = body(sheet, MARGIN, y + 8) + 16
     y = draw_legend(sheet, MARGIN, y, width, looks)
     if errors:
         measured = failure.errors
         scale = ERROR_LEGEND + ([UNKNOWN] if measured is None or bool(measured.isnan().any()) else [])
-        y = draw_legend(sheet, MARGIN, y, width, scale, "error, times its budget:")
+        y = draw_legend(sheet, MARGIN, y, width, scale, "error, as a share of the tolerance:")
     y += 10
-    for note in notes:
-        if note:
-            y = sheet.paragraph(MARGIN, y, note, width, SMALL, QUIET) + 2
+    for note in filter(None, notes):
+        y = sheet.paragraph(MARGIN, y, note, width, SMALL, QUIET) + 2
     y += 4
     for line in numbers:
         sheet.text(MARGIN, y, line.replace(" ", "\u00a0"), SMALL, INK, mono=True)

@@ -1,10 +1,10 @@
-"""Grids of coloured squares, rows of queries by columns of keys, in the style of transformers' mask pictures."""
+"""Grids of coloured squares: rows of queries by columns of keys, as in transformers' mask pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csa_spec.drawing.svg import EDGE, INK, PURPLE, QUIET, RED, SMALL, TEXT, Sheet, text_width
 
@@ -24,6 +24,10 @@ class Look:
     dash: str = ""
     weight: float = 1
 
+    def draw(self, sheet: Sheet, x: float, y: float, width: float, height: float, title: str = "") -> None:
+        """Draw a square, without its sign."""
+        sheet.rect(x, y, width, height, self.fill, self.stroke, self.weight, self.dash, title)
+
 
 TOO_MUCH = Look("", RED, "#82071e", "!", "#ffffff", weight=1.5)
 TOO_LITTLE = Look("", "#fbefff", PURPLE, "?", PURPLE, dash="3 2", weight=2)
@@ -32,7 +36,7 @@ NOTHING = Look("", "#f3f4f6")
 
 def looking(look: Look, meaning: str) -> Look:
     """Return a look with another meaning."""
-    return Look(meaning, look.fill, look.stroke, look.sign, look.ink, look.dash, look.weight)
+    return replace(look, meaning=meaning)
 
 
 _STEPS = (
@@ -46,7 +50,7 @@ UNKNOWN = Look("not judged", "#ffffff", EDGE, "·", QUIET)
 
 
 def error_look(ratio: float) -> Look:
-    """Return the colour of an error, given as a multiple of its budget."""
+    """Return the colour of an error, given as a share of its budget."""
     if math.isnan(ratio):
         return UNKNOWN
     if math.isinf(ratio):
@@ -56,7 +60,7 @@ def error_look(ratio: float) -> Look:
 
 
 def error_text(ratio: float) -> str:
-    """Return an error over its budget in few letters."""
+    """Return an error, as a share of its budget, in few letters."""
     return f"{ratio:.2g}" if math.isfinite(ratio) else "not finite"
 
 
@@ -132,22 +136,23 @@ class Grid:
                 sheet.text(middle, y - 5, self.column_name(column), SMALL, QUIET, "middle")
             if self.column_note(column):
                 sheet.text(middle, bottom + 13, self.column_note(column), SMALL, QUIET, "middle")
-        for number, row in enumerate(self.rows):
-            top = y + number * side
-            if labels:
-                here = row == self.current
-                sheet.text(x - 6, top + side / 2 + 4, self.row_name(row), TEXT, INK, "end", bold=here)
+        for number, row in enumerate(self.rows if labels else ()):
+            middle = y + number * side + side / 2
+            sheet.text(x - 6, middle + 4, self.row_name(row), TEXT, INK, "end", bold=row == self.current)
+        squares = [
+            (row, column, x + place * across, y + number * side)
+            for number, row in enumerate(self.rows)
+            for place, column in enumerate(self.columns)
+        ]
         corners: dict[Look, list[tuple[float, float]]] = {}
-        for number, row in enumerate(self.rows):
-            for place, column in enumerate(self.columns):
-                look, corner = self.look(row, column), (x + place * across, y + number * side)
-                if not look.sign:
-                    corners.setdefault(look, []).append((corner[0] + 1, corner[1] + 1))
+        for row, column, left, top in squares:
+            look = self.look(row, column)
+            if not look.sign:
+                corners.setdefault(look, []).append((left + 1, top + 1))
         for look, places in corners.items():
             sheet.squares(places, across - 3, side - 3, look.fill, look.stroke)
-        for number, row in enumerate(self.rows):
-            for place, column in enumerate(self.columns):
-                self._signs(sheet, x + place * across, y + number * side, row, column)
+        for row, column, left, top in squares:
+            self._signs(sheet, left, top, row, column)
         if self.current is not None and self.current in self.rows and self.columns:
             top = y + list(self.rows).index(self.current) * side
             sheet.rect(x - 1.5, top - 1.5, self.width + 2, side + 2, "none", INK, 1.5)
@@ -156,18 +161,14 @@ class Grid:
     def _signs(self, sheet: Sheet, x: float, y: float, row: int, column: int) -> None:
         """Draw what stands in a square, and the square itself where it has a sign."""
         look, side, across = self.look(row, column), self.square, self.across
-        if look.sign:
-            title = f"{self.row_name(row)}, {self.column_name(column)}: {look.meaning}"
-            sheet.rect(
-                x + 1, y + 1, across - 3, side - 3, look.fill, look.stroke, look.weight, look.dash, title
-            )
         middle, number = x + across / 2 - 0.5, self.inside(row, column)
         lift = 0.2 * side if look.sign and number else 0
         if look.sign:
+            title = f"{self.row_name(row)}, {self.column_name(column)}: {look.meaning}"
+            look.draw(sheet, x + 1, y + 1, across - 3, side - 3, title)
             size = 15 if side > 20 else SMALL
-            sheet.text(
-                middle, y + side / 2 + size / 3 - lift, look.sign, size, look.ink, "middle", bold=True
-            )
+            height = y + side / 2 + size / 3 - lift
+            sheet.text(middle, height, look.sign, size, look.ink, "middle", bold=True)
         if number:
             sheet.text(middle, y + side / 2 + 3.5 + 1.1 * lift, number, SMALL, look.ink, "middle")
 
@@ -186,7 +187,7 @@ def draw_errors(
     errors: Callable[[int], Sequence[float] | None],
     of_what: str = "the output",
 ) -> float:
-    """Draw the errors of each row beside a grid, a square per head where there are several; return the right end."""
+    """Draw the errors of each row beside a grid, a square per head; return the right end."""
     side, end = grid.square, x
     sheet.text(x, y - 20, "error of", SMALL, QUIET)
     sheet.text(x, y - 5, of_what, SMALL, QUIET)
@@ -194,18 +195,9 @@ def draw_errors(
         top, values = y + number * side, errors(row)
         for place, value in enumerate(values if values is not None else [None]):
             look = UNKNOWN if value is None else error_look(value)
-            name = look.meaning if value is None else f"{value:.3g} times the error budget"
-            sheet.rect(
-                x + place * side + 1,
-                top + 1,
-                side - 3,
-                side - 3,
-                look.fill,
-                look.stroke,
-                1,
-                "",
-                f"{grid.row_name(row)}: {name}",
-            )
+            name = look.meaning if value is None else f"{value:.3g} times the tolerance"
+            title = f"{grid.row_name(row)}: {name}"
+            look.draw(sheet, x + place * side + 1, top + 1, side - 3, side - 3, title)
             if look.sign:
                 sheet.text(x + (place + 0.5) * side, top + side / 2 + 4, look.sign, TEXT, look.ink, "middle")
         if values:
@@ -228,7 +220,7 @@ def draw_legend(
         need = 22 + text_width(look.meaning, SMALL) + 14
         if at > x and at + need > x + width:
             at, y = x, y + 22
-        sheet.rect(at, y, 16, 16, look.fill, look.stroke, look.weight, look.dash)
+        look.draw(sheet, at, y, 16, 16)
         if look.sign:
             sheet.text(at + 8, y + 12, look.sign, SMALL, look.ink, "middle", bold=True)
         sheet.text(at + 22, y + 12, look.meaning, SMALL, INK)

@@ -1,4 +1,4 @@
-"""The picture of a single stage: its queries or entries in rows, by the keys, entries or tokens that they are about."""
+"""The picture of a single stage: queries or entries in rows, keys, entries or tokens in columns."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from csa_spec.drawing import grid as grids
 from csa_spec.drawing.frame import frame
-from csa_spec.drawing.grid import (
-    TOO_LITTLE,
-    TOO_MUCH,
-    Grid,
-    Look,
-    crop,
-    cut_note,
-    draw_errors,
-    looking,
-    row_label,
-    side_of,
-)
+from csa_spec.drawing.grid import TOO_LITTLE, TOO_MUCH, Grid, Look, looking, row_label
 from csa_spec.drawing.svg import QUIET, SMALL, Sheet, text_width
 from csa_spec.engine.failures import Failure, SeesTooLittle, SeesTooMuch
 
@@ -56,10 +46,13 @@ class Relation:
 
     def draw(self, numbers: Sequence[str]) -> str:
         """Return the picture."""
-        rows, columns = crop(self.items[1], item_of(self.failure)), crop(self.others[1], self.near)
+        rows, columns = (
+            grids.crop(self.items[1], item_of(self.failure)),
+            grids.crop(self.others[1], self.near),
+        )
         written = [self.inside(item, other) for item in rows for other in columns]
         widest = max((text_width(text, SMALL) for text in written), default=0)
-        square = 38 if widest else side_of(len(rows), len(columns))
+        square = 38 if widest else grids.side_of(len(rows), len(columns))
         grid = Grid(
             rows,
             columns,
@@ -75,8 +68,8 @@ class Relation:
         stray = _stray(self.failure)
         looks = [*self.looks, *([] if stray is None else [stray[1]])]
         cuts = [
-            cut_note(self.items[0], rows, self.items[1]),
-            cut_note(self.others[0], columns, self.others[1]),
+            grids.cut_note(self.items[0], rows, self.items[1]),
+            grids.cut_note(self.others[0], columns, self.others[1]),
         ]
         body = self._body(grid)
         return frame(self.failure, numbers, body, looks, [*cuts, *self.notes], errors=bool(self.errors))
@@ -94,7 +87,7 @@ class Relation:
                 right = self._text(sheet, grid, right + 12, y)
             if self.errors:
                 errors = errors_of(self.failure, row_of(self.failure))
-                draw_errors(sheet, grid, right + 12, y + _HEADER, errors, self.errors)
+                grids.draw_errors(sheet, grid, right + 12, y + _HEADER, errors, self.errors)
             return bottom
 
         return body

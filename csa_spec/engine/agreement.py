@@ -14,7 +14,7 @@ from csa_spec.engine.tally import error_ratios
 class Part(NamedTuple):
     """Some items of answers, and what the specification says of them."""
 
-    found: tuple[Tensor, ...]
+    answers: tuple[Tensor, ...]
     """The items of each answer, ``[n, width]`` in float64"""
     expected: Tensor
     budget: Tensor
@@ -29,18 +29,18 @@ def same(parts: Iterable[Part], dtype: torch.dtype) -> bool:
 
 def is_wrong(parts: Iterable[Part]) -> bool:
     """Whether an answer is off by more than its budget anywhere."""
-    return any(float(error_ratios(part.found[0], part.expected, part.budget).max()) > 1 for part in parts)
+    return any(float(error_ratios(part.answers[0], part.expected, part.budget).max()) > 1 for part in parts)
 
 
 def same_and_wrong(parts: Iterable[Part], dtype: torch.dtype) -> bool:
     """Whether two answers are the same, and wrong.
 
-    Budgets are those of the case, two of them, since both answers are rounded. Where the second answer is hardly
-    further from the specification's than that, the first must be nearer to the second than to the specification.
+    Both answers are rounded, so they may differ by two budgets of the case. Where the second is hardly
+    further from the specification, the first must be nearer to the second than to the specification.
     """
     off = apart = 0.0
     for part in parts:
-        first, second = part.found
+        first, second = part.answers
         same_items = _same_items(part, dtype)
         if not bool((same_items | part.ambiguous).all()):
             return False
@@ -53,7 +53,7 @@ def same_and_wrong(parts: Iterable[Part], dtype: torch.dtype) -> bool:
 
 
 def roughly(first: Any, second: Any) -> bool:
-    """Whether two tensors that have no budget are about the same: gradients, or answers to changed arguments."""
+    """Whether two tensors that have no budget, gradients say, are about the same."""
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return (first is None) == (second is None)
     if first.shape != second.shape:
@@ -61,17 +61,17 @@ def roughly(first: Any, second: Any) -> bool:
     if not first.is_floating_point():
         return torch.equal(first.sort(-1).values, second.sort(-1).values)
     share = {torch.float64: 1e-7, torch.float32: 1e-3}.get(first.dtype, 0.05)
-    one, other = first.double(), second.double()
-    allowed = share * one.nan_to_num(0.0, 0.0, 0.0).abs().max() if one.numel() else 0.0
-    return bool((((one - other).abs() <= allowed) | _alike(one, other)).all())
+    first, second = first.double(), second.double()
+    allowed = share * first.nan_to_num(0.0, 0.0, 0.0).abs().max() if first.numel() else 0.0
+    return bool((((first - second).abs() <= allowed) | _alike(first, second)).all())
 
 
 def _same_items(part: Part, dtype: torch.dtype) -> Tensor:
     """Return ``[n]``: which items are the same in two answers.
 
-    Budgets hold for right answers; a little more, relative to the item, allows for the rounding of a wrong one.
+    Budgets hold for right answers; a wrong one may round a little more, relative to the item.
     """
-    first, second = part.found
+    first, second = part.answers
     slack = min(16 * torch.finfo(dtype).eps, 2.0**-6)
     largest = first.nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
     close = (first - second).abs() <= 2 * part.budget + slack * largest

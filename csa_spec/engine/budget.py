@@ -1,25 +1,35 @@
-r"""Error budgets: how far a right implementation in low precision may be from the specification.
+r"""Budgets: how far a right implementation in low precision may be from the specification.
 
-Derivation
-----------
-Each quantity that an implementation computes gets a value (float64) and a variance: that of its rounding error,
-to first order, with independent rounding errors (Higham and Mary, "A new approach to probabilistic rounding
-error analysis", 2019). With unit roundoff u of the case's dtype and unit roundoff a = min(u, 2^-24) of
-accumulators:
+Derivation ---------- Each quantity that an implementation computes gets a value (float64) and the variance
+of its rounding error: to first order, with independent rounding errors (Higham and Mary, "A new approach to
+probabilistic rounding error analysis", 2019). Here u is the unit roundoff of the case's dtype, or of the
+candidate's coarser own, and a = min(u, 2^-24) that of accumulators; f is what may be flushed to zero.
 
-* a stored result y:            u^2 y^2
-* a sum of products x . w:      u^2 (y^2 + sum (x w)^2) + g a^2 (sum |x w|)^2, plus sum var(x) w^2; over n terms
-                                g = max(1, n / 9), since partial sums are rounded n times
-* a norm, a rotation, a softmax: the derivative applied to the incoming variance, plus a few roundings
-* an angle position * f:        (2 a angle)^2, since rotary tables are made in float32 even in bfloat16 models
-* the core o = sum p k:         sum p^2 (k - o)^2 var(z) + sum p^2 var(k), plus roundings
+* A stored result y adds u^2 y^2 + f^2.
+* A sum of n terms of magnitudes |t| adds g(n) a^2 (sum |t|)^2 with g(n) = max(1, n / 9): added one after the
+  other, partial sums are rounded n times, and their squares are a third of the last one's in the mean.
+* A product x . w over n channels has sum var(x) w^2 + sum x^2 var(w) + u^2 sum (x w)^2, is such a sum of its
+  n terms, and is stored.
+* A norm, a rotation, a softmax apply their derivative to the incoming variance, and add a few roundings.
+* An angle position * f adds (2 a angle)^2, since rotary tables are made in float32 even in bfloat16 models.
 
-The budget of an element is ``MARGIN`` standard deviations. Where the error of a logit z is not small, the first
-order is not enough; the factor exp(MARGIN sd(z)) - 1 replaces MARGIN sd(z) there.
+The attention core, for one query and head: o = sum_j p_j k_j over the n keys j that the query attends to.
 
-Sums are taken over the magnitudes of the case itself, element by element, so a budget is as tight for a small
-output beside a large one as the arithmetic allows. ``docs/budgets.md`` has the measured worst error/budget for
-right implementations.
+* A logit z_j = scale * (q . k_j), a product over d channels, is scaled and has the largest logit taken off
+  (the sink counts as one): var(z_j) = scale^2 var(q . k_j) + u^2 (z_j^2 + (z_j - peak)^2).
+* It moves its own p_j, and all others by the denominator: p_j^2 r_j^2 (k_j - o)^2, summed over j. Here r_j =
+  (exp(MARGIN sd(z_j)) - 1) / MARGIN, which is sd(z_j) where that is small; the first order would not be
+  enough where it is not.
+* Keys, and the rounding of p_j and p_j k_j: sum p_j^2 (var(k_j) + (3 u)^2 k_j^2).
+* The sums of p k and of the denominator: g(n) a^2 ((sum p_j |k_j|)^2 + o^2), with n keys, not channels.
+* A sink that is applied afterwards, through a log-sum-exp in float32: a^2 peak^2 o^2.
+* A p_j that is flushed to zero: (f / 2)^2 sum k_j^2. The result is stored with two roundings: (2 u o)^2 +
+  f^2.
+
+The budget of an element is ``MARGIN`` standard deviations. Sums are taken over the magnitudes of the case
+itself, element by element, so a budget is as tight for a small output beside a large one as the arithmetic
+allows. ``docs/budgets.md`` has the largest errors measured of right implementations, as shares of their
+budgets.
 """
 
 from __future__ import annotations
@@ -29,6 +39,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from csa_spec.engine.tensors import dtype_of
 from csa_spec.spec import SPEC, CompressorWeights, DocumentTrace, Geometry, LayerWeights
 
 MARGIN = 5.0
@@ -70,7 +81,7 @@ class Arithmetic:
         # In float64 the specification, which is no finer, rounds as much as the candidate.
         self.unit = info.eps / 2 * (2**0.5 if dtype == torch.float64 else 1)
         self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
-        # Below the smallest normal number hardware may flush to zero; not in float16, which could not do without.
+        # Hardware may flush to zero what is below the smallest normal number, which float16 cannot spare.
         self.underflow = info.smallest_normal * (info.eps if dtype == torch.float16 else 1)
 
     @classmethod
@@ -84,10 +95,10 @@ class Arithmetic:
         return Rounded(value, variance + own)
 
     def summed(self, magnitude: Tensor, terms: int | Tensor) -> Tensor:
-        """Return the variance that adding ``terms`` numbers up leaves, whose absolute values sum to ``magnitude``.
+        """Return the variance of adding up ``terms`` numbers whose absolute values sum to ``magnitude``.
 
-        One after the other there are as many roundings, of partial sums that grow linearly where all terms have one
-        sign: a^2 / 3 each in the mean, sum (i / n)^2 = n / 3 together. Blocked sums do better.
+        One after the other there are as many roundings, of partial sums that grow linearly where all terms
+        have one sign: a^2 / 3 each in the mean, sum (i / n)^2 = n / 3 together. Blocked sums do better.
         """
         growth = terms.double().div(9).clamp(min=1) if isinstance(terms, Tensor) else max(1.0, terms / 9)
         return growth * (self.accumulator * magnitude).square()
@@ -113,7 +124,7 @@ class Arithmetic:
         return self.store(x.value * factor, variance, roundings=3)
 
     def rotate(self, x: Rounded, positions: Tensor, frequencies: Tensor, sign: int = 1) -> Rounded:
-        """Rotate the trailing channels; ``positions`` broadcasts over all but the last dimension of ``x``."""
+        """Rotate the trailing channels; ``positions`` broadcasts over all dimensions but the last."""
         width = 2 * len(frequencies)
         angle = sign * positions[..., None] * frequencies
         cos, sin = angle.cos(), angle.sin()
@@ -189,16 +200,15 @@ def core_budget(
         ``[heads]``, and the factor on ``q . k``.
     """
     attended = torch.ones(1, len(keys), dtype=torch.bool)
-    out, _ = _attend(
-        arithmetic, Rounded.exact(q), Rounded.exact(keys), probabilities, attended, sinks, scale
-    )
+    given = Rounded.exact(q), Rounded.exact(keys)
+    out, _ = _attend(arithmetic, *given, probabilities, attended, sinks, scale)
     return MARGIN * out.variance.sqrt()
 
 
 def entries_budget(
     arithmetic: Arithmetic, hidden: Tensor, weights: CompressorWeights, geometry: Geometry
 ) -> Tensor:
-    """Return the budget ``[T, d]`` of the compressor alone, for ``hidden`` ``[S, hidden]`` from position 0."""
+    """Return the budget ``[T, d]`` of the compressor alone, for ``[S, hidden]`` from position 0."""
     frequencies = SPEC.layer_frequencies(geometry)
     entries = _compress(arithmetic, Rounded.exact(hidden), weights, geometry, 0, frequencies)
     return MARGIN * entries.variance.sqrt()
@@ -244,7 +254,7 @@ def _compress(
     content, gate = do.linear(blocks, weights.wkv), do.linear(blocks, weights.wgate)
 
     def slots(x: Tensor, outside: float) -> Tensor:
-        """Lay a ``[count * m, C]`` tensor out as ``[count, slots, dim]``: previous block's half, then own half."""
+        """Lay ``[count * m, C]`` out as ``[count, slots, dim]``: of the block before, then of its own."""
         x = x.reshape(count, m, x.shape[-1])
         if not geometry.overlap:
             return x
@@ -256,10 +266,10 @@ def _compress(
     p = torch.softmax(slots(logit.value, -torch.inf), dim=1)
     c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
     pooled = (p * c).sum(1)
+    # As in the core: a gate's error moves its own weight, and all others by the denominator.
     variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
-    variance = (variance + (3 * do.unit * p * c).square()).sum(1) + do.summed(
-        (p * c.abs()).sum(1), p.shape[1]
-    )
+    variance = (variance + (3 * do.unit * p * c).square()).sum(1)
+    variance = variance + do.summed((p * c.abs()).sum(1), p.shape[1])
     normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
     return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
 
@@ -317,9 +327,13 @@ def _attend(
     z = Rounded(scale * z.value, scale**2 * z.variance)
     peak = torch.maximum(z.value.masked_fill(~attended, -torch.inf).amax(-1), sink)[..., None]
     z_variance = z.variance + do.unit**2 * (z.value.square() + (z.value - peak).square())
-    # First order while the error of a logit is small, exponential where it is not.
+    # First order while the error of a logit is small, exponential where it is not: logits in the hundreds
+    # are off by more than 1 in bfloat16, and exp of that is no small factor. (The clamp only keeps exp
+    # finite.)
     relative = torch.expm1((MARGIN * z_variance.sqrt()).clamp(max=60.0)) / MARGIN
     weight = (p * relative).square()
+    # sum weight (k - o)^2, multiplied out so that no [S, heads, keys, d] is made; rounding may leave it
+    # below zero.
     k, k2 = keys.value, keys.value.square()
     o = p @ k
     variance = weight @ k2 - 2 * o * (weight @ k) + o.square() * weight.sum(-1, keepdim=True)
@@ -327,9 +341,9 @@ def _attend(
     # The sum of p k, and the softmax's denominator, whose error all p share.
     terms = attended.sum(-1, keepdim=True)
     variance = variance + do.summed(p @ k.abs(), terms) + do.summed(o, terms)
-    # A sink that is applied afterwards goes through a log-sum-exp as large as the peak, which is kept in float32.
+    # A sink that is applied afterwards goes through a log-sum-exp as large as the peak, kept in float32.
     variance = variance + (do.accumulator * peak.nan_to_num(0.0, 0.0, 0.0) * o).square()
-    # A small probability may underflow (in float16 below 6e-8), and its key may be long.
+    # A small probability may be flushed to zero (in float16 below 6e-8), and its key may be long.
     variance = variance + (do.underflow / 2) ** 2 * (attended.double() @ k2)
     common = weight.sum(-1, keepdim=True)
     spread = MARGIN * (weight + p.square() * common + (3 * do.unit * p).square()).sqrt() + do.underflow
@@ -348,7 +362,5 @@ def _project(do: Arithmetic, heads_out: Rounded, weights: LayerWeights, geometry
 
 def working_dtype(dtype: str, internal_dtype: str | None) -> torch.dtype:
     """Return the dtype whose roundoff a budget uses: the coarser of the case's and the candidate's own."""
-    widest: list[torch.dtype] = [
-        getattr(torch, name) for name in (dtype, internal_dtype) if name is not None
-    ]
-    return max(widest, key=lambda one: torch.finfo(one).eps)
+    dtypes = [dtype_of(name) for name in (dtype, internal_dtype) if name is not None]
+    return max(dtypes, key=lambda candidate: torch.finfo(candidate).eps)

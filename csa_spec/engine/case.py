@@ -1,15 +1,16 @@
 """A case: everything that decides one trial, in one line of text.
 
-A stage's case is a frozen dataclass that derives from :class:`Case` and declares its fields with :func:`size`,
-:func:`drawn` and :func:`coded`. Text, JSON, a stable hash, what declared limits make of it, and shrinking follow
-from the fields.
+A stage's case is a frozen dataclass that derives from :class:`Case` and declares its fields with
+:func:`size`, :func:`drawn` and :func:`coded`. Text, JSON, a stable hash, what declared limits make of it,
+and shrinking follow from the fields.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -47,12 +48,12 @@ def size(
     """
     value = least if default is None else default
     what = {"letter": letter, "least": least, "words": words, "bucketed": bucketed, "rank": rank}
-    return field(default=value, metadata={**what, "multiple": multiple})
+    return dataclasses.field(default=value, metadata={**what, "multiple": multiple})
 
 
 def drawn(kind: type[StrEnum], default: StrEnum | None = None) -> Any:
-    """Declare how something is drawn. The first name is the simplest, and the default where nothing is said."""
-    return field(default=default or next(iter(kind)), metadata={"kind": kind, "rank": 2})
+    """Declare how something is drawn. The first name is the simplest, and the default."""
+    return dataclasses.field(default=default or next(iter(kind)), metadata={"kind": kind, "rank": 2})
 
 
 def coded(
@@ -80,7 +81,7 @@ def coded(
         Whether the default is written too.
     """
     what = {"read": read, "write": write, "text": text, "rank": rank, "always": always}
-    return field(default=default, metadata=what)
+    return dataclasses.field(default=default, metadata=what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +90,32 @@ class Case:
 
     stage: ClassVar[str]
     """Name of the stage, the first word of the text"""
-    seed: int = field(default=0, metadata={"read": int, "rank": 3})
-    mode: str = field(default="", metadata={"rank": 3})
+    seed: int = dataclasses.field(default=0, metadata={"read": int, "rank": 3})
+    mode: str = dataclasses.field(default="", metadata={"rank": 3})
     """One of the candidate's ways to run the stage; empty where it has only one"""
-    dtype: str = field(default="float32", metadata={"rank": 3})
-    device: str = field(default="cpu", metadata={"rank": 3})
+    dtype: str = dataclasses.field(default="float32", metadata={"rank": 3})
+    device: str = dataclasses.field(default="cpu", metadata={"rank": 3})
 
     def __post_init__(self) -> None:
         """Check sizes and names."""
-        for one in fields(self):
-            if "letter" in one.metadata:
-                _check_size(one, getattr(self, one.name))
-            elif "kind" in one.metadata:
-                kind, value = one.metadata["kind"], getattr(self, one.name)
-                if value not in list(kind):
-                    raise CaseError(f"unknown {one.name} {str(value)!r}; choose from {', '.join(kind)}")
-                object.__setattr__(self, one.name, kind(value))
+        for field in self._size_fields():
+            _check_size(field, getattr(self, field.name))
+        for field in self._drawn_fields():
+            kind, value = field.metadata["kind"], getattr(self, field.name)
+            if value not in list(kind):
+                raise CaseError(f"unknown {field.name} {str(value)!r}; choose from {', '.join(kind)}")
+            object.__setattr__(self, field.name, kind(value))
         for name, known in (("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise CaseError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}")
+
+    @classmethod
+    def _size_fields(cls) -> list[Field[Any]]:
+        return [field for field in fields(cls) if "letter" in field.metadata]
+
+    @classmethod
+    def _drawn_fields(cls) -> list[Field[Any]]:
+        return [field for field in fields(cls) if "kind" in field.metadata]
 
     # Text.
 
@@ -128,16 +136,16 @@ class Case:
     def __str__(self) -> str:
         """Return the case as one line, without what is at its default."""
         words = self._head()
-        for one in sorted(self._written(), key=lambda one: one.metadata.get("rank", 1)):
-            value = getattr(self, one.name)
-            if value != one.default or one.metadata.get("always"):
-                words.append(f"{_text_of(one)}={one.metadata.get('write', str)(value)}")
+        for field in sorted(self._written(), key=lambda field: field.metadata.get("rank", 1)):
+            value = getattr(self, field.name)
+            if value != field.default or field.metadata.get("always"):
+                words.append(f"{_text_of(field)}={field.metadata.get('write', str)(value)}")
         return " ".join(words)
 
     @classmethod
     def _written(cls) -> list[Field[Any]]:
         """Return the fields that are written as ``name=value``."""
-        return [one for one in fields(cls) if one.init and one.default is not MISSING]
+        return [field for field in fields(cls) if field.init and field.default is not MISSING]
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -149,27 +157,27 @@ class Case:
             If a word is not known or its value cannot be used.
         """
         values, words = cls._read_head(text.split())
-        known = {_text_of(one): one for one in cls._written()}
+        known = {_text_of(field): field for field in cls._written()}
         for word in words:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
                     f"{word!r} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
                 )
-            one = known[name]
-            if one.name in values:
+            field = known[name]
+            if field.name in values:
                 raise CaseError(f"{word!r} is the second {name}")
-            values[one.name] = _read(one, word, value)
+            values[field.name] = _read(field, word, value)
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the case as plain JSON data: numbers, and the texts of everything else."""
         data: dict[str, Any] = {"stage": self.stage}
-        for one in fields(self):
-            if one.init:
-                value = getattr(self, one.name)
+        for field in fields(self):
+            if field.init:
+                value = getattr(self, field.name)
                 plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-                data[_text_of(one)] = value if plain else one.metadata.get("write", str)(value)
+                data[_text_of(field)] = value if plain else field.metadata.get("write", str)(value)
         return data
 
     @cached_property
@@ -179,9 +187,8 @@ class Case:
 
     def in_words(self) -> str:
         """Return its sizes in words."""
-        sizes = [one for one in fields(self) if "letter" in one.metadata]
-        parts = [f"{one.metadata['words']} {getattr(self, one.name)}" for one in sizes]
-        return ", ".join([*parts, self.dtype, self.device])
+        sizes = [f"{field.metadata['words']} {getattr(self, field.name)}" for field in self._size_fields()]
+        return ", ".join([*sizes, self.dtype, self.device])
 
     # What it is made of.
 
@@ -198,42 +205,32 @@ class Case:
     @property
     def regime(self) -> tuple[str, ...]:
         """How its data are drawn; reports count by it."""
-        return tuple(str(getattr(self, one.name)) for one in fields(self) if "kind" in one.metadata)
+        return tuple(str(getattr(self, field.name)) for field in self._drawn_fields())
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Orders cases as a person would: smaller sizes first, then simpler data, then the seed."""
-        simple = sum(
-            list(one.metadata["kind"]).index(getattr(self, one.name))
-            for one in fields(self)
-            if "kind" in one.metadata
-        )
-        return (sum(self.sizes.values()), simple, self.seed)
+        drawn = ((list(field.metadata["kind"]), getattr(self, field.name)) for field in self._drawn_fields())
+        return (sum(self.sizes.values()), sum(kind.index(name) for kind, name in drawn), self.seed)
 
     @classmethod
     def names(cls) -> list[str]:
         """Return every name that its data may have."""
-        return [str(name) for one in fields(cls) if "kind" in one.metadata for name in one.metadata["kind"]]
+        return [str(name) for field in cls._drawn_fields() for name in field.metadata["kind"]]
 
     @classmethod
     def letters(cls) -> dict[str, int]:
         """Return the smallest legal value of every size, by its letter."""
-        return {
-            one.metadata["letter"]: one.metadata["least"] for one in fields(cls) if "letter" in one.metadata
-        }
+        return {field.metadata["letter"]: field.metadata["least"] for field in cls._size_fields()}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Its sizes by their letters."""
-        return {
-            one.metadata["letter"]: getattr(self, one.name)
-            for one in fields(self)
-            if "letter" in one.metadata
-        }
+        return {field.metadata["letter"]: getattr(self, field.name) for field in self._size_fields()}
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
         """Return the case with other sizes, given by their letters."""
-        names = {one.metadata["letter"]: one.name for one in fields(self) if "letter" in one.metadata}
+        names = {field.metadata["letter"]: field.name for field in self._size_fields()}
         changes: dict[str, Any] = {names[letter]: value for letter, value in sizes.items()}
         return replace(self, **changes) if changes else self
 
@@ -245,19 +242,19 @@ class Case:
         return {cls.stage: cls.names()}
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
-        """Return the case without what a candidate declares not to support beside sizes, and the names of that.
+        """Return the case without the data that a candidate declares not to support, and the names of those.
 
-        The simplest data that it supports take the place of other data.
+        The simplest data that it supports take their place.
         """
         changes: dict[str, Any] = {}
-        for one in fields(self):
-            options = one.metadata.get("kind", ())
+        for field in self._drawn_fields():
+            options = field.metadata["kind"]
             lacking = {str(name) for name in options if (self.stage, name) in capabilities.lacks}
-            if str(getattr(self, one.name)) in lacking:
+            if str(getattr(self, field.name)) in lacking:
                 left = [name for name in options if name not in lacking]
                 if not left:
-                    raise CaseError(f"capabilities.lacks leaves no {one.name} for {self.stage}")
-                changes[one.name] = left[0]
+                    raise CaseError(f"capabilities.lacks leaves no {field.name} for {self.stage}")
+                changes[field.name] = left[0]
         names = [f"{name} {getattr(self, name)}" for name in changes]
         return (replace(self, **changes) if changes else self), names
 
@@ -279,7 +276,7 @@ class Case:
         raise CaseError(f"the declared sizes leave no {self.stage} case near {self}")
 
     def _misfits(self, capabilities: Capabilities) -> tuple[dict[str, int], list[str]]:
-        """Return the sizes that are not supported, as they must be, and why; a mere bucket needs no reason."""
+        """Return what sizes must become to be supported, and why; a mere bucket needs no reason."""
         wanted: dict[str, int] = {}
         reasons = []
         for letter, value in self._fitted_sizes().items():
@@ -294,11 +291,7 @@ class Case:
 
     def _nearest(self, letter: str, size: int, rule: SizeRule) -> int:
         """Return the nearest size that is legal and supported."""
-        multiples = {
-            one.metadata["letter"]: one.metadata["multiple"]
-            for one in fields(self)
-            if "letter" in one.metadata
-        }
+        multiples = {field.metadata["letter"]: field.metadata["multiple"] for field in self._size_fields()}
         legal = rule.within(self.letters()[letter], multiples.get(letter, 1))
         nearest = legal.nearest(size)
         if nearest is None:
@@ -311,22 +304,17 @@ class Case:
 
     def _bucket(self, letter: str, value: int) -> int:
         """Return the next power of four, for sizes that a candidate would compile anew for."""
-        bucketed = any(
-            one.metadata.get("letter") == letter and one.metadata["bucketed"] for one in fields(self)
-        )
-        return (
-            next(bucket for bucket in (0, *(4**n for n in range(16))) if bucket >= value)
-            if bucketed
-            else value
-        )
+        for field in self._size_fields():
+            if field.metadata["letter"] == letter and field.metadata["bucketed"]:
+                return next(bucket for bucket in _BUCKETS if bucket >= value)
+        return value
 
     def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
         """Yield cases just outside of each size that a candidate declares, with what is declared."""
         for letter, least in self.letters().items():
             rule, value = capabilities.rule(letter, self.variant), self.sizes.get(letter, least)
             for options in rule.just_outside(value) if rule.declared else ():
-                sizes = [size for size in options if size >= least]
-                cases = (self._resized(letter, size) for size in sizes)
+                cases = (self._resized(letter, size) for size in options if size >= least)
                 case = next((case for case in cases if case is not None), None)
                 if case is not None:
                     yield case, rule.reason(case.sizes[letter], letter)
@@ -340,28 +328,27 @@ class Case:
         return case if case.sizes.get(letter) == value else None
 
 
+_BUCKETS = (0, *(int(4**n) for n in range(16)))
 _ROUNDS = 4
 """A size that gives way for another may have to be changed once more."""
 
 
-def _check_size(one: Field[Any], value: object) -> None:
-    letter, least = one.metadata["letter"], one.metadata["least"]
+def _check_size(field: Field[Any], value: object) -> None:
+    letter, least = field.metadata["letter"], field.metadata["least"]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise CaseError(
-            f"{letter} ({one.metadata['words']}) must be an integer of at least {least}, not {value!r}"
-        )
+        what = f"{letter} ({field.metadata['words']})"
+        raise CaseError(f"{what} must be an integer of at least {least}, not {value!r}")
 
 
-def _text_of(one: Field[Any]) -> str:
-    """Return how a field is written."""
-    return str(one.metadata.get("letter") or one.metadata.get("text") or one.name)
+def _text_of(field: Field[Any]) -> str:
+    return str(field.metadata.get("letter") or field.metadata.get("text") or field.name)
 
 
-def _read(one: Field[Any], word: str, value: str) -> Any:
-    if "kind" in one.metadata:
+def _read(field: Field[Any], word: str, value: str) -> Any:
+    if "kind" in field.metadata:
         return value  # checked with the others
     try:
-        return (int if "letter" in one.metadata else one.metadata.get("read", str))(value)
+        return (int if "letter" in field.metadata else field.metadata.get("read", str))(value)
     except CaseError:
         raise
     except ValueError:

@@ -16,7 +16,7 @@ SENTENCE = "sizes outside the declared limits raise an error or give the right a
 def declares_sizes(capabilities: Capabilities) -> bool:
     """Whether a candidate declares any size."""
     short = (capabilities.compress_ratios, capabilities.head_dims, capabilities.max_top_k)
-    return any(capabilities.sizes.values()) or any(one is not None for one in short)
+    return any(capabilities.sizes.values()) or short != (None, None, None)
 
 
 def limits_check(trial: Trial[Any]) -> Tally | None:

@@ -1,7 +1,8 @@
-"""What can be wrong with a candidate: one class per kind of failure, its facts as data, its words in one place.
+"""What can be wrong with a candidate: a class per kind of failure, its facts as data, all words here.
 
 Hypothesis and pytest tell failures apart by their type, and shrinking keeps the type pinned, so two kinds of
-failure never hide each other. Whoever finds a failure gives its facts; this module alone makes sentences of them.
+failure never hide each other. Whoever finds a failure gives its facts; this module alone makes sentences of
+them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Likeness:
     agreeing: int
     """Of the cases tried, those on which the candidate does what the bug does"""
     tried: int
-    """The failing case, and further ones on which this bug is wrong or bugs that look like it differ from each other"""
+    """The failing case, and further ones on which this bug is wrong, or bugs that look like it differ"""
 
     def __str__(self) -> str:
         """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
@@ -134,7 +135,7 @@ class Failure(AssertionError):
 
     @property
     def evident(self) -> bool:
-        """Whether the output itself shows it when a token is replaced, whatever stages the candidate exposes."""
+        """Whether the output itself shows it when a token is replaced."""
         return self.dependence is not None and bool(self.dependence.too_much)
 
     @property
@@ -196,7 +197,7 @@ class NotFinite(Failure):
 
 class ReturnsZeros(Failure):
     title = "output is zero everywhere"
-    says = "every element is zero, in the reference some are not"
+    says = "every element is zero; in the reference some are not"
 
 
 class AnswersAnother(Failure):
@@ -294,7 +295,10 @@ class WrongCount(Failure):
 
 class MissedHigherScore(Failure):
     title = "a query leaves out an entry that scores higher than one that it selects"
-    says = "{item} leaves out entry {left_out} (score {higher:.9g}) and selects entry {selected} (score {lower:.9g})"
+    says = (
+        "{item} leaves out entry {left_out} (score {higher:.9g}) "
+        "and selects entry {selected} (score {lower:.9g})"
+    )
 
 
 class TieNotLowestFirst(Failure):
@@ -351,8 +355,8 @@ class PrefixDiffers(Failure):
 class NotBatchInvariant(Failure):
     title = "a row has different bits alone than in a batch"
     says = (
-        "a row alone gives the output that it gives in the batch within rounding, but not bit for bit; declare "
-        "batch_invariant=False if that is intended"
+        "a row has the same output alone as in the batch within rounding, but not bit for bit; "
+        "declare batch_invariant=False if that is intended"
     )
 
 
@@ -404,13 +408,13 @@ class ReturnsPrevious(Failure):
 class SilentlyWrong(Failure):
     title = "a size outside the declared limits gives a wrong answer in place of an error"
     says = (
-        "{limit} is declared unsupported, but {outside} gives neither an error nor a right answer: {inner}"
+        "{limit} is declared unsupported, but {outside} gives a wrong answer in place of an error: {inner}"
     )
 
 
 class OrderMatters(Failure):
     title = "the order of the index list changes the output"
-    says = "right, but not with the index list reversed and padded with -1: {inner}"
+    says = "the output is right, but not with the index list reversed and padded with -1: {inner}"
 
 
 class WeightIgnored(Failure):

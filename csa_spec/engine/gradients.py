@@ -1,18 +1,18 @@
-r"""Gradients, held against autograd of the specification in float64.
+r"""Gradients, compared with autograd of the specification in float64.
 
-The budget of a gradient is measured, not derived: the specification runs several times with every rounding that a
-right implementation may make replaced by a random one of the same size (Parker, "Monte Carlo Arithmetic", 1997).
-Each result of an operation, forward and backward, is multiplied by 1 + u xi with xi standard normal; a sum of
-products x . w also gets u sqrt(sum (x w)^2) xi and a (sum \|x w\|) xi, as in :mod:`csa_spec.engine.budget`, with u
-the unit roundoff of the dtype and a that of accumulators. The standard deviation over the runs, times a margin, is
-the budget of an element. Where every run gives exactly 0, the gradient must be exactly 0: that of a key that no
-query names, of a token that no judged query sees.
+The budget of a gradient is measured, not derived: the specification runs several times with every rounding
+that a right implementation may make replaced by a random one of the same size (Parker, "Monte Carlo
+Arithmetic", 1997). Each result of an operation, forward and backward, is multiplied by 1 + u xi with xi
+standard normal; a sum of products x . w also gets u sqrt(sum (x w)^2) xi and a (sum \|x w\|) xi, as in
+:mod:`csa_spec.engine.budget`, with u the unit roundoff of the dtype and a that of accumulators. The standard
+deviation over the runs, times a margin, is the budget of an element. Where every run gives exactly 0, the
+gradient must be exactly 0: that of a key that no query names, of a token that no judged query sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,16 +31,16 @@ from csa_spec.spec import Geometry, Spec
 RUNS = 16
 """Runs whose spread is measured."""
 MARGIN = 8.0
-"""Standard deviations in a budget: wider than for outputs, since a spread over so few runs is itself uncertain."""
+"""Standard deviations in a budget: more than for outputs, since so few runs leave the spread uncertain."""
 
 _MOVES = frozenset(
     """
-    alias arange argmax as_strided cat clone constant_pad_nd copy_ detach empty empty_like expand eye fill_ flip
-    full full_like gather index index_select isnan lift_fresh masked_fill narrow new_empty new_full new_ones
-    new_zeros neg ones ones_like permute repeat reshape scatter select select_backward slice slice_backward sort
-    split split_with_sizes squeeze stack t transpose unbind unfold unsqueeze view _unsafe_view where zero_ zeros
-    zeros_like _to_copy maximum amax relu threshold_backward clamp clamp_min scalar_tensor triu tril
-    _reshape_alias unsafe_split expand_copy
+    alias arange argmax as_strided cat clone constant_pad_nd copy_ detach empty empty_like expand eye fill_
+    flip full full_like gather index index_select isnan lift_fresh masked_fill narrow new_empty new_full
+    new_ones new_zeros neg ones ones_like permute repeat reshape scatter select select_backward slice
+    slice_backward sort split split_with_sizes squeeze stack t transpose unbind unfold unsqueeze view
+    _unsafe_view where zero_ zeros zeros_like _to_copy maximum amax relu threshold_backward clamp clamp_min
+    scalar_tensor triu tril _reshape_alias unsafe_split expand_copy
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 """Operations of torch that move numbers, or choose among them, without rounding."""
@@ -56,7 +56,7 @@ class RoundingNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._rng = generator(seed, f"rounding {run}")
 
     def of(self, spec: Spec) -> Spec:
-        """Return the rules with rotary tables made in float32, as they are even in models of lower precision."""
+        """Return the rules with rotary tables made in float32, as models of lower precision make them."""
 
         def frequencies(geometry: Geometry) -> Tensor:
             with self._finely():
@@ -98,16 +98,14 @@ class RoundingNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
             magnitudes = func(args[0].abs(), args[1].abs())
             noisy = noisy + self._unit * squares.sqrt() * self._draw(out)
             noisy = noisy + self._accumulator * magnitudes * self._draw(out)
-        if name.endswith("_"):
-            return out.copy_(noisy)
-        return noisy
+        return out.copy_(noisy) if name.endswith("_") else noisy
 
     def _draw(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._rng, dtype=like.dtype)
 
 
 def gradients_match(trial: Trial[Any]) -> Tally | None:
-    """Gradients equal the specification's: within the budget, exactly zero where nothing flows, none to the indexer."""
+    """Gradients match the specification's: within the budget, and exactly zero where nothing flows."""
     if not trial.capabilities.gradients:
         return None
     cotangent = cotangent_of(trial)
@@ -125,31 +123,33 @@ def gradients_match(trial: Trial[Any]) -> Tally | None:
         noise = RoundingNoise(arithmetic, trial.case.seed, run)
         for name, gradient in _gradient(trial, exact, cotangent, noise).items():
             squares[name] += (gradient - expected[name]).square() / RUNS
-    tally = Tally()
+    tally = Tally(queries=len(expected))
     for name, ours in expected.items():
         theirs = answer.gradients.get(name)
-        tally.queries += 1
-        if theirs is None:
-            continue
-        nothing = (squares[name] == 0) & (ours == 0)
-        typical = squares[name].mean() * 0.1  # an element whose few runs happened to agree
-        floor = arithmetic.underflow * 64 + arithmetic.unit**2 * ours.abs().amax() if ours.numel() else 0.0
-        floor = floor + 1e-150  # squares of smaller spreads underflow in float64
-        budget = MARGIN * (squares[name] + typical).sqrt() + floor
-        ratios = error_ratios(theirs.double(), ours, torch.where(nothing, 0.0, budget))
-        if not ratios.numel():
-            continue
-        worst = float(ratios.max())
-        if worst <= 1:
-            tally.worst = max(tally.worst, worst)
-            continue
-        at = [int(i) for i in torch.unravel_index(ratios.argmax(), ratios.shape)]
-        want, got = float(ours[tuple(at)]), float(theirs[tuple(at)])
-        kind = StrayGradient if bool(nothing[tuple(at)]) else WrongGradient
-        raise kind(
-            trial.case, of=name, at=at, ours=want, theirs=got, expected=[want], got=[got], over_budget=worst
-        )
+        if theirs is not None and ours.numel():
+            tally.worst = max(tally.worst, _compare(trial, name, ours, theirs, squares[name], arithmetic))
     return tally
+
+
+def _compare(
+    trial: Trial[Any], name: str, ours: Tensor, theirs: Tensor, squares: Tensor, arithmetic: Arithmetic
+) -> float:
+    """Return the largest error of a gradient over its budget; ``squares`` are the variances measured."""
+    nothing = (squares == 0) & (ours == 0)
+    typical = squares.mean() * 0.1  # for an element whose few runs happened to agree
+    floor = arithmetic.underflow * 64 + arithmetic.unit**2 * ours.abs().amax()
+    floor = floor + 1e-150  # squares of smaller spreads underflow in float64
+    budget = MARGIN * (squares + typical).sqrt() + floor
+    ratios = error_ratios(theirs.double(), ours, torch.where(nothing, 0.0, budget))
+    worst = float(ratios.max())
+    if worst <= 1:
+        return worst
+    at = [int(i) for i in torch.unravel_index(ratios.argmax(), ratios.shape)]
+    want, got = float(ours[tuple(at)]), float(theirs[tuple(at)])
+    kind = StrayGradient if bool(nothing[tuple(at)]) else WrongGradient
+    raise kind(
+        trial.case, of=name, at=at, ours=want, theirs=got, expected=[want], got=[got], over_budget=worst
+    )
 
 
 def cotangent_of(trial: Trial[Any]) -> Tensor | None:
@@ -157,7 +157,7 @@ def cotangent_of(trial: Trial[Any]) -> Tensor | None:
     shape, dtypes, _ = trial.form(trial.arguments)
     if 0 in shape:
         return None
-    cotangent = normal(trial.case.seed, "cotangent", tuple(int(one or 0) for one in shape))
+    cotangent = normal(trial.case.seed, "cotangent", tuple(int(length or 0) for length in shape))
     if trial.case.seed % 2 and cotangent.dim() > 1 and cotangent.shape[1] > 1:
         query = trial.case.seed // 2 % cotangent.shape[1]
         alone = torch.zeros_like(cotangent)
@@ -170,22 +170,19 @@ def _gradient(
     trial: Trial[Any], exact: Mapping[str, Any], cotangent: Tensor, noise: RoundingNoise | None = None
 ) -> dict[str, Tensor]:
     """Return the gradients of the specification by the name of the argument; zero where it finds no path."""
-    given = map_tensors(
-        lambda _, x: x.detach().clone().requires_grad_() if x.is_floating_point() else x, exact
-    )
+    given = map_tensors(_leaf, exact)
     leaves = {name: tensor for name, tensor in named_tensors(given).items() if tensor.requires_grad}
-    with torch.enable_grad():
-        if noise is None:
-            out = trial.specified(given)
-            found = _backward(out, list(leaves.values()), cotangent)
-        else:
-            with noise:
-                out = trial.specified(given, noise)
-                found = _backward(out, list(leaves.values()), cotangent)
+    with torch.enable_grad(), nullcontext() if noise is None else noise:
+        out = trial.specified(given, noise)
+        gradients = _backward(out, list(leaves.values()), cotangent)
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient.detach()
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
+
+
+def _leaf(name: str, x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_() if x.is_floating_point() else x
 
 
 def _backward(out: Tensor, leaves: list[Tensor], cotangent: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,8 +1,8 @@
-"""Known limitations: what a candidate is known not to support, tried all the same, so that a report says what happens.
+"""Known issues: what a candidate is known not to support, tried all the same so that reports can tell.
 
-A limitation is an entry of ``Capabilities.lacks``. Ordinary checks leave it out and count that. Here the cases that
-have it are tried, up to the first that fails: the smallest such case belongs to the limitation's line in the report.
-If none fails, it may have been fixed upstream.
+A known issue is an entry of ``Capabilities.lacks``. Ordinary checks leave it out and count that. Here the
+cases that have it are tried, up to the first that fails: the report shows the smallest such case. If none
+fails, the issue may have been fixed upstream.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
 
 TRIED = 20
-"""Cases tried for one limitation."""
+"""Cases tried for one known issue."""
 SHRUNK = 120
 """Cases tried at most to make its failing case small."""
+_KEYS = ("candidate", "stage", "name", "reason")
+"""What each table of a file must have."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limitation:
-    """A known limitation, and what trying it showed."""
+class KnownIssue:
+    """A known issue, and what trying it showed."""
 
     subject: str
     """Stage or layer kind"""
@@ -62,8 +64,8 @@ def probe(
     place: tuple[str, str],
     cases: Iterable[Any],
     shrinking: bool = True,
-) -> Limitation:
-    """Try the cases that have one limitation.
+) -> KnownIssue:
+    """Try the cases that have one known issue.
 
     Parameters
     ----------
@@ -72,7 +74,7 @@ def probe(
     place
         The key of ``lacks``.
     cases
-        Tried are those that have this limitation and no other.
+        Tried are those that have this issue and no other.
     shrinking
         Whether to look for the smallest case that fails.
     """
@@ -80,7 +82,7 @@ def probe(
     others = {key: reason for key, reason in declared.lacks.items() if key != place}
     lifted = replace(declared, lacks=others)
     free = candidate.declaring(stage.name, lifted)
-    limitation = Limitation(subject, str(place[1]), declared.lacks[place])
+    issue = KnownIssue(subject, str(place[1]), declared.lacks[place])
     check = stage.checks[0]
 
     def has_it(case: Any) -> bool:
@@ -100,25 +102,26 @@ def probe(
         return None
 
     for case in cases:
-        if limitation.cases >= TRIED:
+        if issue.cases >= TRIED:
             break
         if not has_it(case):
             continue
-        limitation = replace(limitation, cases=limitation.cases + 1)
+        issue = replace(issue, cases=issue.cases + 1)
         failure = judge(case)
         if failure is not None:
             if shrinking:
                 failure = shrink(failure, judge, stage.passes, SHRUNK)
-            return replace(limitation, failure=failure)
-    return replace(limitation, refused=len(refusals))
+            return replace(issue, failure=failure)
+    return replace(issue, refused=len(refusals))
 
 
-def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
-    """Add the limitations that a file lists for a candidate to what it declares.
+def with_known_issues(candidate: Candidate, path: Path) -> Candidate:
+    """Add the known issues that a file lists for a candidate to what it declares.
 
-    The file is TOML, a table ``[[limitation]]`` for each: ``candidate``, ``stage`` (or the layer kind), ``name`` (as in
-    ``lacks``), ``reason``, and where wanted ``url`` and ``versions`` (such as ``>=5.8,<6``, of what the candidate's
-    report calls by the candidate's name).
+    The file is TOML, a table ``[[known_issue]]`` for each (``[[limitation]]``, its old name, is read too):
+    ``candidate``, ``stage`` (or the layer kind), ``name`` (as in ``lacks``), ``reason``, and where wanted
+    ``url`` and ``versions`` (such as ``>=5.8,<6``, of what the candidate's report calls by the candidate's
+    name).
 
     Raises
     ------
@@ -126,25 +129,24 @@ def with_known_limitations(candidate: Candidate, path: Path) -> Candidate:
         If the file cannot be read, or a table lacks something.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("limitation", [])
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CandidateError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CandidateError(f"{path} is not valid TOML: {error}") from None
+    tables = [*data.get("known_issue", []), *data.get("limitation", [])]
     added: dict[Any, str] = {}
     for number, table in enumerate(tables, 1):
-        missing = [
-            key for key in ("candidate", "stage", "name", "reason") if not isinstance(table.get(key), str)
-        ]
+        missing = [key for key in _KEYS if not isinstance(table.get(key), str)]
         if missing:
-            raise CandidateError(f"{path}: limitation {number} lacks {', '.join(missing)}")
+            raise CandidateError(f"{path}: known issue {number} lacks {', '.join(missing)}")
         if table["candidate"] != candidate.name:
             continue
         version = candidate.environment.get(candidate.name)
         try:
             wanted = SpecifierSet(table.get("versions", ""))
         except InvalidSpecifier as error:
-            raise CandidateError(f"{path}: limitation {number}: {error}") from None
+            raise CandidateError(f"{path}: known issue {number}: {error}") from None
         if version is None or wanted.contains(version, prereleases=True):
             reason = table["reason"] + (f": {table['url']}" if "url" in table else "")
             added[table["stage"], table["name"]] = reason

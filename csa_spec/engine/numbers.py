@@ -1,4 +1,4 @@
-"""Stages whose output is numbers: held against the specification item by item (a query, an entry)."""
+"""Stages whose output is numbers: compared with the specification item by item (a query, an entry)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine import agreement
+from csa_spec.engine import failures as kinds
 from csa_spec.engine.agreement import Part
-from csa_spec.engine.failures import (
-    AnswersAnother,
-    Failure,
-    Found,
-    NotFinite,
-    Place,
-    ReturnsZeros,
-    WrongNumbers,
-)
+from csa_spec.engine.failures import Failure, Found, Place, WrongNumbers
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.engine.trial import C, Trial, of_case
 from csa_spec.plug.call import Answer
@@ -41,7 +34,7 @@ class NumbersTrial(Trial[C]):
         return None
 
     def sight(self, b: int, i: int) -> Found | None:
-        """Say whether a wrong item depends on what it must not, or not on what it must; and on which key or token."""
+        """Say on which key or token a wrong item depends though it must not, or does not though it must."""
         return None
 
     def context(self, b: int, i: int) -> tuple[str, ...]:
@@ -58,7 +51,7 @@ class NumbersTrial(Trial[C]):
         return Place(row, column, column, item=self.item)
 
     def judge(self, answer: Answer) -> Tally:
-        """Hold every element against its budget."""
+        """Compare every element's error with its budget."""
         got, (expected, budget) = self.relevant(answer).double(), self.expected
         ratios = error_ratios(got, expected, budget)
         if not ratios.numel():
@@ -95,28 +88,30 @@ class NumbersTrial(Trial[C]):
         """Return what kind of failure it is, and the item that shows it."""
         for place in wrong:
             if not got[place].isfinite().all() and expected[place].isfinite().all():
-                return (NotFinite, {}), place
+                return (kinds.NotFinite, {}), place
         if not got.any() and expected.any():
-            return (ReturnsZeros, {}), most
+            return (kinds.ReturnsZeros, {}), most
         for place in wrong:
             if (special := self.special(*place)) is not None:
                 return special, place
         other = self._answer_of_another(got, expected, wrong)
         if other is not None:
-            return (AnswersAnother, {"other": other}), wrong[0]
+            return (kinds.AnswersAnother, {"other": other}), wrong[0]
         seen = self.sight(*most)
         if seen is not None:
             return seen, most
-        items = _plural(self.item)
-        total = expected.shape[0] * expected.shape[1]
-        return (WrongNumbers, {"wrong": len(wrong), "total": total, "items": items}), most
+        items = f"{self.item.removesuffix('y')}ies" if self.item.endswith("y") else f"{self.item}s"
+        facts = {"wrong": len(wrong), "total": expected.shape[0] * expected.shape[1], "items": items}
+        return (WrongNumbers, facts), most
 
     def _answer_of_another(self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]]) -> str | None:
-        """Name the item whose answer the first wrong one has, if each wrong one has exactly that of another item."""
+        """Name the item whose answer the first wrong one has, if each wrong one has that of another item."""
         if expected.flatten(2).shape[-1] < 2:
             return None  # a single number coincides too easily
         budget, first = self.expected[1], None
         for place in wrong:
+            # Another item's answer counts only where the right one differs from it by far more than
+            # rounding.
             ratios = error_ratios(got[place].expand_as(expected), expected, budget)
             apart = error_ratios(expected[place].expand_as(expected), expected, budget)
             close = (ratios.flatten(2).amax(-1) <= 1) & (apart.flatten(2).amax(-1) > _APART)
@@ -127,13 +122,13 @@ class NumbersTrial(Trial[C]):
 
     def parts(self, *answers: Answer) -> Iterator[Part]:
         """Yield all items at once."""
-        expected, budget = (_rows_of(one) for one in self.expected)
+        expected, budget = (_rows_of(tensor) for tensor in self.expected)
         if expected.numel():
             items = tuple(_rows_of(self.relevant(answer).double()) for answer in answers)
             yield Part(items, expected, budget, torch.zeros(len(budget), dtype=torch.bool))
 
     def is_wrong(self, answer: Answer) -> bool:
-        """Whether the specification gives another answer; judging would probe what each wrong item depends on."""
+        """Whether the specification gives another answer; judging would probe what wrong items depend on."""
         return agreement.is_wrong(self.parts(answer))
 
     def summary(self, failure: Failure, says: str) -> list[str]:
@@ -143,12 +138,9 @@ class NumbersTrial(Trial[C]):
         factor = _factor(failure)
         times = "" if factor is None else f", {factor:.4g} times what they must be"
         depends = self.depends_on(failure)
-        return [
-            says,
-            f"{depends}{times}"
-            if depends
-            else f"The numbers are wrong{times}; what they depend on was not probed",
-        ]
+        if not depends:
+            return [says, f"The numbers are wrong{times}; what they depend on was not probed"]
+        return [says, f"{depends}{times}"]
 
     def depends_on(self, failure: Failure) -> str:
         """Say what a wrong item depends on; nothing where that was not probed."""
@@ -156,12 +148,10 @@ class NumbersTrial(Trial[C]):
 
     def moved(self, second: Answer, b: int, i: int) -> bool:
         """Whether an item differs from that of the case as it is by more than both may be off."""
-        first, other = (self.relevant(one)[b, i].double().nan_to_num() for one in (self.answer, second))
+        first, other = (
+            self.relevant(answer)[b, i].double().nan_to_num() for answer in (self.answer, second)
+        )
         return bool(((first - other).abs() > 2 * self.expected[1][b, i]).any())
-
-
-def _plural(noun: str) -> str:
-    return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def _rows_of(items: Tensor) -> Tensor:
@@ -190,5 +180,5 @@ _APART = 8
 
 
 def equals_the_specification(trial: Trial[Any]) -> Tally:
-    """The output equals the specification's: within the error budget, or as its rules allow."""
+    """The output matches the specification: within the tolerance, or as its rules allow."""
     return trial.judge(trial.answer)

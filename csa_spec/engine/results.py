@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.running import CheckResult
 
 
@@ -40,12 +40,12 @@ class Report:
     declined: Mapping[str, str]
     """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
     seconds: float
-    limitations: Sequence[Limitation] = ()
+    known_issues: Sequence[KnownIssue] = ()
     """What the candidate is known not to support, and what trying it showed"""
 
     @property
     def verdict(self) -> Verdict:
-        """Not conformant if anything failed; inconclusive if nothing did but a required kind was not reached."""
+        """Not conformant if anything failed, else inconclusive if a required kind was not reached."""
         if any(result.failures for result in self.results):
             return Verdict.NOT_CONFORMANT
         if any(self.missing.values()) or not any(result.cases for result in self.results):

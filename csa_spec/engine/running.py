@@ -22,8 +22,6 @@ ENOUGH = 12
 """Failing cases after which a check looks no further."""
 HUNG_ENOUGH = 3
 """The same for calls that hang, each of which takes its whole time."""
-
-
 HUNG_SECONDS = 60.0
 """For how long a hang is shrunk."""
 
@@ -60,7 +58,7 @@ class CheckResult:
     reached: Counter[str] = field(default_factory=Counter)
     """Cases by kind"""
     not_applicable: Counter[str] = field(default_factory=Counter)
-    """Cases whose rows lost a feature because the candidate does not support it"""
+    """Cases that were changed or left out because the candidate does not support them, by what they had"""
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
     seconds: float = 0.0
@@ -133,6 +131,7 @@ def run_check(
             if known is None or failure.case.order < known.case.order:
                 smallest[failure.kind] = failure
         tell()
+        # More failing cases say nothing new, and those of a candidate that hangs take half a minute each.
         if result.failing >= enough or hung >= HUNG_ENOUGH:
             break
 
@@ -141,7 +140,7 @@ def run_check(
         return failure_of(check, candidate, stage, case)
 
     result.failures = list(smallest.values())
-    if shrinking:
+    if shrinking:  # only now: one failing case of each kind, the smallest drawn, is worth the time
         result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
     result.failures.sort(key=lambda failure: failure.case.order)
     result.seconds = time.perf_counter() - begin
@@ -154,9 +153,9 @@ def _shrunk(failure: Failure, judge: Callable[[Any], Failure | None], stage: Sta
 
 
 def failure_of(check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any) -> Failure | None:
-    """Return how a candidate fails on a case, if it does; it never fails on a case that it does not support."""
+    """Return how a candidate fails on a case, if it supports the case and fails."""
     if case.fit(candidate.capabilities_of(stage.name))[0] != case:
-        return None  # shrinking must not leave what the candidate supports
+        return None  # a smaller case that is declared unsupported may fail, and rightly so
     try:
         check.run(stage.trial(candidate, case))
     except Failure as failure:
@@ -177,7 +176,7 @@ def _try(
     try:
         tally = check.run(trial)
         if tally is None:
-            return None
+            return None  # the check does not apply to the case: it counts for nothing
     except Failure as caught:
         failure = caught
     except NotOffered as refusal:
@@ -191,6 +190,7 @@ def _try(
         regime.failing += 1
         return failure
     assert tally is not None
+    # Only what was judged right counts as covered.
     result.tally.add(tally)
     regime.tally.add(tally)
     if not check.law:

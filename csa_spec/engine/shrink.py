@@ -1,7 +1,7 @@
 """Make a failing case small: shapes first, then seeds on every smaller shape, values a person can follow.
 
-It works on cases, not on Hypothesis's choices: a case found by hand, by Hypothesis or in a report shrinks the
-same way, and the kind of failure stays pinned.
+It works on cases, not on Hypothesis's choices: a case found by hand, by Hypothesis or in a report shrinks
+the same way, and the kind of failure stays pinned.
 """
 
 from __future__ import annotations
@@ -42,21 +42,26 @@ def shrink(
 
     def improves(case: Any) -> bool:
         nonlocal best, left
+        # Every step goes down the order of cases, so shrinking ends.
         if case in tried or left <= 0 or time.monotonic() > end or case.order >= best.case.order:
             return False
         tried.add(case)
         left -= 1
-        found = judge(case)
-        if found is None or found.kind != best.kind or found.evident < best.evident:
+        smaller = judge(case)
+        # Another kind of failure is another bug. And a failure that the output itself shows is not given up
+        # for one that shows only in a selection that the candidate exposes.
+        if smaller is None or smaller.kind != best.kind or smaller.evident < best.evident:
             return False
-        best = found
+        best = smaller
         return True
 
     progress = True
     while progress:
         progress = False
         for pass_ in passes:
-            # Each pass to its end: shapes are settled before values.
+            # Each pass to its end, so that shapes are settled before values. It starts afresh from every
+            # smaller case, whose largest savings are others. Then all passes again: simpler values may allow
+            # smaller shapes.
             while any(improves(case) for case in pass_(best.case)):
                 progress = True
     return best

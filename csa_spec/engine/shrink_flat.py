@@ -20,9 +20,9 @@ _NEARLY = 4
 
 
 def simpler(case: Case) -> Iterator[Case]:
-    """Yield simpler cases, those that save most first; shapes with a few seeds each, since a seed shrinks badly."""
+    """Yield simpler cases, those that save most first; shapes with a few seeds, as a seed shrinks badly."""
     shape, larger = _least(case), _larger(case)
-    yield from _seeds(replace(case, **{name: shape[name] for name in larger}))
+    yield from _seeds(replace(case, **{name: shape[name] for name in larger}))  # all sizes at once
     for name in larger:
         value, least = getattr(case, name), shape[name]
         spare = value - least
@@ -40,7 +40,7 @@ def simpler(case: Case) -> Iterator[Case]:
 
 def persistently_simpler(case: Case) -> Iterator[Case]:
     """Yield cases that save little, with many seeds: some mistakes show on few of them."""
-    larger, sizes = _larger(case), [one.name for one in fields(case) if "letter" in one.metadata]
+    larger, sizes = _larger(case), list(_least(case))
     for name in larger:
         smaller = replace(case, **{name: getattr(case, name) - 1})
         yield from (replace(smaller, seed=seed) for seed in range(MANY_SEEDS))
@@ -52,7 +52,7 @@ def persistently_simpler(case: Case) -> Iterator[Case]:
 
 
 def smallest(case: Case) -> Iterator[Case]:
-    """Yield every shape that is nearly the smallest, where the case has a larger one: a way down may be missing."""
+    """Yield every shape that is nearly the smallest: from where the case is, a way down may be missing."""
     least = _least(case)
     for name in _larger(case):  # other data may need far less of it
         if getattr(case, name) > _FAR:
@@ -66,7 +66,8 @@ def smallest(case: Case) -> Iterator[Case]:
 
 
 def _least(case: Case) -> dict[str, Any]:
-    return {one.name: one.metadata["least"] for one in fields(case) if "letter" in one.metadata}
+    """Return the least legal value of every size, by the name of its field."""
+    return {field.name: field.metadata["least"] for field in fields(case) if "letter" in field.metadata}
 
 
 def _larger(case: Case) -> list[str]:
@@ -75,17 +76,17 @@ def _larger(case: Case) -> list[str]:
 
 
 def _simpler_data(case: Case) -> Iterator[Case]:
-    for one in fields(case):
-        if "kind" in one.metadata:
-            options = list(one.metadata["kind"])
-            for option in options[: options.index(getattr(case, one.name))]:
-                yield from _seeds(replace(case, **{one.name: option}))
+    for field in fields(case):
+        if "kind" in field.metadata:
+            options = list(field.metadata["kind"])
+            for option in options[: options.index(getattr(case, field.name))]:
+                yield from _seeds(replace(case, **{field.name: option}))
 
 
 def _other_data(case: Case) -> Iterator[Case]:
-    for one in fields(case):
-        if "kind" in one.metadata:
-            yield from (replace(case, **{one.name: option}) for option in one.metadata["kind"])
+    for field in fields(case):
+        if "kind" in field.metadata:
+            yield from (replace(case, **{field.name: option}) for option in field.metadata["kind"])
 
 
 def _seeds(case: Case) -> Iterator[Case]:

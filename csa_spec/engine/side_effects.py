@@ -1,7 +1,7 @@
-"""Laws of good manners, for every stage: a call answers its own inputs and leaves everything else alone.
+"""Side effects, for every stage: a call answers its own inputs and leaves everything else alone.
 
 A check takes a trial. It raises a :class:`~csa_spec.engine.failures.Failure`, or returns a tally of what it
-covered, or None where the case gives it nothing to do.
+covered, or None where it does not apply to the case.
 """
 
 from __future__ import annotations
@@ -10,19 +10,8 @@ from typing import Any
 
 import torch
 
-from csa_spec.engine.failures import (
-    Failure,
-    InputsChanged,
-    NotBatchInvariant,
-    NotRepeatable,
-    OverwritesOutput,
-    Place,
-    ReadsUninitialised,
-    ReturnsPrevious,
-    RowsInteract,
-    SharesMemory,
-    StateChanged,
-)
+from csa_spec.engine import failures as kinds
+from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial, main_output
 from csa_spec.plug.arrays import same_bits
@@ -33,35 +22,29 @@ def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
     """Inputs are not mutated."""
     changed = trial.answer.changed_inputs
     if changed:
-        raise InputsChanged(trial.case, names=", ".join(changed))
+        raise kinds.InputsChanged(trial.case, names=", ".join(changed))
     return Tally(queries=trial.queries)
 
 
 def state_is_left_alone(trial: Trial[Any]) -> Tally:
-    """The process is left as it was: random generators, default dtype, threads, grad mode, working directory."""
+    """The process is left as it was: random generators, default dtype, threads, working directory, ..."""
     for what in trial.answer.changed_state:
-        raise StateChanged(trial.case, what=what)
+        raise kinds.StateChanged(trial.case, what=what)
     return Tally(queries=trial.queries)
 
 
 def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
-    """The output shares no memory with inputs, stays when the candidate is called again, and is all written."""
+    """The output shares no memory with inputs or the next output, and all of it is written."""
     if trial.answer.shared_with:
-        raise SharesMemory(trial.case, names=", ".join(trial.answer.shared_with))
+        raise kinds.SharesMemory(trial.case, names=", ".join(trial.answer.shared_with))
     other = trial.sibling()
     if other.ask(other.arguments).overwrote:
-        raise OverwritesOutput(trial.case)
+        raise kinds.OverwritesOutput(trial.case)
     if _wrong(trial, trial.answer) is None:
         # Uninitialised memory is filled with NaN this time: what was right must stay right.
         wrong = _wrong(trial, trial.ask(trial.arguments, fill=True))
         if wrong is not None:
-            raise ReadsUninitialised(
-                trial.case,
-                inner=wrong.detail,
-                place=wrong.place,
-                expected=wrong.expected,
-                got=wrong.got,
-            )
+            raise kinds.ReadsUninitialised(trial.case, inner=wrong.detail, **_sides(wrong))
     return Tally(queries=trial.queries)
 
 
@@ -78,15 +61,10 @@ def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
     # Picks, small integers, coincide by chance.
     same_as_before = relevant.is_floating_point() and same_bits(trial.relevant(first), relevant)
     if same_as_before or _wrong(trial, second) is None:
-        raise ReturnsPrevious(
-            trial.case,
-            first=trial.case.seed,
-            second=other.case.seed,
-            same_bits=same_as_before,
-            expected=wrong.expected,
-            got=wrong.got,
-        )
-    return None  # wrong in another way: the equality with the specification says how
+        facts: dict[str, Any] = {"first": trial.case.seed, "second": other.case.seed}
+        facts |= {"same_bits": same_as_before, "expected": wrong.expected, "got": wrong.got}
+        raise kinds.ReturnsPrevious(trial.case, **facts)
+    return None  # wrong in another way: the specification check says how
 
 
 def two_runs_agree(trial: Trial[Any]) -> Tally:
@@ -97,12 +75,12 @@ def two_runs_agree(trial: Trial[Any]) -> Tally:
         return Tally(queries=trial.queries)
     if not same_bits(trial.relevant(trial.answer), trial.relevant(again)):
         place, first, second = _first_difference(trial, again)
-        raise NotRepeatable(trial.case, place=place, expected=first, got=second)
+        raise kinds.NotRepeatable(trial.case, place=place, expected=first, got=second)
     return Tally(queries=trial.queries)
 
 
 def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
-    """Each row alone gives what it gives in the batch: within the budget, and bit for bit unless declared otherwise."""
+    """Each row alone gives what it gives in the batch, bit for bit unless declared otherwise."""
     rows = len(trial.arguments[trial.batched[0]])
     if rows < 2 or not trial.allows("B", 1) or _wrong(trial, trial.answer) is not None:
         return None  # what is wrong in the batch is the business of another check
@@ -111,38 +89,34 @@ def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
     whole = _side_by_side(alone)
     wrong = _wrong(trial, Answer(whole))
     if wrong is not None:
-        raise RowsInteract(
-            trial.case,
-            place=wrong.place,
-            expected=wrong.expected,
-            got=wrong.got,
-            over_budget=wrong.over_budget,
-        )
+        raise kinds.RowsInteract(trial.case, over_budget=wrong.over_budget, **_sides(wrong))
     check_bits(trial, whole, batch)
     return Tally(queries=trial.queries)
 
 
 def check_bits(trial: Trial[Any], alone: torch.Tensor, batch: torch.Tensor) -> None:
-    """Compare the bits of rows run alone with those in the batch, unless the candidate declares otherwise."""
+    """Compare the bits of rows run alone and in the batch, unless the candidate declares otherwise."""
     if trial.capabilities.batch_invariant and not same_bits(alone, batch):
-        raise NotBatchInvariant(trial.case)
+        raise kinds.NotBatchInvariant(trial.case)
+
+
+def _sides(wrong: Failure) -> dict[str, Any]:
+    return {"place": wrong.place, "expected": wrong.expected, "got": wrong.got}
 
 
 def _first_difference(
     trial: Trial[Any], again: Answer
 ) -> tuple[Place | None, list[float] | None, list[float] | None]:
     """Return where two answers to the same arguments differ first, and what each has there."""
-    one, other = main_output(trial.answer), main_output(again)
-    assert isinstance(one, torch.Tensor)
-    assert isinstance(other, torch.Tensor)
-    if (
-        one.shape != other.shape or one.dim() < 3
-    ):  # lists of picks may be of any width; outputs of calls have no place
+    out, out_again = main_output(trial.answer), main_output(again)
+    assert isinstance(out, torch.Tensor)
+    assert isinstance(out_again, torch.Tensor)
+    if out.shape != out_again.shape or out.dim() < 3:  # picks of any width; calls, which have no place
         return None, None, None
-    for row, column in (one != other).flatten(2).any(-1).nonzero().tolist():
+    for row, column in (out != out_again).flatten(2).any(-1).nonzero().tolist():
         place = trial.place(row, column)
         if place is not None:
-            first, second = one[row, column], other[row, column]
+            first, second = out[row, column], out_again[row, column]
             while first.dim() > 1:
                 lead = int((first != second).flatten(1).any(-1).nonzero()[0])
                 first, second = first[lead], second[lead]

@@ -1,8 +1,8 @@
-"""What the house asks of a stage. It never asks which stage it is.
+"""What the rest of the package asks of a stage. It never asks which stage it is.
 
-A stage lives in one place: a room of ``csa_spec/stages`` and a module of ``strategies/`` of the same name. Everything
-that differs by stage is a field of :class:`Stage`, a method of its trial (:mod:`csa_spec.engine.trial`) or of its case
-(:mod:`csa_spec.engine.case`).
+A stage lives in one place: a room of ``csa_spec/stages`` and a module of ``strategies/`` of the same name.
+Everything that differs by stage is a field of :class:`Stage`, a method of its trial
+(:mod:`csa_spec.engine.trial`) or of its case (:mod:`csa_spec.engine.case`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ from typing import Any, Generic, TypeVar
 
 from hypothesis.strategies import SearchStrategy
 
+from csa_spec.engine import side_effects
 from csa_spec.engine.case import Case
 from csa_spec.engine.declared_limits import SENTENCE, declares_sizes, limits_check
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.shrink_flat import FLAT_PASSES
-from csa_spec.engine.side_effects import (
-    a_call_answers_its_own_inputs,
-    inputs_are_not_changed,
-    output_has_its_own_memory,
-    rows_do_not_interact,
-    state_is_left_alone,
-    two_runs_agree,
-)
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
@@ -46,7 +39,7 @@ class Check(Generic[T]):
     sentence: str
     """The property"""
     run: Callable[[T], Tally | None]
-    """Takes a trial of the stage: raises a failure, or returns what it covered, or None where it does not apply"""
+    """Takes a trial: raises a failure, or returns what it covered, or None where it does not apply"""
     law: bool = True
     """Whether it needs no specification; a law is tried on fewer cases"""
     costly: bool = False
@@ -58,28 +51,21 @@ class Check(Generic[T]):
 
 
 SIDE_EFFECTS: tuple[Check[Any], ...] = (
-    Check("repeat", "two runs agree", two_runs_agree, two_runs=True),
-    Check("inputs", "inputs are not mutated", inputs_are_not_changed),
-    Check("state", "the process is left as it was", state_is_left_alone),
-    Check("memory", "the output has memory of its own", output_has_its_own_memory),
-    Check("own-inputs", "a call answers its own inputs", a_call_answers_its_own_inputs),
+    Check("repeat", "two runs agree", side_effects.two_runs_agree, two_runs=True),
+    Check("inputs", "inputs are not mutated", side_effects.inputs_are_not_changed),
+    Check("state", "the process is left as it was", side_effects.state_is_left_alone),
+    Check("memory", "the output has memory of its own", side_effects.output_has_its_own_memory),
+    Check("own-inputs", "a call answers its own inputs", side_effects.a_call_answers_its_own_inputs),
 )
 """Of every stage."""
-ROWS: Check[Any] = Check("rows", "rows do not change each other", rows_do_not_interact)
-
-
+ROWS: Check[Any] = Check("rows", "rows do not change each other", side_effects.rows_do_not_interact)
 LIMITS: Check[Any] = Check("limits", SENTENCE, limits_check, needs=declares_sizes)
 
 
 def gradients_check(run: Callable[[Any], Tally | None]) -> Check[Any]:
     """Return the check of gradients, for candidates that declare them."""
-    return Check(
-        "gradients",
-        "gradients match the specification's",
-        run,
-        costly=True,
-        needs=lambda capabilities: capabilities.gradients,
-    )
+    sentence = "gradients match the specification's"
+    return Check("gradients", sentence, run, costly=True, needs=lambda capabilities: capabilities.gradients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +104,7 @@ class Draws(Generic[C]):
 
 
 Picture = Callable[[Failure, Sequence[str]], str | None]
-"""Draws a failure, and the lines that say what was expected and what came, as SVG text; None where it cannot."""
+"""Draws a failure, and lines of what was expected and what came, as SVG text; None where it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +120,7 @@ class Stage(Generic[C, T]):
     """The first compares with the specification"""
     words: Words
     required: Callable[[str, Capabilities], Sequence[str]]
-    """The kinds of case that a run must reach to mean anything, given layer kind and what the candidate declares"""
+    """The kinds of case that a run must reach, given the layer kind and what the candidate declares"""
     variants: tuple[str, ...] = ("",)
     """The layer kinds that are checked one by one, for stages that have some"""
     effort: str = "light"
@@ -146,7 +132,7 @@ class Stage(Generic[C, T]):
     picture: Picture | None = None
     """None: the sentences and numbers alone"""
     script: Any = None
-    """How scripts call it (:class:`csa_spec.scripting.stage_script.StageScript`). None: bundles have no script"""
+    """How scripts call it: a ``StageScript`` of ``csa_spec.scripting``. None: bundles have no script"""
     drawn: Draws[C] | None = field(default=None)
     """None: those of the module of ``strategies/`` that has the stage's name"""
 
@@ -155,8 +141,8 @@ class Stage(Generic[C, T]):
         """The cases of the stage. Strategies build on stages, so they are looked up when they are needed."""
         if self.drawn is not None:
             return self.drawn
-        found: Draws[C] = import_module(f"csa_spec.strategies.{self.name}").DRAWS
-        return found
+        draws: Draws[C] = import_module(f"csa_spec.strategies.{self.name}").DRAWS
+        return draws
 
     def setting(self, candidate: Candidate, variant: str, dtype: str, device: str) -> Setting:
         """Return where cases run, and what strategies must know of a candidate."""

@@ -1,4 +1,4 @@
-"""What a comparison covered, and errors as multiples of their budgets."""
+"""What a comparison covered, and errors as shares of their budgets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tally:
 
 
 def error_ratios(got: Tensor, expected: Tensor, budget: Tensor) -> Tensor:
-    """Return error/budget, element by element: 0 where both sides are equal, infinite where only one is finite."""
+    """Return each error over its budget: 0 where both sides are equal, infinite where only one is finite."""
     ratios = (got - expected).abs() / budget
     ratios = torch.where(ratios.isnan(), torch.inf, ratios)
     return torch.where(got == expected, 0.0, ratios)

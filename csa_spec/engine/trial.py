@@ -12,17 +12,10 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine import agreement
+from csa_spec.engine import failures as kinds
 from csa_spec.engine.agreement import Part
 from csa_spec.engine.case import Case
-from csa_spec.engine.failures import (
-    CandidateDied,
-    CandidateHung,
-    CandidateRaised,
-    Failure,
-    Place,
-    WrongDtype,
-    WrongShape,
-)
+from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
 from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
@@ -48,9 +41,10 @@ T = TypeVar("T")
 
 
 class of_case(cached_property[T]):  # noqa: N801 - read as a decorator
-    """A cached property that the case alone decides, whoever the candidate is: the next trial of the case has it too.
+    """A cached property that the case alone decides: another candidate's trial of the case has it too.
 
-    Hundreds of candidates, known bugs among them, are tried on the same cases, and shrinking comes back to some.
+    Hundreds of candidates, known bugs among them, are tried on the same cases, and shrinking comes back to
+    some.
     """
 
     if not TYPE_CHECKING:  # the types are those of a cached property
@@ -111,7 +105,7 @@ class Trial(ABC, Generic[C]):
 
     @abstractmethod
     def judge(self, answer: Answer) -> Tally:
-        """Hold an answer to the case against the specification.
+        """Compare an answer to the case with the specification.
 
         Raises
         ------
@@ -121,7 +115,7 @@ class Trial(ABC, Generic[C]):
 
     @abstractmethod
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
-        """Return the specification's output for float64 arguments, differentiably; its roundings are ``noise``'s."""
+        """Return the specification's output for float64 arguments, differentiably; ``noise`` rounds it."""
 
     @cached_property
     def answer(self) -> Answer:
@@ -143,13 +137,15 @@ class Trial(ABC, Generic[C]):
         except CandidateError:
             raise  # it could not be loaded in a worker: nothing is known of it
         except Fault as fault:
-            raise (CandidateHung if fault.hung else CandidateDied)(self.case, message=str(fault)) from None
+            raise (kinds.CandidateHung if fault.hung else kinds.CandidateDied)(
+                self.case, message=str(fault)
+            ) from None
         except MisshapenAnswer as error:
-            raise WrongShape(self.case, wanted=error.args[0], received=error.args[1]) from None
+            raise kinds.WrongShape(self.case, wanted=error.args[0], received=error.args[1]) from None
         except NotOffered:
             raise
         except (Exception, SystemExit) as error:
-            raise CandidateRaised(error, self.case) from error
+            raise kinds.CandidateRaised(error, self.case) from error
         self._check_form(main_output(answer), arguments)
         return answer
 
@@ -159,15 +155,16 @@ class Trial(ABC, Generic[C]):
             what = type(out).__name__
             if isinstance(out, (tuple, list)):
                 what = f"a {what} of {len(out)} (return the output alone)"
-            raise WrongShape(self.case, wanted="one tensor", received=what)
-        if out.dim() != len(shape) or any(
-            w is not None and w != h for w, h in zip(shape, out.shape, strict=True)
-        ):
-            wanted = ", ".join("any" if one is None else str(one) for one in shape)
-            raise WrongShape(self.case, wanted=f"[{wanted}] {letters}", received=list(out.shape))
+            raise kinds.WrongShape(self.case, wanted="one tensor", received=what)
+        fits = out.dim() == len(shape) and all(
+            length is None or length == size for length, size in zip(shape, out.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            raise kinds.WrongShape(self.case, wanted=f"[{wanted}] {letters}", received=list(out.shape))
         if out.dtype not in dtypes:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise WrongDtype(self.case, wanted=names, received=str(out.dtype).removeprefix("torch."))
+            raise kinds.WrongDtype(self.case, wanted=names, received=str(out.dtype).removeprefix("torch."))
 
     def relevant(self, answer: Answer) -> Tensor:
         """Return the part of the output that has to mean something."""
@@ -195,7 +192,7 @@ class Trial(ABC, Generic[C]):
         return type(self)(candidate, self.case)
 
     def kinds(self) -> set[str]:
-        """Return the kinds of case that this one belongs to; a run must reach those that its stage requires."""
+        """Return the kinds of case that this one belongs to; a run must reach those that are required."""
         return set(self.case.regime)
 
     def allows(self, letter: str, size: int) -> bool:

@@ -14,18 +14,18 @@ from torch import Tensor
 
 def named_tensors(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return every tensor of a call by name; a weight inside a dataclass is e.g. ``weights.wkv``."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            found[name] = value
+            tensors[name] = value
         elif is_dataclass(value):
             inner = {field.name: getattr(value, field.name) for field in fields(value)}
-            found |= {f"{name}.{key}": tensor for key, tensor in named_tensors(inner).items()}
-    return found
+            tensors |= {f"{name}.{key}": tensor for key, tensor in named_tensors(inner).items()}
+    return tensors
 
 
 def map_tensors(change: Callable[[str, Tensor], Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with every tensor, also those inside dataclasses, replaced by ``change(name, tensor)``."""
+    """Replace every tensor, also those inside dataclasses, by ``change(name, tensor)``."""
     return {name: _map_value(change, name, value) for name, value in arguments.items()}
 
 
@@ -44,14 +44,14 @@ def _map_value(change: Callable[[str, Tensor], Any], name: str, value: Any) -> A
 
 
 def to_library(tensor: Tensor, arrays: str) -> Any:
-    """Return a tensor as an array of the library that a candidate wants, without a copy where that is possible.
+    """Return a tensor as an array of the library that a candidate wants, without a copy where possible.
 
     Parameters
     ----------
     tensor
         Any shape.
     arrays
-        ``torch``, ``numpy``, or a module with ``from_dlpack``, such as ``jax.numpy``, ``cupy`` or ``mlx.core``.
+        ``torch``, ``numpy``, or a module with ``from_dlpack``, such as ``jax.numpy`` or ``cupy``.
     """
     if arrays == "torch":
         return tensor
@@ -65,14 +65,12 @@ def library_problem(arrays: str) -> str:
     if arrays == "torch":
         return ""
     try:
-        found = hasattr(importlib.import_module(arrays), "from_dlpack")
+        library = importlib.import_module(arrays)
     except (ImportError, ValueError, TypeError) as error:
         return f"the module {arrays!r} cannot be imported ({error})"
-    return (
-        ""
-        if found
-        else f"{arrays!r} is none of torch, numpy and modules with from_dlpack, such as jax.numpy"
-    )
+    if hasattr(library, "from_dlpack"):
+        return ""
+    return f"{arrays!r} has no from_dlpack; choose torch, numpy, or a module that has it, such as jax.numpy"
 
 
 def from_library(value: Any) -> Any:
@@ -86,9 +84,7 @@ def from_library(value: Any) -> Any:
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):  # a read-only array, say
         array = value.__array__() if hasattr(value, "__array__") else value
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that the array is read-only: nothing here writes to it
+        warnings.simplefilter("ignore", UserWarning)  # a read-only array: nothing here writes to it
         return torch.as_tensor(array)
 
 

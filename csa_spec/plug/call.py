@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -39,12 +40,12 @@ class Request:
     cotangent: Tensor | None = None
     """Where given, gradients of ``(output * cotangent).sum()`` are asked for too"""
     fill: bool = False
-    """Whether memory that torch hands out uninitialised holds NaN (integers: the largest), so that reading it shows"""
+    """Whether memory that torch hands out uninitialised holds NaN, or the largest integer"""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a candidate returned, and what else it did. Tensors are on the CPU, in the dtype that they came in."""
+    """What a candidate returned, and what else it did. Tensors are on the CPU, in their own dtype."""
 
     returned: Any
     """As the candidate returned it: a tensor, or a dataclass of tensors"""
@@ -75,7 +76,7 @@ class NotOffered(Exception):
 
 
 class MisshapenAnswer(Exception):
-    """One of several calls returned something other than an array of the shape of its input: wanted, received."""
+    """One of several calls returned anything but an array of the right shape: wanted, received."""
 
 
 class Caller(Protocol):
@@ -89,48 +90,49 @@ class LocalCaller:
     """Calls a candidate in this process."""
 
     def __init__(self) -> None:
-        self._last: list[
-            tuple[Tensor, Tensor]
-        ] = []  # what the last call returned, as it lies there and as it was
+        self._last: tuple[Tensor, Tensor] | None = None
+        """What the last call returned: as it lies in memory, and a copy of how it was"""
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
         """Return what the function says, and what else it did."""
         given = map_tensors(lambda _, tensor: _handed_over(tensor, request), request.arguments)
-        tensors = named_tensors(given)
-        wanted = map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
-        before = process_state()
-        try:
-            with torch.set_grad_enabled(request.cotangent is not None), _filled(request.fill):
-                returned = function(*wanted.values())
-                if request.device == "cuda":
-                    torch.cuda.synchronize()
-                after = process_state()
-        finally:
-            restore_state(before)
-        changed_state = tuple(
-            name for name, value in after.items() if name != "grad mode" and not _same(value, before[name])
-        )
-        if after["grad mode"] != (request.cotangent is not None):
-            changed_state += ("grad mode",)
+        inputs = named_tensors(given)
+        converted = map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
+        returned, changed_state = _watched(partial(function, *converted.values()), request)
         out = _map_returned(from_library, returned)
-        found = [value for value in _leaves(out) if isinstance(value, Tensor)]
-        gradients = _gradients(out, tensors, request.cotangent) if request.cotangent is not None else {}
-        overwrote = any(not same_bits(raw.detach().cpu(), copy) for raw, copy in self._last)
-        self._last = [(tensor, tensor.detach().cpu().clone()) for tensor in found[:1]]
+        outputs = [value for value in _leaves(out) if isinstance(value, Tensor)]
         return Answer(
-            _map_returned(lambda v: v.detach().cpu().clone() if isinstance(v, Tensor) else v, out),
-            gradients,
-            tuple(
-                name
-                for name, original in named_tensors(request.arguments).items()
-                if not same_bits(tensors[name].detach().cpu(), original)
-            ),
+            _map_returned(_settled, out),
+            {} if request.cotangent is None else _gradients(out, inputs, request.cotangent),
+            _changed(inputs, request),
             changed_state,
             tuple(
-                name for name, tensor in tensors.items() if any(share_memory(tensor, one) for one in found)
+                name for name, tensor in inputs.items() if any(share_memory(tensor, out) for out in outputs)
             ),
-            overwrote,
+            self._overwrote(outputs),
         )
+
+    def _overwrote(self, outputs: list[Tensor]) -> bool:
+        """Whether the output of the call before is another now; remember that of this one."""
+        before, self._last = self._last, None
+        if outputs:
+            self._last = outputs[0], _settled(outputs[0])
+        return before is not None and not same_bits(before[0].detach().cpu(), before[1])
+
+
+def _watched(call: Callable[[], Any], request: Request) -> tuple[Any, tuple[str, ...]]:
+    """Return what a call returns, and what of the process it changed, which is put back."""
+    before, with_grad = process_state(), request.cotangent is not None
+    try:
+        with torch.set_grad_enabled(with_grad), _filled(request.fill):
+            returned = call()
+            if request.device == "cuda":
+                torch.cuda.synchronize()
+            after = process_state()
+    finally:
+        restore_state(before)
+    expected = {**before, "grad mode": with_grad}
+    return returned, tuple(name for name, value in after.items() if not _same(value, expected[name]))
 
 
 def _handed_over(tensor: Tensor, request: Request) -> Tensor:
@@ -138,32 +140,34 @@ def _handed_over(tensor: Tensor, request: Request) -> Tensor:
     return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
 
 
-def _gradients(
-    out: Any, tensors: Mapping[str, Tensor], cotangent: Tensor | None
-) -> dict[str, Tensor | None]:
+def _settled(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def _changed(inputs: Mapping[str, Tensor], request: Request) -> tuple[str, ...]:
+    originals = named_tensors(request.arguments).items()
+    return tuple(name for name, tensor in originals if not same_bits(inputs[name].detach().cpu(), tensor))
+
+
+def _gradients(out: Any, inputs: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor | None]:
     main = next(iter(_leaves(out)), None)
-    wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    if not isinstance(main, Tensor) or cotangent is None or main.shape != cotangent.shape:
+    wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
+    if not isinstance(main, Tensor) or main.shape != cotangent.shape:
         return {}
     if not main.requires_grad:
         return dict.fromkeys(wanted)
-    found = torch.autograd.grad(
-        main,
-        list(wanted.values()),
-        cotangent.to(main.device, main.dtype),
-        allow_unused=True,
-        materialize_grads=False,
-    )
+    cotangent = cotangent.to(main.device, main.dtype)
+    gradients = torch.autograd.grad(main, list(wanted.values()), cotangent, allow_unused=True)
     return {
         name: None if gradient is None else gradient.detach().cpu()
-        for name, gradient in zip(wanted, found, strict=True)
+        for name, gradient in zip(wanted, gradients, strict=True)
     }
 
 
 def _leaves(returned: Any) -> list[Any]:
     """Return the values of a dataclass, the first of them the output, or the value alone."""
     if is_dataclass(returned) and not isinstance(returned, type):
-        return [getattr(returned, one.name) for one in fields(returned)]
+        return [getattr(returned, field.name) for field in fields(returned)]
     return [returned]
 
 
@@ -185,9 +189,8 @@ class _filled:  # noqa: N801 - read as a with-clause
                 torch.get_deterministic_debug_mode(),
                 torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
             )
-            torch.set_deterministic_debug_mode(
-                "warn"
-            )  # use_deterministic_algorithms imports inductor, for seconds
+            # use_deterministic_algorithms would import inductor, for seconds
+            torch.set_deterministic_debug_mode("warn")
             torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
     def __exit__(self, *exception: object) -> None:

@@ -23,8 +23,8 @@ class Candidate:
 
     name: str
     stages: Mapping[str, Function | Mapping[str, Function]] = field(default_factory=dict)
-    """By the name of the stage: a function, or several by mode, ways to run that must all give the same answer. One
-    of the modes must be ``""``."""
+    """By the name of the stage: a function, or several by mode, ways to run that must all give the same
+    answer. One of the modes must be ``""``."""
     capabilities: Capabilities = field(default_factory=Capabilities)
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions worth a line in a report"""
@@ -40,15 +40,15 @@ class Candidate:
 
     def functions(self, stage: str) -> Mapping[str, Function]:
         """Return the functions of a stage by mode."""
-        found = self.stages.get(stage, {})
-        return found if isinstance(found, Mapping) else {"": found}
+        functions = self.stages.get(stage, {})
+        return functions if isinstance(functions, Mapping) else {"": functions}
 
     def modes(self, stage: str) -> tuple[str, ...]:
         """Return the modes of a stage."""
         return tuple(self.functions(stage))
 
     def capabilities_of(self, stage: str) -> Capabilities:
-        """Return what a stage supports: its own ``capabilities`` where it has some, else those of the candidate."""
+        """Return what a stage supports: its own ``capabilities`` if it has some, else the candidate's."""
         declared = self.own.get(stage) or getattr(self.functions(stage).get(""), "capabilities", None)
         return declared if isinstance(declared, Capabilities) else self.capabilities
 

@@ -79,39 +79,39 @@ class SizeRule:
         return replace(self, least=max(self.least, least), multiple=lcm(self.multiple, multiple))
 
     def nearest(self, size: int) -> int | None:
-        """Return a supported size near to one: itself, the next larger, else the next smaller; None if there is none.
+        """Return the nearest supported size, a larger one before a smaller one; None if there is none.
 
-        A finite set of allowed sizes gives the nearest of them.
+        Of a finite set of allowed sizes it is the nearest, whichever way.
         """
         finite = [sizes for sizes in self.allowed if isinstance(sizes, Collection)]
         if finite:
-            fitting = [one for one in finite[0] if self.allows(one)]
-            return min(fitting, key=lambda one: (abs(one - size), one), default=None)
+            fitting = [allowed for allowed in finite[0] if self.allows(allowed)]
+            return min(fitting, key=lambda allowed: (abs(allowed - size), allowed), default=None)
         begin = max(size, self.least)
         end = begin + _FAR if self.limit is None else self.limit
-        larger = (one for one in range(begin, min(end, begin + _FAR) + 1) if self.allows(one))
-        smaller = (one for one in range(min(begin, end), -1, -1) if self.allows(one))
+        larger = filter(self.allows, range(begin, min(end, begin + _FAR) + 1))
+        smaller = filter(self.allows, range(min(begin, end), -1, -1))
         return next(larger, next(smaller, None))
 
     def just_outside(self, size: int) -> Iterator[list[int]]:
-        """Yield, for each thing that is declared, sizes that are just not supported, the nearest to ``size`` first."""
+        """Yield, for each thing that is declared, sizes just outside of it, those near ``size`` first."""
         if self.limit is not None:
             yield [self.limit + 1, self.limit + 2]
         if self.least:
             yield [self.least - 1, self.least - 2]
-        near = sorted(range(max(0, size - 8), size + 9), key=lambda one: abs(one - size))
+        near = sorted(range(max(0, size - 8), size + 9), key=lambda other: abs(other - size))
         if self.multiple > 1:
-            yield [one for one in near if one % self.multiple and one >= self.least]
+            yield [other for other in near if other % self.multiple and other >= self.least]
         for sizes in self.allowed:
-            yield [one for one in near if one not in sizes]
+            yield [other for other in near if other not in sizes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a candidate supports, and which liberties it takes. What it does not declare away is tested strictly.
+    """What a candidate supports, and which liberties it takes. All that is not declared is tested strictly.
 
-    Sizes go by the letters of their stage (``docs/stages.md``), such as S, B, m, k, W. What is declared away is
-    left out and counted in the report, and tried just outside: there it must raise an error or be right.
+    Sizes go by the letters of their stage (``docs/stages.md``), such as S, B, m, k, W. What is declared away
+    is left out and counted in the report, and tried just outside: there it must raise an error or be right.
     """
 
     # What it supports.
@@ -134,10 +134,10 @@ class Capabilities:
     """Sets of sizes, e.g. ``{("csa", "m"): {4}, ("hca", "m"): AllBut(4)}``"""
     lacks: Mapping[tuple[str, str], str] = field(default_factory=lambda: _NOTHING)
     """What else is not supported, with the reason or the URL that says so. Keys are a layer kind and a
-    :class:`csa_spec.Feature` of rows, or a stage and one of the names that its cases give to their data, e.g.
-    ``("attend", "empty")``"""
+    :class:`csa_spec.Feature` of rows, or a stage and one of the names that its cases give to their data,
+    e.g. ``("attend", "empty")``"""
     arrays: str = "torch"
-    """The library whose arrays it takes and returns: ``torch``, ``numpy``, or a module with ``from_dlpack``"""
+    """The library of its arrays: ``torch``, ``numpy``, or a module with ``from_dlpack``"""
     gradients: bool = False
     """Autograd runs through it: then its gradients are compared with the specification's"""
     invalid_indices: bool = False
@@ -149,8 +149,8 @@ class Capabilities:
     internal_dtype: str | None = None
     """Widest dtype of the candidate's own arithmetic, where that is narrower than the case's dtype"""
     tie_tolerance: float = 0.0
-    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-7 if it rounds to
-    bfloat16 first, which moves each by up to 2**-8"""
+    """select takes scores for equal that differ by this much of the larger magnitude, e.g. 2**-7 if it
+    rounds to bfloat16 first, which moves each by up to 2**-8"""
     lowest_index_first: bool = False
     """A promise: among equal scores select takes the lowest entries. Without it any choice is right"""
     deterministic: bool = True

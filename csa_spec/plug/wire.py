@@ -1,6 +1,6 @@
 """What travels between this process and a worker: pickles, with their length in front.
 
-The other side is our own child, so pickle is no danger. What a candidate returns or raises may not survive it.
+The other side is our own child, so pickle is no danger. What a candidate returns or raises may not pickle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
 
-_OURS = {f"{one.__module__}.{one.__name__}": one for one in (NotOffered, MisshapenAnswer)}
+_OURS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
 _BETWEEN = "\x1f"
 """Between the arguments of one of these."""
@@ -74,7 +74,8 @@ def packed(message: Any) -> bytes:
     except BaseException as error:
         if not isinstance(message, Answer):
             raise
-        name = f"{type(message.returned).__name__}, which cannot be pickled ({type(error).__name__}: {one_line(error)})"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        name = f"{type(message.returned).__name__}, which cannot be pickled ({reason})"
         data = _pickled(replace(message, returned=_StandIn(name), gradients={}))
     return len(data).to_bytes(8) + data
 
@@ -84,9 +85,8 @@ def unpacked(data: memoryview) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
-        return Answer(
-            _stand_in(f"an object that cannot be unpickled ({type(error).__name__}: {one_line(error)})")
-        )
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return Answer(_stand_in(f"an object that cannot be unpickled ({reason})"))
 
 
 def _pickled(message: Any) -> bytes:

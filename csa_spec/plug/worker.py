@@ -9,7 +9,7 @@ from typing import Any
 from csa_spec.plug.call import Answer, Fault, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.wire import remote_error
-from csa_spec.plug.worker_pool import Nursery
+from csa_spec.plug.worker_pool import WorkerPool
 
 TIME_LIMIT = 30.0
 """Seconds for one call."""
@@ -19,7 +19,7 @@ LOADING = 600.0
 _BROKEN_DEVICE = re.compile(
     r"AcceleratorError|CUDA error|device-side assert|illegal memory access|CUBLAS_STATUS|CUDNN_STATUS"
 )
-"""Of exceptions after which every later call in the process fails too, so that shrinking would lie."""
+"""In exceptions after which every later call in the process fails too, so that shrinking would lie."""
 
 
 class WorkerCaller:
@@ -36,7 +36,7 @@ class WorkerCaller:
     def __init__(self, loader: Callable[[], Candidate], time_limit: float = TIME_LIMIT) -> None:
         self._loader = loader
         self._time_limit = time_limit
-        self._nursery: Nursery | None = None
+        self._pool: WorkerPool | None = None
         self._works = False
         self._has_loaded = False
 
@@ -53,8 +53,8 @@ class WorkerCaller:
             If the candidate cannot be loaded in a worker, though nothing is known against it.
         """
         try:
-            nursery = self._worker()
-            reply = nursery.ask(request, self._time_limit)
+            pool = self._worker()
+            reply = pool.ask(request, self._time_limit)
         except Fault:
             self._works = False
             raise
@@ -66,38 +66,38 @@ class WorkerCaller:
         name, message, trace = reply
         if _BROKEN_DEVICE.search(trace):
             self._works = False
-            nursery.end_worker()
+            pool.end_worker()
         raise remote_error(name, message, trace)
 
     def close(self) -> None:
         """End all processes; another call would start them again."""
-        nursery, self._nursery, self._works = self._nursery, None, False
-        if nursery is not None:
-            nursery.close()
+        pool, self._pool, self._works = self._pool, None, False
+        if pool is not None:
+            pool.close()
 
-    def _worker(self) -> Nursery:
+    def _worker(self) -> WorkerPool:
         """See to it that there is a worker with the candidate."""
-        if self._nursery is None or not self._nursery.alive:
+        if self._pool is None or not self._pool.alive:
             self.close()
-            self._nursery = Nursery()
+            self._pool = WorkerPool()
         if not self._works:
-            sentence = self._load(self._nursery)
+            sentence = self._load(self._pool)
             if sentence and self._has_loaded:  # a run that has found something goes on
                 raise Fault(f"it cannot be loaded any more in a new process: {sentence}")
             if sentence:
                 raise CandidateError(f"in a process of its own: {sentence}")
             self._works = self._has_loaded = True
-        return self._nursery
+        return self._pool
 
-    def _load(self, nursery: Nursery) -> str:
+    def _load(self, pool: WorkerPool) -> str:
         """Start a worker and load the candidate there; return what is wrong, if something is."""
         try:
-            nursery.start_worker()
-            failed = nursery.ask(self._loader, LOADING)
+            pool.start_worker()
+            failed = pool.ask(self._loader, LOADING)
         except Fault as fault:
             return f"loading it: {fault}"
         if failed is None:
             return ""
-        nursery.end_worker()
+        pool.end_worker()
         name, message, _ = failed
         return message if name == CandidateError.__name__ else f"loading it failed: {name}: {message}"

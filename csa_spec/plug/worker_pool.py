@@ -1,10 +1,11 @@
-"""The nursery: a process that has torch, but no candidate and no CUDA context, and forks one worker after another.
+"""The worker pool: a process with torch, but no candidate and no CUDA context, forks worker after worker.
 
-So a worker that crashed is replaced in hundredths of a second, and CUDA, which must not be forked, starts anew in
-each. The nursery is started by exec: it inherits nothing of ours, and our ``__main__`` is not run again.
+So a worker that crashed is replaced in hundredths of a second, and CUDA, which must not be forked, starts
+anew in each. The pool is started by exec: it inherits nothing of ours, and our ``__main__`` is not run
+again.
 
-What a candidate prints goes nowhere: a report on stdout must stay one. Of its stderr the end is quoted where a call
-ends its process. Sockets of their own carry the calls, so it may close or fill what it likes.
+What a candidate prints goes nowhere: a report on stdout must stay one. Of its stderr the end is quoted where
+a call ends its process. Sockets of their own carry the calls, so it may close or fill what it likes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ENDING = 10.0
 """Seconds in which a killed process is gone, unless it is stuck in the kernel."""
 
 
-class Nursery:
+class WorkerPool:
     """The process that forks the workers, one at a time."""
 
     def __init__(self) -> None:
@@ -52,7 +53,8 @@ class Nursery:
         ours = [name for name in sys.modules if name.startswith(tuple(f"csa_spec.{room}" for room in rooms))]
         code = (
             f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}\n"
-            f"from csa_spec.plug.worker_pool import nurse; nurse({control.fileno()}, {self._words.fileno()}, {ours!r})"
+            "from csa_spec.plug.worker_pool import serve\n"
+            f"serve({control.fileno()}, {self._words.fileno()}, {ours!r})"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -77,7 +79,7 @@ class Nursery:
             self._channels.pop().close()
         ours, theirs = socket.socketpair()
         self._channels.append(ours)
-        with theirs, contextlib.suppress(OSError):  # if the nursery is gone, the next question says so
+        with theirs, contextlib.suppress(OSError):  # if the pool is gone, the next call says so
             socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
 
     def ask(self, message: Any, seconds: float) -> Any:
@@ -114,7 +116,7 @@ class Nursery:
         self.close()
 
     def _status(self) -> bytes:
-        """Return how the worker ended, or nothing if the nursery has ended too."""
+        """Return how the worker ended, or nothing if the pool has ended too."""
         try:
             return self._control.recv(4)
         except OSError:
@@ -124,7 +126,7 @@ class Nursery:
         status = self._status()
         if not status:
             self._process.wait()
-            return "the process that its own was forked from has ended"
+            return "the worker pool, the process that it was forked from, has ended"
         code = os.waitstatus_to_exitcode(int.from_bytes(status))
         if code >= 0:
             return f"exited with status {code}"
@@ -137,9 +139,8 @@ class Nursery:
             return ""
         text = os.pread(self._words.fileno(), 1 << 20, 0).decode(errors="replace")
         written, _, dump = text.partition("Fatal Python error: ")
-        frames = re.findall(
-            r'^  File "(.*)", line (\d+) in (.*)$', dump.partition("Current thread")[2], re.MULTILINE
-        )
+        current = dump.partition("Current thread")[2]
+        frames = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', current, re.MULTILINE)
         inside = [
             f"{name} ({os.path.basename(file)}:{line})"
             for file, line, name in frames
@@ -158,8 +159,8 @@ def _end(
     with contextlib.suppress(OSError):
         control.shutdown(socket.SHUT_RDWR)  # unlike close, it is seen though a fork of ours holds a copy
     words.close()
-    for one in (control, *channels):
-        one.close()
+    for channel in (control, *channels):
+        channel.close()
     try:
         process.wait(ENDING)
     except subprocess.TimeoutExpired:
@@ -167,18 +168,17 @@ def _end(
         process.wait()
 
 
-def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
-    """Fork workers, report how each ended, and take it along at the end. Runs in the nursery."""
+def serve(control_fd: int, words_fd: int, modules: list[str]) -> None:
+    """Fork workers, report how each ended, and end the last one at the end. Runs in the pool's process."""
     import resource  # not there on systems that cannot isolate
 
     torch.set_num_threads(1)
-    # What is imported once need not be in each worker; numpy.random is part of the state that calls must leave alone.
+    # Imported once for all workers; numpy.random is part of the state that calls must leave alone.
     for name in (*modules, "numpy.random"):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
-    )  # gigabytes each
+    hard_limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard_limit))  # core dumps have gigabytes
     faulthandler.enable(words_fd)
     gc.freeze()  # so that collections in workers do not copy every page
     control = socket.socket(fileno=control_fd)
@@ -197,8 +197,8 @@ def nurse(control_fd: int, words_fd: int, modules: list[str]) -> None:
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for one in (control, wake, waker):
-                one.close()
+            for inherited in (control, wake, waker):
+                inherited.close()
             _work(socket.socket(fileno=fds[0]))
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # as the worker does: whoever comes first

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from csa_spec.engine.failures import Failure, Likeness
-from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
 from csa_spec.engine.stage import SPECIFICATION
-from csa_spec.report.maps import dependence_map, sight_map
+from csa_spec.report.maps import maps
 from csa_spec.stages import STAGES, stage_of
 
 
@@ -19,12 +20,12 @@ class Compared:
     """The two sides of a failure."""
 
     first: str
-    """What the first side is: ``expected``, or ``one run`` where two runs are held against each other"""
+    """What the first side is: ``expected``, or ``one run`` where two runs are compared"""
     second: str
     expected: list[float]
     got: list[float]
     over_budget: float | None
-    """By how many error budgets they differ, where that is more than one"""
+    """By how many tolerances they differ, where that is more than one"""
 
 
 def compared(failure: Failure, check: str) -> Compared | None:
@@ -33,8 +34,7 @@ def compared(failure: Failure, check: str) -> Compared | None:
         return None
     two_runs = stage_of(failure.case).check(check).two_runs
     first, second = ("one run", "the other") if two_runs else ("expected", "got")
-    over = failure.over_budget
-    over = over if over is not None and over > 1 else None
+    over = None if failure.over_budget is None or failure.over_budget <= 1 else failure.over_budget
     return Compared(first, second, failure.expected, failure.got, over)
 
 
@@ -46,16 +46,16 @@ def listed(values: list[float], shown: int = 6) -> str:
 
 def numbers_lines(failure: Failure, check: str) -> list[str]:
     """Return lines that say where it is wrong, what is expected and what came; none where not known."""
-    found = compared(failure, check)
-    if found is None or failure.place is None:
+    sides = compared(failure, check)
+    if sides is None or failure.place is None:
         return []
     lines = [
         f"{stage_of(failure.case).words.output:<22}{failure.place}",
-        f"  {found.first:<20}{listed(found.expected)}",
-        f"  {found.second:<20}{listed(found.got)}",
+        f"  {sides.first:<20}{listed(sides.expected)}",
+        f"  {sides.second:<20}{listed(sides.got)}",
     ]
-    if found.over_budget is not None:
-        lines.append(f"  {'off by':<20}{found.over_budget:.4g} times the error budget")
+    if sides.over_budget is not None:
+        lines.append(f"  {'off by':<20}{sides.over_budget:.4g} times the tolerance")
     return lines
 
 
@@ -70,18 +70,15 @@ class Explained:
     """One failure in words."""
 
     failure: Failure
-    check: str
-    subject: str
-    dtype: str
-    sentence: str
-    """The property that does not hold"""
+    result: CheckResult
+    """Of the check that found it"""
     call: str
     """The line that shows it again"""
 
     @property
     def heading(self) -> str:
         """Which subject, and what is wrong."""
-        return f"{self.subject}, {self.dtype}: {self.failure.title}"
+        return f"{self.result.subject}, {self.result.dtype}: {self.failure.title}"
 
     @property
     def detail(self) -> str:
@@ -102,27 +99,22 @@ class Explained:
     @property
     def numbers(self) -> list[str]:
         """Expected and got."""
-        return numbers_lines(self.failure, self.check)
+        return numbers_lines(self.failure, self.result.check)
 
     @property
     def maps(self) -> list[str]:
         """The maps of text reports."""
-        sight = sight_map(self.failure.document) if self.failure.document else []
-        depends = dependence_map(self.failure.dependence) if self.failure.dependence else []
-        return [*sight, *([""] if sight and depends else []), *depends]
+        return "\n\n".join("\n".join(lines) for lines in maps(self.failure)).splitlines()
 
 
 def explained(report: Report) -> list[Explained]:
-    """Return the failures of a report, those of the equality with the specification first."""
-    found = [
-        Explained(
-            failure, result.check, result.subject, result.dtype, result.sentence,
-            call_line(failure, report.candidate, result.check),
-        )
-        for result in report.results
+    """Return the failures of a report, those of the specification check first."""
+    results = sorted(report.results, key=lambda result: result.check != SPECIFICATION)
+    return [
+        Explained(failure, result, call_line(failure, report.candidate, result.check))
+        for result in results
         for failure in result.failures
-    ]  # fmt: skip
-    return sorted(found, key=lambda one: one.check != SPECIFICATION)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +131,17 @@ class Table:
 
 def tables(report: Report) -> Iterator[Table]:
     """Yield the tables of a report, in the order of the text report."""
-    for stage in STAGES:
-        for dtype in report.dtypes:
-            results = [one for one in report.results if (one.stage, one.dtype) == (stage, dtype)]
-            if not results:
-                continue
-            subjects = list(dict.fromkeys(result.subject for result in results))
-            place = {(result.check, result.subject): result for result in results}
-            sentences = dict.fromkeys((result.check, result.sentence) for result in results)
-            yield Table(
-                dtype,
-                subjects,
-                [
-                    (sentence, [_count(place.get((check, subject))) for subject in subjects])
-                    for check, sentence in sentences
-                ],
-                [place[results[0].check, subject] for subject in subjects],
-            )
+    for stage, dtype in product(STAGES, report.dtypes):
+        results = [result for result in report.results if (result.stage, result.dtype) == (stage, dtype)]
+        if not results:
+            continue
+        subjects = list(dict.fromkeys(result.subject for result in results))
+        place = {(result.check, result.subject): result for result in results}
+        rows = [
+            (sentence, [_count(place.get((check, subject))) for subject in subjects])
+            for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results)
+        ]
+        yield Table(dtype, subjects, rows, [place[results[0].check, subject] for subject in subjects])
 
 
 def _count(result: CheckResult | None) -> str:
@@ -179,9 +165,9 @@ def about(report: Report) -> str:
     if report.verdict is Verdict.NOT_CONFORMANT:
         rest = f" (nothing found for {', '.join(others)})" if others else ""
         return f" for {', '.join(failed)}{rest}"
-    many = len(report.limitations)
-    limitations = f", except {many} known limitation{'s' * (many > 1)}" if many else ""
-    return (f" for {', '.join(others)}" if others else "") + limitations
+    many = len(report.known_issues)
+    issues = f", except {many} known issue{'s' * (many > 1)}" if many else ""
+    return (f" for {', '.join(others)}" if others else "") + issues
 
 
 def environment(report: Report) -> str:
@@ -219,26 +205,32 @@ def out_of_reach(report: Report) -> list[str]:
 
 def declined(report: Report) -> list[str]:
     """Return what the candidate does not offer."""
-    return [f"not applicable: {reason}" for reason in report.declined.values()]
+    return [f"not checked: {reason}" for reason in report.declined.values()]
 
 
-def limitation_line(limitation: Limitation) -> str:
-    """Say what became of a known limitation."""
-    about = f"known limitation of {limitation.subject}: {limitation.name}"
-    return f"{about}: {limitation.state} ({limitation.reason})"
+def skipped(result: CheckResult) -> str:
+    """Say which cases were skipped; nothing where none was."""
+    counts = ", ".join(
+        f"{count} case{'s' * (count > 1)} with {name}"
+        for name, count in sorted(result.not_applicable.items())
+    )
+    return f"{result.subject}: {counts} skipped (declared unsupported)" if counts else ""
+
+
+def known_issue_line(issue: KnownIssue) -> str:
+    """Say what became of a known issue."""
+    about = f"known issue of {issue.subject}: {issue.name}"
+    return f"{about}: {issue.state} ({issue.reason})"
 
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """What the equality with the specification was held on."""
+    """What the specification check was tried on."""
 
-    subject: str
-    dtype: str
-    cases: int
-    queries: int
+    result: CheckResult
     worst: str
     kinds: list[str]
-    left_out: list[str]
+    skipped: str
 
 
 def covered(report: Report) -> list[Covered]:
@@ -248,13 +240,10 @@ def covered(report: Report) -> list[Covered]:
         first.setdefault((result.subject, result.dtype), result)
     return [
         Covered(
-            subject,
-            dtype,
-            result.cases,
-            result.tally.queries,
+            result,
             f"{result.tally.worst:.2f}",
             [f"{name} {count}" for name, count in sorted(result.reached.items())],
-            [f"{name} {count}" for name, count in sorted(result.not_applicable.items())],
+            skipped(result),
         )
-        for (subject, dtype), result in first.items()
+        for result in first.values()
     ]

@@ -10,30 +10,27 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from csa_spec.engine.results import Report
-from csa_spec.report.content import covered, environment, explained, gaps, tables, verdict
+from csa_spec.report.content import Explained, covered, environment, explained, gaps, tables, verdict
 from csa_spec.report.picture import picture
 
 
 def to_html(report: Report) -> str:
     """Return the report as a page. Only pictures, which escape what they hold, go in as they are."""
-    failures = explained(report)
-    drawn = [picture(one.failure, one.check) for one in failures]
     text = _template().render(
         report=report,
         verdict=verdict(report),
         tables=list(tables(report)),
         covered=covered(report),
-        failures=[
-            (one, None if svg is None else Markup(svg)) for one, svg in zip(failures, drawn, strict=True)
-        ],
+        failures=[(failed, _drawn(failed)) for failed in explained(report)],
         gaps=gaps(report),
         environment=environment(report),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
-def _is_link(url: str) -> bool:
-    return url.startswith("https://")
+def _drawn(failed: Explained) -> Markup | None:
+    svg = picture(failed.failure, failed.result.check)
+    return None if svg is None else Markup(svg)
 
 
 @cache
@@ -43,5 +40,5 @@ def _template() -> Template:
     with_escapes = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    with_escapes.tests["link"] = _is_link
+    with_escapes.tests["link"] = lambda url: url.startswith("https://")
     return with_escapes.from_string(text)

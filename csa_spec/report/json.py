@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from csa_spec.engine.failures import Diagnosis, Failure
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult
+from csa_spec.engine.tally import Tally
 from csa_spec.report.files import write_text
 
 VERSION = 3
@@ -29,25 +31,19 @@ def to_json(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "verdict": str(report.verdict),
         "exit_code": report.verdict.value,
-        "missing": [
-            {"dtype": dtype, "subject": subject, "kinds": names}
-            for (dtype, subject), names in report.missing.items()
-        ],
-        "left_out": [
-            {"dtype": dtype, "subject": subject, "kinds": names}
-            for (dtype, subject), names in report.left_out.items()
-        ],
+        "missing": _kinds(report.missing),
+        "left_out": _kinds(report.left_out),
         "declined": dict(report.declined),
-        "known_limitations": [
+        "known_issues": [
             {
-                "subject": one.subject,
-                "name": one.name,
-                "reason": one.reason,
-                "state": one.state,
-                "cases": one.cases,
-                "failure": None if one.failure is None else failure_json(one.failure),
+                "subject": issue.subject,
+                "name": issue.name,
+                "reason": issue.reason,
+                "state": issue.state,
+                "cases": issue.cases,
+                "failure": None if issue.failure is None else failure_json(issue.failure),
             }
-            for one in report.limitations
+            for issue in report.known_issues
         ],
         "results": [_result(result) for result in report.results],
     }
@@ -56,6 +52,13 @@ def to_json(report: Report) -> dict[str, Any]:
 def write_json(report: Report, path: Path) -> None:
     """Write a report; an interrupted run leaves the old file as it was."""
     write_text(path, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+
+
+def _kinds(by_subject: Mapping[tuple[str, str], list[str]]) -> list[dict[str, Any]]:
+    return [
+        {"dtype": dtype, "subject": subject, "kinds": names}
+        for (dtype, subject), names in by_subject.items()
+    ]
 
 
 def _result(result: CheckResult) -> dict[str, Any]:
@@ -67,19 +70,15 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "dtype": result.dtype,
         "cases": result.cases,
         "failing_cases": result.failing,
-        "queries": result.tally.queries,
-        "ambiguous_queries": result.tally.ambiguous,
+        **_tally(result.tally),
         "unjudged_queries": result.tally.unjudged,
-        "worst_error_over_budget": _number(result.tally.worst),
         "seen": dict(sorted(result.tally.seen.items())),
         "seconds": round(result.seconds, 3),
         "regimes": {
             "/".join(regime): {
                 "cases": count.cases,
                 "failing_cases": count.failing,
-                "queries": count.tally.queries,
-                "ambiguous_queries": count.tally.ambiguous,
-                "worst_error_over_budget": _number(count.tally.worst),
+                **_tally(count.tally),
             }
             for regime, count in sorted(result.regimes.items())
         },
@@ -89,17 +88,26 @@ def _result(result: CheckResult) -> dict[str, Any]:
     }
 
 
+def _tally(tally: Tally) -> dict[str, Any]:
+    return {
+        "queries": tally.queries,
+        "ambiguous_queries": tally.ambiguous,
+        "worst_error_over_budget": _number(tally.worst),
+    }
+
+
 def failure_json(failure: Failure) -> dict[str, Any]:
     """Return a failure as plain JSON data."""
     place = failure.place
+    if place is None:
+        where = dict.fromkeys(("row", "column", "query", "head"))
+    else:
+        where = {"row": place.row, "column": place.column, "query": place.t, "head": place.head}
     return {
         "kind": failure.kind,
         "title": failure.title,
         "detail": failure.detail,
-        "row": None if place is None else place.row,
-        "column": None if place is None else place.column,
-        "query": None if place is None else place.t,
-        "head": None if place is None else place.head,
+        **where,
         "facts": {name: _plain(value) for name, value in failure.facts.items()},
         "context": list(failure.context),
         "expected": _numbers(failure.expected),
@@ -113,21 +121,21 @@ def failure_json(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _diagnosis(found: Diagnosis | None) -> dict[str, Any] | None:
-    if found is None:
+def _diagnosis(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
+    if diagnosis is None:
         return None
     return {
-        "summary": found.summary,
+        "summary": diagnosis.summary,
         "behaves_like": [
             {
-                "name": one.name,
-                "title": one.title,
-                "cause": one.cause,
-                "urls": list(one.urls),
-                "agreeing_cases": one.agreeing,
-                "tried_cases": one.tried,
+                "name": likeness.name,
+                "title": likeness.title,
+                "cause": likeness.cause,
+                "urls": list(likeness.urls),
+                "agreeing_cases": likeness.agreeing,
+                "tried_cases": likeness.tried,
             }
-            for one in found.behaves_like
+            for likeness in diagnosis.behaves_like
         ],
     }
 
@@ -147,4 +155,4 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return _number(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else str(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else str(value)

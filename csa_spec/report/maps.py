@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from csa_spec.engine.dependence import Dependence
-from csa_spec.spec import DocumentTrace, QueryTrace
+from csa_spec.engine.failures import Failure
+from csa_spec.spec import DocumentTrace
 
 LARGEST = 24
 """Longer documents are not drawn."""
+
+
+def maps(failure: Failure) -> list[list[str]]:
+    """Return the maps of a failure that recorded enough for them, and is small enough."""
+    sight = sight_map(failure.document) if failure.document else []
+    depends = dependence_map(failure.dependence) if failure.dependence else []
+    return [lines for lines in (sight, depends) if lines]
 
 
 def sight_map(trace: DocumentTrace) -> list[str]:
@@ -19,7 +27,8 @@ def sight_map(trace: DocumentTrace) -> list[str]:
     for query in trace.queries:
         window = ["#" if j in query.window else "." for j in range(tokens)]
         seen = ["#" if s in query.selection else "o" if s in query.visible else "." for s in range(entries)]
-        lines.append(_row(_label(query.t), window, seen) + _picks(query))
+        selected = "   selects " + " ".join(f"e{s}" for s in query.selection)  # the best first
+        lines.append(_row(f"t={query.t}", window, seen) + (selected if query.scores.numel() else ""))
     return lines
 
 
@@ -28,26 +37,15 @@ def dependence_map(dependence: Dependence) -> list[str]:
     queries = len(dependence.observed)
     if queries > LARGEST:
         return []
-    lines = [
-        "what outputs depend on   # token, rightly   ! token, though it must not   ? not, though it must"
-    ]
+    lines = ["what outputs depend on   # rightly   ! though it must not   ? not, though it must"]
     lines.append(_row("", [str(j) for j in range(queries)], []))
     wrong = dict.fromkeys(dependence.too_much, "!") | dict.fromkeys(dependence.too_little, "?")
     for t in range(queries):
         marks = [wrong.get((t, j), "#" if dependence.observed[t, j] else ".") for j in range(queries)]
-        lines.append(_row(_label(t), marks, []))
+        lines.append(_row(f"t={t}", marks, []))
     return lines
-
-
-def _label(t: int) -> str:
-    return f"t={t}"
 
 
 def _row(label: str, tokens: list[str], entries: list[str]) -> str:
     cells = "".join(f"{cell:>3}" for cell in tokens)
     return f"  {label:<7}{cells}" + ("  |" + "".join(f"{cell:>4}" for cell in entries) if entries else "")
-
-
-def _picks(query: QueryTrace) -> str:
-    """Name what a query selected, the best first."""
-    return "   selects " + " ".join(f"e{s}" for s in query.selection) if query.scores.numel() else ""

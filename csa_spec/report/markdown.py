@@ -6,16 +6,8 @@ import re
 from dataclasses import replace
 
 from csa_spec.engine.results import Report
-from csa_spec.report.content import (
-    Explained,
-    Table,
-    about,
-    environment,
-    explained,
-    gaps,
-    limitation_line,
-    tables,
-)
+from csa_spec.report import content
+from csa_spec.report.content import Explained, Table
 
 MOST = 65_536
 """Characters that GitHub takes in a comment."""
@@ -25,20 +17,25 @@ _TABLES, _NOTES, _LINE = 12_000, 6_000, 1_500
 
 def to_markdown(report: Report) -> str:
     """Return the report as a comment; it always fits into one, failures that do not are counted."""
-    subjects = f" {_prose(_cut(about(report), 500))}" if about(report) else ""
+    subjects = f" {_prose(_cut(content.about(report), 500))}" if content.about(report) else ""
     candidate = _code(_cut(report.candidate, 200))
     head = [f"**{str(report.verdict).upper()}**{subjects}: {candidate}", ""]
-    head += _within([line for table in tables(report) for line in _table(table)], _TABLES)
-    notes = [f"* {_prose(_cut(one, _LINE))}" for one in gaps(report)]
-    for limitation in report.limitations:
-        short = replace(limitation, name=_cut(limitation.name, 200), reason=_cut(limitation.reason, 300))
-        notes.append(f"* {_prose(limitation_line(short))}")
-    tail = [*_within(notes, _NOTES), "", f"<sub>{_prose(_cut(environment(report), _LINE))}</sub>", ""]
+    head += _within([line for table in content.tables(report) for line in _table(table)], _TABLES)
+    notes = [f"* {_prose(_cut(gap, _LINE))}" for gap in content.gaps(report)]
+    for issue in report.known_issues:
+        short = replace(issue, name=_cut(issue.name, 200), reason=_cut(issue.reason, 300))
+        notes.append(f"* {_prose(content.known_issue_line(short))}")
+    tail = [
+        *_within(notes, _NOTES),
+        "",
+        f"<sub>{_prose(_cut(content.environment(report), _LINE))}</sub>",
+        "",
+    ]
     room = MOST - len("\n".join([*head, *tail])) - 200
     blocks: list[str] = []
-    failures = explained(report)
-    for number, one in enumerate(failures):
-        block = _failure(one)
+    failures = content.explained(report)
+    for number, failed in enumerate(failures):
+        block = _failure(failed)
         if len(block) + 1 > room:
             left = len(failures) - number
             blocks.append(f"{left} more failure{'s' * (left > 1)} would not fit into a comment.\n")
@@ -59,19 +56,19 @@ def _table(table: Table) -> list[str]:
     return [*lines, ""]
 
 
-def _failure(one: Explained) -> str:
-    failure = one.failure
+def _failure(failed: Explained) -> str:
+    failure = failed.failure
     lines = [
-        f"<details><summary><b>{_prose(one.heading)}</b></summary>",
+        f"<details><summary><b>{_prose(failed.heading)}</b></summary>",
         "",
-        f"{_prose(_cut(one.detail, _LINE))} The property: {_prose(one.sentence)}.",
+        f"{_prose(_cut(failed.detail, _LINE))} The property: {_prose(failed.result.sentence)}.",
         "",
         "Smallest case found:",
         "",
         *_fence(_cut(str(failure.case), 2 * _LINE)),
         "",
     ]
-    for likeness in one.likenesses[:3]:
+    for likeness in failed.likenesses[:3]:
         links = [
             f"[{_prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else _prose(name)
             for name, url in zip(likeness.sources, likeness.urls, strict=False)
@@ -81,12 +78,12 @@ def _failure(one: Explained) -> str:
             f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}",
             "",
         ]
-    lines += [_prose(_cut(one.summary, _LINE)), ""] if one.summary else []
-    shown = [*one.numbers, *failure.context]
+    lines += [_prose(_cut(failed.summary, _LINE)), ""] if failed.summary else []
+    shown = [*failed.numbers, *failure.context]
     lines += [*_fence(_cut("\n".join(shown), 2 * _LINE)), ""] if shown else []
     lines += [f"* {_prose(_cut(finding, _LINE))}" for finding in failure.findings[:6]]
-    lines += ["", *_fence(_cut("\n".join(one.maps), 4 * _LINE)), ""] if one.maps else []
-    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n\n{one.call}", "python")]
+    lines += ["", *_fence(_cut("\n".join(failed.maps), 4 * _LINE)), ""] if failed.maps else []
+    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n\n{failed.call}", "python")]
     return "\n".join([*lines, "", "</details>", ""])
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from csa_spec.drawing.frame import plain_picture
-from csa_spec.engine.failures import (
-    CandidateDied,
-    CandidateHung,
-    CandidateRaised,
-    Failure,
-    WrongDtype,
-    WrongShape,
-)
+from csa_spec.engine import failures as kinds
+from csa_spec.engine.failures import Failure
 from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.report.content import numbers_lines
 from csa_spec.stages import stage_of
 
-_WITHOUT_OUTPUT = (CandidateRaised, CandidateHung, CandidateDied, WrongShape, WrongDtype)
+_NO_ANSWER = (kinds.CandidateRaised, kinds.CandidateHung, kinds.CandidateDied)
+_WRONG_FORM = (kinds.WrongShape, kinds.WrongDtype)
 
 
 def picture(failure: Failure, check: str = SPECIFICATION) -> str | None:
@@ -26,13 +21,13 @@ def picture(failure: Failure, check: str = SPECIFICATION) -> str | None:
     failure
         What is wrong; the more it recorded, the more is drawn.
     check
-        Name of the check that found it: laws hold two runs against each other.
+        Name of the check that found it: some compare two runs.
 
     Returns
     -------
     str or None
         SVG text; None where there is nothing to draw, as for an exception.
     """
-    if isinstance(failure, _WITHOUT_OUTPUT):
+    if isinstance(failure, _NO_ANSWER + _WRONG_FORM):
         return None
     return (stage_of(failure.case).picture or plain_picture)(failure, numbers_lines(failure, check))

@@ -15,10 +15,10 @@ from csa_spec.scripting.subject import Callee, Imported, Subject
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
 
 
-def subject_of(trial: Any, script: StageScript, literals: Literals, found: Imported) -> Subject:
+def subject_of(trial: Any, script: StageScript, literals: Literals, target: Imported) -> Subject:
     """Return how a script makes a case's arguments and calls an imported function."""
-    arguments, own = script.arguments(trial), _takes_our_classes(found.module)
-    callee, libraries = _callee(found.expression, trial.capabilities, literals.device)
+    arguments, own = script.arguments(trial), _takes_our_classes(target.module)
+    callee, libraries = _callee(target.expression, trial.capabilities, literals.device)
     literals.wrap = callee.hand_over
     tensors, others = [], []
     for name, value in arguments.items():
@@ -32,7 +32,7 @@ def subject_of(trial: Any, script: StageScript, literals: Literals, found: Impor
             tensors += _fields("weights = ", value, literals, "CompressorWeights" if own else _PLAIN)
         else:
             others.append(f"{name} = {number(value) if isinstance(value, float) else value}")
-    imports = [found.line, *libraries, *_classes(arguments, own)]
+    imports = [target.line, *libraries, *_classes(arguments, own)]
     subject = Subject(imports, [*tensors, *others], tuple(arguments))
     subject.tensors = frozenset(name for name, value in arguments.items() if isinstance(value, Tensor))
     script.write_call(subject, trial, callee)
@@ -76,29 +76,21 @@ def _geometry(geometry: Geometry, own: bool) -> list[str]:
     values = {field.name: getattr(geometry, field.name) for field in fields(geometry)}
     values["kind"] = f"LayerKind.{geometry.kind.name}" if own else f'"{geometry.kind}"'
     if geometry.yarn is not None:
-        values["yarn"] = f"{'Yarn' if own else _PLAIN}({_yarn(geometry.yarn)})"
+        yarn = ", ".join(f"{part.name}={getattr(geometry.yarn, part.name)!r}" for part in fields(Yarn))
+        values["yarn"] = f"{'Yarn' if own else _PLAIN}({yarn})"
     items = [f"{name}={value}" for name, value in values.items()]
     if not own:
         sliding = geometry.kind is LayerKind.SLIDING
         count = "0" if sliding else f"length // {geometry.compress_ratio}"
-        items += [
-            f"overlap={geometry.overlap}",
-            f"scale={geometry.scale!r}",
-            f"entry_count=lambda length: {count}",
-        ]
+        items += [f"overlap={geometry.overlap}", f"scale={geometry.scale!r}"]
+        items.append(f"entry_count=lambda length: {count}")
     return wrapped(f"geometry = {'Geometry' if own else _PLAIN}(", items, ")")
-
-
-def _yarn(yarn: Yarn) -> str:
-    return ", ".join(f"{field.name}={getattr(yarn, field.name)!r}" for field in fields(yarn))
 
 
 def _layer_weights(weights: LayerWeights, literals: Literals, own: bool) -> list[str]:
     if own:
-        entries = (
-            f'    "{name}": {literals.given(name, tensor, "    ")},'
-            for name, tensor in weights.named().items()
-        )
+        tensors = weights.named().items()
+        entries = (f'    "{name}": {literals.given(name, tensor, "    ")},' for name, tensor in tensors)
         return ["weights = LayerWeights.from_named({", *entries, "})"]
     words = [f'"{name}": weights.{name}' for name in weights.named()]
     lines = _fields("weights = ", weights, literals, _PLAIN)

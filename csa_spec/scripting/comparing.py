@@ -1,4 +1,4 @@
-"""The lines of a script that hold what came back against numbers, or one run against another."""
+"""The lines of a script that compare what came back with numbers, or one run with another."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def form(shape: Sequence[int | None], dtypes: Sequence[torch.dtype], failure: Fa
 def within(
     expected: Tensor, allowed: Tensor, several: bool, at: Place | None, literals: Literals
 ) -> list[str]:
-    """Return the lines that hold ``got`` against numbers.
+    """Return the lines that compare ``got`` with numbers.
 
     Parameters
     ----------
     expected, allowed
         Numbers and allowed errors.
     several
-        Whether their first dimension is that of several selections, each of which is right.
+        Whether their first dimension counts valid selections, each of which is right.
     at
         What is printed, where the whole is large.
     literals
@@ -96,7 +96,7 @@ def two_runs(
     part: str = "",
     elementwise: bool = False,
 ) -> list[str]:
-    """Return the lines that hold two runs against each other.
+    """Return the lines that compare two runs.
 
     Parameters
     ----------

@@ -55,8 +55,8 @@ def near(value: float, allowed: float) -> float:
 
 def shorten(expected: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Return expected numbers and allowed errors with as few digits as matter, in float64."""
-    budget = [rounded_up(one) for one in allowed.double().flatten().tolist()]
-    short = [near(one, off) for one, off in zip(expected.double().flatten().tolist(), budget, strict=True)]
+    budget = [rounded_up(error) for error in allowed.double().flatten().tolist()]
+    short = list(map(near, expected.double().flatten().tolist(), budget))
     return (
         torch.tensor(short, dtype=torch.float64).view(expected.shape),
         torch.tensor(budget, dtype=torch.float64).view(allowed.shape),
@@ -67,7 +67,7 @@ def nested(tensor: Tensor) -> Any:
     """Return a tensor as nested lists of the texts of its numbers."""
     if tensor.dim() == 0:
         return str(tensor.item()) if tensor.dtype == torch.bool else number(tensor.item(), tensor.dtype)
-    return [nested(one) for one in tensor]
+    return [nested(part) for part in tensor]
 
 
 def layout(data: Any, room: int, indent: str = "") -> str:
@@ -78,12 +78,11 @@ def layout(data: Any, room: int, indent: str = "") -> str:
     if len(line) <= room:
         return line
     inner = indent + "    "
-    if all(isinstance(one, str) for one in data):
-        body = textwrap.fill(
-            line[1:-1], WIDTH, initial_indent=inner, subsequent_indent=inner, break_on_hyphens=False
-        )
+    if all(isinstance(item, str) for item in data):
+        lines = textwrap.wrap(line[1:-1], WIDTH - len(inner), break_on_hyphens=False)
+        body = textwrap.indent("\n".join(lines), inner)
         return f"[\n{body},\n{indent}]"
-    items = "".join(f"{inner}{layout(one, WIDTH - len(inner), inner)},\n" for one in data)
+    items = "".join(f"{inner}{layout(item, WIDTH - len(inner), inner)},\n" for item in data)
     return f"[\n{items}{indent}]"
 
 

@@ -28,7 +28,7 @@ Law = Callable[[Task], "list[str] | None"]
 
 
 class StageScript:
-    """How scripts call a stage, and what they hold against what.
+    """How scripts call a stage, and what they compare.
 
     The base needs of a trial ``arguments``, ``batched``, ``form``, and ``expected``: what is right and by
     how much each number may be off.
@@ -51,9 +51,8 @@ class StageScript:
 
     def write_call(self, subject: Subject, trial: Any, callee: Callee) -> None:
         """Complete a subject that has all arguments: ``subject.call()`` returns a tensor on the CPU."""
-        given = (
-            callee.hand_over.format(name) if name in subject.tensors else name for name in subject.names
-        )
+        tensors, hand_over = subject.tensors, callee.hand_over
+        given = (hand_over.format(name) if name in tensors else name for name in subject.names)
         subject.batched = trial.batched
         subject.plain_call = f"{callee.expression}({', '.join(given)})"
         subject.function = callee.expression
@@ -67,7 +66,7 @@ class StageScript:
         """Return the lines that make the output of what was returned, both called ``out``."""
         return []
 
-    # What a script holds against what, by check.
+    # What a script compares, by check.
 
     def laws(self) -> Mapping[str, Law]:
         """Return what writes the body of a script, by the name of the check."""
@@ -82,11 +81,11 @@ class StageScript:
         return law(task)
 
     def specification(self, task: Task) -> list[str] | None:
-        """Call, and hold the answer against the specification."""
+        """Call, and compare the answer with the specification."""
         return [f"got = {task.subject.call()}", *self.right(task)]
 
     def right(self, task: Task) -> list[str]:
-        """Return the lines that hold ``got`` against the specification."""
+        """Return the lines that compare ``got`` with the specification."""
         shape, dtypes, _ = task.trial.form(task.trial.arguments)
         expected, allowed, several = self.numbers(task)
         numbers = within(expected, allowed, several, task.failure.place, task.literals)

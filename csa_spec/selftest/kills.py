@@ -65,6 +65,6 @@ def hunts(names: Sequence[str], profile: Profile, seeds: Sequence[int]) -> list[
         for kind in kinds_of(bug):
             here = [hunt(bug, kind, profile, seed) for seed in chosen]
             done += here
-            if any(one.first is None or one.first.check != stage.checks[0].name for one in here):
+            if any(found.first is None or found.first.check != stage.checks[0].name for found in here):
                 break
     return done

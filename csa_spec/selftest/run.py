@@ -11,10 +11,10 @@ from csa_spec.bugs import Bug, bugs, find_bug
 from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.kills import Hunt, hunts
 from csa_spec.selftest.right import Passed, try_right
-from csa_spec.selftest.subjects import all_subjects, kinds_of, parcels
+from csa_spec.selftest.subjects import all_subjects, batches, kinds_of
 from csa_spec.selftest.work import Progress, Task, do_all
 
-PARCEL = 12
+BATCH = 12
 """Bugs that one process hunts in one go"""
 
 
@@ -33,17 +33,17 @@ class SelfTest:
     @property
     def survivors(self) -> list[Hunt]:
         """Bugs that no check found, though they are not equivalent to what is right."""
-        return [one for one in self.hunts if one.first is None and not find_bug(one.bug).equivalent]
+        return [hunt for hunt in self.hunts if hunt.first is None and not find_bug(hunt.bug).equivalent]
 
     @property
     def not_equivalent(self) -> list[Hunt]:
         """Bugs that are said to be equivalent, and were found all the same."""
-        return [one for one in self.hunts if one.first is not None and find_bug(one.bug).equivalent]
+        return [hunt for hunt in self.hunts if hunt.first is not None and find_bug(hunt.bug).equivalent]
 
     @property
     def false_alarms(self) -> list[Passed]:
         """Right candidates that failed."""
-        return [one for one in self.right if one.false_alarms]
+        return [passed for passed in self.right if passed.false_alarms]
 
     @property
     def passed(self) -> bool:
@@ -79,17 +79,15 @@ def selftest(
     begin = time.perf_counter()
     amounts, chosen = resolve_profile(profile), choose_bugs(names)
     places = {(bug.stage, kind) for bug in chosen for kind in kinds_of(bug)}
-    hunting: list[Task] = [(hunts, (some, amounts, tuple(seeds))) for some in parcels(chosen, PARCEL)]
+    hunting: list[Task] = [(hunts, (names, amounts, tuple(seeds))) for names in batches(chosen, BATCH)]
     trying: list[Task] = [
         (try_right, (*place, amounts, seed)) for seed in seeds for place in all_subjects() if place in places
     ]
     results = do_all([*trying, *hunting], jobs, progress)
-    found = SelfTest(chosen, profile, tuple(seeds), jobs)
     order = {bug.name: number for number, bug in enumerate(chosen)}
-    found.right = [*chain(*results[: len(trying)])]
-    found.hunts = sorted(chain(*results[len(trying) :]), key=lambda hunt: order[hunt.bug])
-    found.seconds = time.perf_counter() - begin
-    return found
+    hunted = sorted(chain(*results[len(trying) :]), key=lambda hunt: order[hunt.bug])
+    tried = list(chain(*results[: len(trying)]))
+    return SelfTest(chosen, profile, tuple(seeds), jobs, hunted, tried, time.perf_counter() - begin)
 
 
 def choose_bugs(names: Collection[str]) -> tuple[Bug, ...]:
@@ -104,5 +102,6 @@ def choose_bugs(names: Collection[str]) -> tuple[Bug, ...]:
     for name in names:
         if name not in catalogue:
             near = [known for known in catalogue if name in known][:5]
-            raise UsageError(f"unknown bug {name!r}" + (f"; there is {', '.join(near)}" if near else ""))
+            hint = f"choose from {', '.join(near)}" if near else "docs/power.md lists all"
+            raise UsageError(f"unknown bug {name!r}; {hint}")
     return tuple(catalogue[name] for name in names or catalogue)

@@ -22,7 +22,7 @@ def all_subjects() -> Iterator[Subject]:
 
 
 def kinds_of(bug: Bug) -> tuple[str, ...]:
-    """Return the layer kinds in which a bug must be found, the plainest first; an empty one for a stage without."""
+    """Return the layer kinds in which a bug must be found, the plainest first; ``""`` for other stages."""
     return tuple(map(str, bug.kinds)) or ("",)
 
 
@@ -31,8 +31,8 @@ def target(candidate: Candidate, stage: AnyStage, kind: str, profile: Profile, s
     return Target(candidate, stage, kind, "float32", "cpu", profile, seed)
 
 
-def parcels(bugs: Iterable[Bug], size: int) -> list[tuple[str, ...]]:
-    """Return the names of bugs in parcels of work, each of one stage and of one plainest layer kind."""
+def batches(bugs: Iterable[Bug], size: int) -> list[tuple[str, ...]]:
+    """Return the names of bugs in batches of work, each of one stage and of one plainest layer kind."""
     alike: dict[Subject, list[str]] = {}
     for bug in bugs:
         alike.setdefault((bug.stage, kinds_of(bug)[0]), []).append(bug.name)

@@ -16,15 +16,15 @@ WIDEST = 58
 """Columns of a cell on a terminal; what is wider moves the cells after it"""
 
 
-def as_text(found: SelfTest) -> str:
+def as_text(result: SelfTest) -> str:
     """Return everything for a terminal."""
-    return "\n\n".join([*_sections(found, plain_table), *_verdict(found)])
+    return "\n\n".join([*_sections(result, plain_table), *_verdict(result)])
 
 
-def as_markdown(found: SelfTest, command: str) -> str:
+def as_markdown(result: SelfTest, command: str) -> str:
     """Return everything as a page."""
     head = f"# How well the suite finds known bugs\n\nMade by `{command}`. Seconds are CPU time on one core."
-    return "\n\n".join([head, *_sections(found, marked_table, "## "), *_verdict(found)]) + "\n"
+    return "\n\n".join([head, *_sections(result, marked_table, "## "), *_verdict(result)]) + "\n"
 
 
 def plain_table(table: Table) -> str:
@@ -42,54 +42,54 @@ def marked_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
-def counts(found: SelfTest) -> str:
+def counts(result: SelfTest) -> str:
     """Say how many bugs were tried, and when they were found."""
-    bugs = [bug for bug in found.bugs if not bug.equivalent]
+    bugs = [bug for bug in result.bugs if not bug.equivalent]
     reported = [bug for bug in bugs if not bug.seeded]
-    urls = {url for bug in found.bugs for url in bug.urls}
-    units = len({(one.bug, one.subject) for one in found.hunts})
-    cases = [one.first.cases for one in found.hunts if one.first] or [0]
+    urls = {url for bug in result.bugs for url in bug.urls}
+    units = len({(hunt.bug, hunt.subject) for hunt in result.hunts})
+    cases = [hunt.first.cases for hunt in result.hunts if hunt.first] or [0]
     return (
         f"{len(reported)} reported bugs ({len(urls)} URLs) and {len(bugs) - len(reported)} plausible ones, "
-        f"{units} with their layer kinds; profile {found.profile}, seeds "
-        f"{', '.join(map(str, found.seeds))}. First failure after {median(cases):g} cases in the median, "
+        f"{units} with their layer kinds; profile {result.profile}, seeds "
+        f"{', '.join(map(str, result.seeds))}. First failure after {median(cases):g} cases in the median, "
         f"{max(cases)} at most."
     )
 
 
-def by_candidate(found: SelfTest) -> dict[str, tuple[int, int]]:
+def by_candidate(result: SelfTest) -> dict[str, tuple[int, int]]:
     """Return the cases and false alarms of each right candidate."""
     totals: dict[str, tuple[int, int]] = {}
-    for one in found.right:
-        cases, alarms = totals.get(one.candidate, (0, 0))
-        totals[one.candidate] = cases + one.cases, alarms + one.false_alarms
+    for passed in result.right:
+        cases, alarms = totals.get(passed.candidate, (0, 0))
+        totals[passed.candidate] = cases + passed.cases, alarms + passed.false_alarms
     return totals
 
 
-def _sections(found: SelfTest, draw: Callable[[Table], str], heading: str = "") -> Iterator[str]:
-    for title, sentence, table in _tables(found):
+def _sections(result: SelfTest, draw: Callable[[Table], str], heading: str = "") -> Iterator[str]:
+    for title, sentence, table in _tables(result):
         yield f"{heading}{title}\n\n{sentence}" + (f"\n\n{draw(table)}" if table[1] else "")
 
 
-def _tables(found: SelfTest) -> Iterator[tuple[str, str, Table]]:
-    if found.hunts:
-        yield "Bugs", counts(found), _bugs(found)
-    equivalent = [(bug.title, bug.stage, bug.equivalent) for bug in found.bugs if bug.equivalent]
+def _tables(result: SelfTest) -> Iterator[tuple[str, str, Table]]:
+    if result.hunts:
+        yield "Bugs", counts(result), _bugs(result)
+    equivalent = [(bug.title, bug.stage, bug.equivalent) for bug in result.bugs if bug.equivalent]
     if equivalent:
         sentence = "No check can tell these from a right implementation, and none may."
         yield "Equivalent variants", sentence, (("variant", "stage", "why"), equivalent)
-    if found.right:
-        alarms = sum(one.false_alarms for one in found.right)
+    if result.right:
+        alarms = sum(passed.false_alarms for passed in result.right)
         sentence = f"Cases of the specification check on which candidates that ship fail: {alarms}."
-        rows = [(name, str(cases), str(wrong)) for name, (cases, wrong) in by_candidate(found).items()]
+        rows = [(name, str(cases), str(wrong)) for name, (cases, wrong) in by_candidate(result).items()]
         yield "Right candidates", sentence, (("candidate", "cases", "false alarms"), rows)
 
 
-def _bugs(found: SelfTest) -> Table:
+def _bugs(result: SelfTest) -> Table:
     hunts: dict[str, list[Hunt]] = defaultdict(list)
-    for hunted in found.hunts:
+    for hunted in result.hunts:
         hunts[hunted.bug].append(hunted)
-    rows = [_bug(bug, hunts[bug.name]) for bug in found.bugs if not bug.equivalent]
+    rows = [_bug(bug, hunts[bug.name]) for bug in result.bugs if not bug.equivalent]
     return ("bug", "reported", "stage", "cases", "seconds", "found by"), rows
 
 
@@ -114,16 +114,17 @@ def _range(numbers: list[int]) -> str:
     return f"{least}" if least == most else f"{least}–{most}"
 
 
-def _verdict(found: SelfTest) -> Iterator[str]:
-    for one in found.survivors:
-        yield f"SURVIVES {one.subject}, seed {one.seed}: {one.bug} ({one.cases} cases)"
-    for one in found.not_equivalent:
-        assert one.first is not None
-        yield f"NOT EQUIVALENT: {one.bug} is found by {one.first.check} in {one.subject}, seed {one.seed}"
-    for alarm in found.false_alarms:
+def _verdict(result: SelfTest) -> Iterator[str]:
+    for hunt in result.survivors:
+        yield f"SURVIVES {hunt.subject}, seed {hunt.seed}: {hunt.bug} ({hunt.cases} cases)"
+    for hunt in result.not_equivalent:
+        assert hunt.first is not None
+        where = f"{hunt.subject}, seed {hunt.seed}"
+        yield f"NOT EQUIVALENT: {hunt.bug} is found by {hunt.first.check} in {where}"
+    for alarm in result.false_alarms:
         yield f"FALSE ALARM: {alarm.candidate} fails on {alarm.false_alarms} cases of {alarm.subject}"
-    if not found.passed:
+    if not result.passed:
         yield "The suite does not find all that it must, or more than it must."
     else:
         yield "Every bug that is not equivalent is found, and nothing else. No right candidate fails."
-    yield f"{found.seconds:.0f} s with {found.jobs} process{'es' * (found.jobs > 1)}."
+    yield f"{result.seconds:.0f} s with {result.jobs} process{'es' * (result.jobs > 1)}."

@@ -62,7 +62,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["csa_spec_report"] == VERSION == 3
     assert set(data) == {
         "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
-        "exit_code", "missing", "left_out", "declined", "known_limitations", "results",
+        "exit_code", "missing", "left_out", "declined", "known_issues", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
     assert data["missing"] == [{"dtype": "float32", "subject": "csa", "kinds": ["partial tail"]}]
@@ -160,7 +160,7 @@ def test_a_leak_is_explained_to_someone_who_does_not_know_the_suite() -> None:
     assert "output of             row 0, query A (t=0)" in lines
     assert any(line.startswith("expected            [") for line in lines)
     assert any(line.startswith("got                 [") for line in lines)
-    assert any(line.startswith("off by") and line.endswith("times the error budget") for line in lines)
+    assert any(line.startswith("off by") and line.endswith("times the tolerance") for line in lines)
     assert lines[-3:] == [
         "to see it again",
         "from csa_spec import check_case",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness
-from csa_spec.engine.known_issues import Limitation
+from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report
 from csa_spec.report.files import write_text
 from csa_spec.report.html import to_html
@@ -58,14 +58,14 @@ def _failures() -> list[Failure]:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """Return a report of four failures and a limitation, of a candidate with a hostile name."""
+    """Return a report of four failures and a known issue, of a candidate with a hostile name."""
     made = examples.report_of(HOSTILE, _failures())
     made.results[0].reached["one token"] = 3
     return replace(
         made,
         missing={("float32", "csa"): ["partial | tail"]},
         declined={"hca": "<no> hca"},
-        limitations=[Limitation("csa", HOSTILE, "why <not>", 3, 3)],
+        known_issues=[KnownIssue("csa", HOSTILE, "why <not>", 3, 3)],
     )
 
 
@@ -85,7 +85,7 @@ def test_a_page_needs_nothing_else_and_escapes_everything(report: Report) -> Non
 
 
 def test_a_page_holds_all_of_a_report(report: Report) -> None:
-    """Verdict, table, pictures, likely cause, the line that shows it again, limitations, coverage."""
+    """Verdict, table, pictures, likely cause, the line that shows it again, known_issues, coverage."""
     page = Page(to_html(report))
     assert page.tags["svg"] == 3
     assert page.tags["section"] == 4
@@ -114,7 +114,7 @@ def test_pictures_in_a_page_are_those_that_stand_alone(report: Report) -> None:
 
 def test_a_right_candidate_has_a_short_page_and_comment(report: Report) -> None:
     """No failures, no headings for them."""
-    right = replace(report, results=[], missing={}, declined={}, limitations=[])
+    right = replace(report, results=[], missing={}, declined={}, known_issues=[])
     assert "Failures" not in Page(to_html(right)).text
     assert to_markdown(right).startswith("**INCONCLUSIVE**")
     assert "<details>" not in to_markdown(right)
@@ -132,7 +132,7 @@ def test_a_comment_says_the_verdict_first_and_then_why(report: Report) -> None:
     assert "javascript" not in text
     assert "what outputs depend on" in text
     assert examples.CASES["select"] in text
-    assert "known limitation of csa" in text
+    assert "known issue of csa" in text
 
 
 def test_a_comment_escapes_names(report: Report) -> None:
@@ -169,7 +169,7 @@ def test_a_comment_always_fits(report: Report) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["candidate", "limitations", "declined", "results", "environment", "detail"]
+    "field", ["candidate", "known_issues", "declined", "results", "environment", "detail"]
 )
 def test_a_comment_fits_whatever_is_long(report: Report, field: str) -> None:
     """Any text may be long, and there may be many of each."""
@@ -177,7 +177,7 @@ def test_a_comment_fits_whatever_is_long(report: Report, field: str) -> None:
     raised = CandidateRaised(ValueError(long), parse_case("csa rows=2"))
     changes = {
         "candidate": long,
-        "limitations": [Limitation("csa", long, long)] * 500,
+        "known_issues": [KnownIssue("csa", long, long)] * 500,
         "declined": {str(n): long for n in range(500)},
         "results": [
             replace(report.results[0], check=str(n), sentence=f"{n} {long}"[:900], failures=[])

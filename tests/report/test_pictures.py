@@ -138,7 +138,7 @@ def test_the_errors_of_all_queries_are_drawn() -> None:
     fills = {
         (title.text or "").split(":")[0]: rect.attrib["fill"]
         for rect in svg.findall(f"{_SVG}rect")
-        if (title := rect.find(f"{_SVG}title")) is not None and "error budget" in (title.text or "")
+        if (title := rect.find(f"{_SVG}title")) is not None and "times the tolerance" in (title.text or "")
     }
     assert fills["A 0"] == fills["F 5"] == "#ffffff"
     assert len({fills[row] for row in ("A 0", "B 1", "C 2", "D 3")}) == 4

@@ -180,7 +180,7 @@ class CacheTrial(Trial[CacheCase]):
         for judged, part in zip(self.judged(self.answer), self.parts(self.answer), strict=True):
             n = place.t - (len(judged.tokens) - len(judged.got))
             if judged.row == place.row and 0 <= n < len(judged.got):
-                ratios = error_ratios(part.found[0][n], part.expected[n], part.budget[n])
+                ratios = error_ratios(part.answers[0][n], part.expected[n], part.budget[n])
                 if float(ratios.max()) > 1:
                     break
             begin += len(judged.got)

@@ -1,4 +1,4 @@
-"""Known limitations are tried: what fails is shown with its case, what passes is said to pass."""
+"""Known issues are tried: what fails is shown with its case, what passes is said to pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec import Candidate, CandidateError, Capabilities
-from csa_spec.engine.known_issues import with_known_limitations
+from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.report.json import to_json
 from csa_spec.report.text import summarise
 
@@ -43,8 +43,8 @@ def candidate(function: Any, **lacks: str) -> Candidate:
 
 
 def states(report: csa_spec.Report) -> dict[str, str]:
-    """Return what trying each limitation showed."""
-    return {one.name: one.state for one in report.limitations}
+    """Return what trying each known issue showed."""
+    return {one.name: one.state for one in report.known_issues}
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def states(report: csa_spec.Report) -> dict[str, str]:
 def test_what_is_declared_away_is_tried_and_does_not_count_against_the_candidate(
     function: Any, state: str
 ) -> None:
-    """The verdict stays conformant, and says how many limitations there are."""
+    """The verdict stays conformant, and says how many known issues there are."""
     report = csa_spec.check(candidate(function), profile="smoke")
     assert str(report.verdict) == "conformant"
     assert states(report)["empty"] == state
     text = summarise(report)
-    assert f"known limitation of attend: empty: {state} (leaves a query without keys)" in text
-    assert text.endswith("mine: CONFORMANT for attend, except 3 known limitations")
-    shown = {one["name"]: one for one in to_json(report)["known_limitations"]}["empty"]
+    assert f"known issue of attend: empty: {state} (leaves a query without keys)" in text
+    assert text.endswith("mine: CONFORMANT for attend, except 3 known issues")
+    shown = {one["name"]: one for one in to_json(report)["known_issues"]}["empty"]
     assert (shown["state"], shown["failure"] is None) == (state, state == "passes now")
 
 
-def test_the_case_that_is_shown_is_small_and_has_only_that_limitation() -> None:
+def test_the_case_that_is_shown_is_small_and_has_only_that_known_issue() -> None:
     """In all profiles but smoke."""
     report = csa_spec.check(candidate(nan_where_empty), profile="default")
-    (empty,) = (one for one in report.limitations if one.name == "empty")
+    (empty,) = (one for one in report.known_issues if one.name == "empty")
     assert empty.failure is not None
     case = empty.failure.case
     assert str(case).startswith("attend N=1 n=1 indices=empty")
@@ -78,7 +78,7 @@ def test_the_case_that_is_shown_is_small_and_has_only_that_limitation() -> None:
 
 
 TABLE = """
-[[limitation]]
+[[known_issue]]
 candidate = "mine"
 versions = "{versions}"
 stage = "attend"
@@ -95,14 +95,14 @@ reason = "not looked at"
 
 
 @pytest.mark.parametrize(("versions", "applies"), [(">=1.0,<2", True), ("", True), (">=2", False)])
-def test_a_file_adds_limitations_of_a_candidate_and_its_versions(
+def test_a_file_adds_known_issues_of_a_candidate_and_its_versions(
     versions: str, applies: bool, tmp_path: Path
 ) -> None:
     """Those of other candidates are left alone."""
     path = tmp_path / "known.toml"
     path.write_text(TABLE.format(versions=versions), encoding="utf-8")
     before = candidate(attend_loops)
-    added = {**with_known_limitations(before, path).capabilities.lacks}
+    added = {**with_known_issues(before, path).capabilities.lacks}
     for key in before.capabilities.lacks:
         assert added.pop(key)
     assert added == ({("attend", "shuffled"): "sorted lists only: https://example.com/7"} if applies else {})
@@ -113,9 +113,9 @@ def test_a_file_adds_limitations_of_a_candidate_and_its_versions(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[limitation]]\ncandidate = 'mine'\n", "limitation 1 lacks stage, name, reason"),
-        ("[[limitation", "is not valid TOML"),
-        (TABLE.format(versions="five"), "limitation 1: Invalid specifier"),
+        ("[[known_issue]]\ncandidate = 'mine'\n", "known issue 1 lacks stage, name, reason"),
+        ("[[known_issue", "is not valid TOML"),
+        (TABLE.format(versions="five"), "known issue 1: Invalid specifier"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(text: str, says: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(text: str, says: 
     path = tmp_path / "known.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CandidateError) as refusal:
-        with_known_limitations(candidate(attend_loops), path)
+        with_known_issues(candidate(attend_loops), path)
     assert says in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -139,9 +139,9 @@ def test_a_file_that_is_not_there_and_a_name_that_no_stage_has_are_refused(tmp_p
         csa_spec.check(candidate(attend_loops), profile="smoke", known=path)
 
 
-def test_a_candidate_without_limitations_is_plainly_conformant() -> None:
+def test_a_candidate_without_known_issues_is_plainly_conformant() -> None:
     """Nothing is said of any."""
     plain = replace(candidate(attend_loops), capabilities=Capabilities())
     report = csa_spec.check(plain, profile="smoke")
-    assert list(report.limitations) == []
+    assert list(report.known_issues) == []
     assert summarise(report).endswith("mine: CONFORMANT for attend")
