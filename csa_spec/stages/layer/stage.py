@@ -1,9 +1,16 @@
 """The stage ``layer``: a whole attention layer, batched.
 
 ``layer(hidden [B,S,E], weights, geometry, positions [B,S], documents [B,S]) -> out [B,S,E]``
+
+Hidden states come after the layer's input norm; ``weights`` (:class:`csa_spec.LayerWeights`) have their dtype, and so
+has the output. Positions are int64, absolute and 0-based. Documents are int64 too: tokens with the same number in a
+row are one document, attended alone; -1 is padding. Source: the official ``Attention`` of ``inference/model.py``,
+rule by rule in :mod:`csa_spec.spec`.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from csa_spec.engine.stage import LIMITS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.spec import LayerKind
@@ -17,7 +24,7 @@ from csa_spec.stages.layer.checks import (
     prefix_is_enough,
     rows_do_not_interact,
 )
-from csa_spec.stages.layer.coverage import required, too_ambiguous
+from csa_spec.stages.layer.coverage import KINDS, too_ambiguous
 from csa_spec.stages.layer.picture import layer_picture
 from csa_spec.stages.layer.script import LayerScript
 from csa_spec.stages.layer.shrinking import PASSES
@@ -28,6 +35,9 @@ TITLES = {
     LayerKind.HCA: "heavily compressed attention (HCA)",
     LayerKind.SLIDING: "sliding-window attention",
 }
+
+
+_law: partial[Check[LayerTrial]] = partial(Check, two_runs=True)
 
 
 class _LayerStage(Stage[LayerCase, LayerTrial]):
@@ -43,33 +53,17 @@ LAYER = _LayerStage(
     trial=LayerTrial,
     checks=(
         Check("specification", "output matches the specification", matches_specification, law=False),
-        Check(
-            "future",
-            "future tokens do not change earlier outputs",
-            future_tokens_do_not_matter,
-            two_runs=True,
-        ),
-        Check("rows", "rows do not change each other", rows_do_not_interact, two_runs=True),
-        Check("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough, two_runs=True),
-        Check(
-            "batch-order",
-            "permuting the batch permutes the output",
-            batch_order_does_not_matter,
-            two_runs=True,
-        ),
+        _law("future", "future tokens do not change earlier outputs", future_tokens_do_not_matter),
+        _law("rows", "rows do not change each other", rows_do_not_interact),
+        _law("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough),
+        _law("batch-order", "permuting the batch permutes the output", batch_order_does_not_matter),
         *SIDE_EFFECTS,
-        Check(
-            "weights",
-            "every weight matters where it should",
-            every_weight_matters,
-            costly=True,
-            two_runs=True,
-        ),
+        _law("weights", "every weight matters where it should", every_weight_matters, costly=True),
         gradients_check(gradients_of_a_layer_match),
         LIMITS,
     ),
     words=Words(title=lambda kind: f"the {TITLES[LayerKind(kind)]} layer"),
-    required=lambda kind, capabilities: required(kind),
+    required=lambda kind, capabilities: list(KINDS[LayerKind(kind)]),
     variants=tuple(LayerKind),
     effort="medium",
     passes=PASSES,
