@@ -1,7 +1,7 @@
 """The stages that a candidate may offer, in the order of the data: a folder for each.
 
-``stage.py`` of a folder says what the stage is called with: shapes, units and sources. What a stage must bring along
-is described in :mod:`csa_spec.engine.stage`; this list is the only one that registers them.
+``stage.py`` of a folder says what the stage is called with: shapes, units and sources. What a stage must
+bring along is described in :mod:`csa_spec.engine.stage`; this list is the only one that registers them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 ``attend(q [B,S,H,D], kv [B,N,D], indices [B,S,n], sinks [H], scale) -> [B,S,H,D]``
 
-An index names a row of ``kv``, which is key and value at once; -1 names none. Indices are int64 and come in any
-order, -1 anywhere. Sinks are logits, not scaled; ``scale`` multiplies q . k. The output has the dtype of q; a query
-without any key has an output of exactly zero. Source: the official ``sparse_attn``, paper eq. 27.
+An index names a row of ``kv``, which is key and value at once; -1 names none. Indices are int64 and come in
+any order, -1 anywhere. Sinks are logits, not scaled; ``scale`` multiplies q . k. The output has the dtype of
+q; a query without any key has an output of exactly zero. Source: the official ``sparse_attn``, paper eq. 27.
 """
 
 from __future__ import annotations

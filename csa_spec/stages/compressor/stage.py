@@ -2,9 +2,10 @@
 
 ``compressor(hidden [B,S,E], weights, geometry) -> entries [B,T,D]``, T = S // compress_ratio
 
-``weights`` is a :class:`csa_spec.CompressorWeights`. Rows are whole documents from position 0, and an entry is
-rotated to the position of its block's first token. ``geometry.overlap`` says whether blocks overlap (CSA) or not
-(HCA). The indexer's compressor is the same function with its own weights. Source: the official ``Compressor``.
+``weights`` is a :class:`csa_spec.CompressorWeights`. Rows are whole documents from position 0, and an entry
+is rotated to the position of its block's first token. ``geometry.overlap`` says whether blocks overlap (CSA)
+or not (HCA). The indexer's compressor is the same function with its own weights. Source: the official
+``Compressor``.
 """
 
 from __future__ import annotations

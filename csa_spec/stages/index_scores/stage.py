@@ -2,9 +2,10 @@
 
 ``index_scores(index_q [B,S,HI,DI], index_k [B,T,DI], head_weights [B,S,HI]) -> scores [B,S,T]``
 
-score[t, s] = sum over heads of w[t, h] * relu(q[t, h] . k[s]). Queries and keys are rotated already, and the head
-weights contain all constant factors. Every pair of query and entry is scored; ``select`` decides what is visible.
-Scores are float32 or have the dtype of the queries. Source: the official ``Indexer.forward``, paper eq. 16.
+score[t, s] = sum over heads of w[t, h] * relu(q[t, h] . k[s]). Queries and keys are rotated already, and the
+head weights contain all constant factors. Every pair of query and entry is scored; ``select`` decides what
+is visible. Scores are float32 or have the dtype of the queries. Source: the official ``Indexer.forward``,
+paper eq. 16.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
 
 
 _CLEARLY = 3.0
-"""A weight must matter where replacing it moves the specification by this many budgets, those of before and after
-added up: then a right candidate moves by more than one."""
+"""A weight must matter where replacing it moves the specification by this many budgets, those of before and
+after added up: then a right candidate moves by more than one."""
 
 
 def every_weight_matters(trial: LayerTrial) -> Tally | None:
@@ -217,8 +217,8 @@ def _agree(
     """Compare another output of the candidate, up to column ``columns``, with the one for the case as it is.
 
     Both may be off by a budget, so they may differ by two. Budgets hold for right answers; a little more,
-    relative to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous queries
-    are left out: the candidate may choose differently each time.
+    relative to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous
+    queries are left out: the candidate may choose differently each time.
     """
     tally = Tally()
     slack = 16 * torch.finfo(trial.expected.dtype).eps

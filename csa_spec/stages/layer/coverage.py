@@ -1,13 +1,12 @@
 """Which kinds of case a run has reached, and which it must reach to mean anything.
 
-A suite that never truncates a top-k, or never completes an entry, passes nearly every bug there is. So each run counts
-the kinds of case that it tried, and a run that misses a required one is inconclusive.
+A suite that never truncates a top-k, or never completes an entry, passes nearly every bug there is. So each
+run counts the kinds of case that it tried, and a run that misses a required one is inconclusive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from csa_spec.engine.running import CheckResult
 from csa_spec.spec import LayerKind, QueryTrace
@@ -17,8 +16,8 @@ from csa_spec.stages.layer.expected import Choice, Expected
 Holds = Callable[[LayerCase, Expected], bool]
 
 AMBIGUOUS_SHARE = {"float32": 0.1, "float64": 0.1, "float16": 0.3, "bfloat16": 0.5}
-"""Share of the queries without drawn ties that may be ambiguous all the same: ReLU gives exact zeros, coarse scores
-coincide. Ambiguous queries are judged leniently, so a run with more of them has not seen enough."""
+"""Share of the queries without drawn ties that may be ambiguous all the same: ReLU gives exact zeros, coarse
+scores coincide. Ambiguous queries are judged leniently, so a run with more of them has not seen enough."""
 WITHOUT_DRAWN_TIES = (Scores.FREE, Scores.SEPARATED)
 
 
@@ -71,10 +70,6 @@ def _negative_head_weight(case: LayerCase, expected: Expected) -> bool:
     )
 
 
-def _has(feature: Feature, case: LayerCase, expected: Expected) -> bool:
-    return feature in case.features
-
-
 _EVERY: dict[str, Holds] = {
     "one token": lambda case, expected: 1 in _lengths(case),
     "several rows": lambda case, expected: len(case.rows) > 1,
@@ -110,12 +105,21 @@ _SELECTION: dict[str, Holds] = {
     "several index heads": _several_index_heads,
     "negative head weight": _negative_head_weight,
 }
-_FEATURES: dict[str, Holds] = {str(feature): partial(_has, feature) for feature in Feature}
-_ON_BLOCKS = {name: holds for name, holds in _FEATURES.items() if name != Feature.INSIDE_A_BLOCK}
-
-KINDS: dict[LayerKind, dict[str, Holds]] = {
-    LayerKind.SLIDING: {**_EVERY, **_ON_BLOCKS},
-    LayerKind.HCA: {**_EVERY, **_COMPRESSED, **_FEATURES},
-    LayerKind.CSA: {**_EVERY, **_COMPRESSED, **_SELECTION, **_FEATURES},
+REQUIRED: dict[LayerKind, dict[str, Holds]] = {
+    LayerKind.SLIDING: _EVERY,
+    LayerKind.HCA: {**_EVERY, **_COMPRESSED},
+    LayerKind.CSA: {**_EVERY, **_COMPRESSED, **_SELECTION},
 }
-"""Every kind of case that a run over one layer kind must reach, and what belongs to it."""
+"""The kinds of case that a run must reach beside the features, and the rule for what belongs to each."""
+
+
+def required(kind: str) -> list[str]:
+    """Return the kinds of case that a run over one layer kind must reach."""
+    features = [name for name in Feature if kind != LayerKind.SLIDING or name != Feature.INSIDE_A_BLOCK]
+    return [*REQUIRED[LayerKind(kind)], *map(str, features)]
+
+
+def kinds_of(case: LayerCase, expected: Expected) -> set[str]:
+    """Return the kinds that a case belongs to."""
+    kinds = {name for name, holds in REQUIRED[case.kind].items() if holds(case, expected)}
+    return kinds | {str(feature) for feature in case.features}

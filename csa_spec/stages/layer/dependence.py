@@ -36,9 +36,9 @@ def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tens
     length
         Tokens in the document.
     run
-        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token replaced
-        by a fresh one times the sign, or with none replaced. Two signs, because a norm over very few channels
-        lets little more than the sign of a token through.
+        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token
+        replaced by a fresh one times the sign, or with none replaced. Two signs, because a norm over very
+        few channels lets little more than the sign of a token through.
     threshold
         ``[S, hidden]``.
     """

@@ -2,10 +2,10 @@
 
 ``layer(hidden [B,S,E], weights, geometry, positions [B,S], documents [B,S]) -> out [B,S,E]``
 
-Hidden states come after the layer's input norm; ``weights`` (:class:`csa_spec.LayerWeights`) have their dtype, and so
-has the output. Positions are int64, absolute and 0-based. Documents are int64 too: tokens with the same number in a
-row are one document, attended alone; -1 is padding. Source: the official ``Attention`` of ``inference/model.py``,
-rule by rule in :mod:`csa_spec.spec`.
+Hidden states come after the layer's input norm; ``weights`` (:class:`csa_spec.LayerWeights`) have their
+dtype, and so has the output. Positions are int64, absolute and 0-based. Documents are int64 too: tokens with
+the same number in a row are one document, attended alone; -1 is padding. Source: the official ``Attention``
+of ``inference/model.py``, rule by rule in :mod:`csa_spec.spec`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from csa_spec.stages.layer.checks import (
     prefix_is_enough,
     rows_do_not_interact,
 )
-from csa_spec.stages.layer.coverage import KINDS, too_ambiguous
+from csa_spec.stages.layer.coverage import required, too_ambiguous
 from csa_spec.stages.layer.picture import layer_picture
 from csa_spec.stages.layer.script import LayerScript
 from csa_spec.stages.layer.shrinking import PASSES
@@ -63,7 +63,7 @@ LAYER = _LayerStage(
         LIMITS,
     ),
     words=Words(title=lambda kind: f"the {TITLES[LayerKind(kind)]} layer"),
-    required=lambda kind, capabilities: list(KINDS[LayerKind(kind)]),
+    required=lambda kind, capabilities: required(kind),
     variants=tuple(LayerKind),
     effort="medium",
     passes=PASSES,

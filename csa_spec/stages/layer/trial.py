@@ -19,7 +19,7 @@ from csa_spec.plug.call import Answer
 from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import compare
-from csa_spec.stages.layer.coverage import KINDS
+from csa_spec.stages.layer.coverage import kinds_of
 from csa_spec.stages.layer.dependence import LONGEST, allowed_tokens, probe
 from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, make_inputs
@@ -106,7 +106,7 @@ class LayerTrial(Trial[LayerCase]):
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        return {name for name, holds in KINDS[self.case.kind].items() if holds(self.case, self.expected)}
+        return kinds_of(self.case, self.expected)
 
     def parts(self, *answers: Answer) -> Iterator[Part]:
         """Yield the documents."""
