@@ -51,5 +51,5 @@ def stage_cases(
     layer
         The layer kind, for stages that have some; the first of them where nothing is said.
     """
-    found = STAGES[stage]
-    return found.draws.cases(layer or found.variants[0], Setting(dtype, device))
+    variant = layer or STAGES[stage].variants[0]
+    return STAGES[stage].draws.cases(variant, Setting(dtype, device))

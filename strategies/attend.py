@@ -31,17 +31,8 @@ def attend_cases() -> st.SearchStrategy[AttendCase]:
     )
 
 
-PLAIN = AttendCase(
-    rows=2,
-    queries=3,
-    heads=2,
-    head_dim=4,
-    keys=9,
-    picks=6,
-    indices=IndexLists.SHUFFLED,
-    values=CoreValues.GAUSSIAN,
-    sinks=CoreSinks.DRAWN,
-    scale=Scale.ROOT,
+PLAIN = AttendCase.parse(
+    "attend B=2 S=3 H=2 D=4 N=9 n=6 indices=shuffled values=gaussian sinks=drawn-sinks scale=scale-root"
 )
 BASES = (PLAIN, replace(PLAIN, rows=1, picks=12))
 SPECIAL = (
@@ -56,9 +47,8 @@ SPECIAL = (
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
-    replace(
-        PLAIN, heads=16, sinks=CoreSinks.EXTREME
-    ),  # so many that one head has a sink far above its logits
+    # So many heads that one of them has a sink far above its logits.
+    replace(PLAIN, heads=16, sinks=CoreSinks.EXTREME),
     replace(PLAIN, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),
     replace(PLAIN, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1),
 )

@@ -1,7 +1,7 @@
 """Strategies for schedules of calls on a stream, and the ready-made schedules that every run tries.
 
-A schedule is drawn as a recipe, call by call, against the model of which rows and tokens there are: a state machine
-whose runs are text. So a failing schedule shrinks call by call, and can be pasted.
+A schedule is drawn as a recipe, call by call, against the model of which rows and tokens there are: a state
+machine whose runs are text. So a failing schedule shrinks call by call, and can be pasted.
 """
 
 from __future__ import annotations
@@ -13,48 +13,37 @@ from hypothesis import event
 from hypothesis import strategies as st
 
 from csa_spec.engine.stage import Draws, Setting
-from csa_spec.spec import Geometry, LayerKind
+from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.case import CacheCase
 from csa_spec.stages.cache.stream import Call, Op
 from csa_spec.stages.layer.case import Sinks, Values
 from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
+from csa_spec.strategies.layer import SMALL_LAYER
 
 LONGEST = 28
 """Tokens of a row; what goes wrong between calls goes wrong early."""
 
 
 def _boundaries(ratio: int, window: int) -> list[int]:
-    near = (
-        ratio - 1,
-        ratio,
-        ratio + 1,
-        2 * ratio - 1,
-        2 * ratio,
-        2 * ratio + 1,
-        window - 1,
-        window,
-        window + 1,
-    )
-    return sorted({length for length in near if 0 < length <= LONGEST})
+    near = {border + more for border in (ratio, 2 * ratio, window) for more in (-1, 0, 1)}
+    return sorted(length for length in near if 0 < length <= LONGEST)
 
 
 @st.composite
 def schedules(
     draw: st.DrawFn, ratio: int, window: int, batch: int, ops: Collection[Op] = tuple(Op)
 ) -> tuple[Call, ...]:
-    """Schedules that are legal for ``batch`` rows: extends up to, over and past blocks and window, and more."""
+    """Schedules that are legal for ``batch`` rows: extends up to and past blocks and window, and more."""
     lengths, saved, calls = [0] * batch, None, []
     others = [op for op in Op if op is not Op.EXTEND and op in ops]
     count = draw(st.integers(2, 7), label="calls")
     of_rows = (Op.REORDER, Op.SELECT, Op.CLEAR)
     planned = _planned(draw, [op for op in others if batch > 1 or op not in of_rows], count)
     for number in range(count):
-        op = (
-            planned.get(number, Op.EXTEND)
-            if number in planned or not any(lengths)
-            else draw(_mix(others), label="op")
-        )
+        op = planned.get(number, Op.EXTEND)
+        if number not in planned and any(lengths):
+            op = draw(_mix(others), label="op")
         if op is Op.RESTORE and saved is None:
             op = Op.SAVE
         if (op is Op.ROLLBACK and not min(lengths)) or (op is Op.REPEAT and len(lengths) > 3):
@@ -64,9 +53,8 @@ def schedules(
         if op is Op.EXTEND:
             if room < 1:
                 continue
-            to_boundary = [
-                length - max(lengths) for length in _boundaries(ratio, window) if length > max(lengths)
-            ]
+            longest = max(lengths)
+            to_boundary = [end - longest for end in _boundaries(ratio, window) if end > longest]
             amounts = st.integers(1, ratio + 2) | st.just(1)
             if to_boundary:
                 amounts = amounts | st.sampled_from(to_boundary)
@@ -98,7 +86,7 @@ def schedules(
 
 
 def _planned(draw: st.DrawFn, others: Sequence[Op], count: int) -> dict[int, Op]:
-    """Return which operation comes where in any case, after a first extend: left to chance, some would never come."""
+    """Return which operation comes where, after a first extend: left to chance, some would never come."""
     if not others:
         return {}
     op = draw(st.sampled_from(others), label="planned")
@@ -113,9 +101,7 @@ def _mix(others: Sequence[Op]) -> st.SearchStrategy[Op]:
 
 @st.composite
 def cache_cases(
-    draw: st.DrawFn,
-    kind: LayerKind | str = LayerKind.CSA,
-    setting: Setting = Setting(),
+    draw: st.DrawFn, kind: LayerKind | str = LayerKind.CSA, setting: Setting = Setting()
 ) -> CacheCase:
     """Schedules on small layers; a third of them only extend."""
     ratio = min(8, draw(compress_ratios(), label="compress_ratio"))
@@ -149,23 +135,18 @@ def cache_cases(
 def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[CacheCase]:
     """Return the ready-made schedules of one layer kind."""
     m, window = 4, 6
-    geometry = Geometry(
-        kind=LayerKind(kind), compress_ratio=1 if kind == LayerKind.SLIDING else m, window=window, hidden=6, heads=2, head_dim=8,
-        rope_dim=4, q_lora_rank=4, index_head_dim=6, o_groups=2, o_lora_rank=3,
-    )  # fmt: skip
+    ratio = 1 if kind == LayerKind.SLIDING else m
+    text = f"cache {kind} {SMALL_LAYER} m={ratio} W={window} values=gaussian sinks=drawn"
+    plain = replace(CacheCase.parse(text), dtype=setting.dtype, device=setting.device)
     if kind == LayerKind.CSA:
-        geometry = replace(geometry, top_k=2, index_heads=4)
-    plain = CacheCase.of(
-        geometry, values=Values.GAUSSIAN, sinks=Sinks.DRAWN, dtype=setting.dtype, device=setting.device
-    )
+        plain = replace(plain, top_k=2, index_heads=4)
     total = 3 * m + 1
     texts = [
         str(total),  # one shot ...
         *(f"{first},{total - first}" for first in range(1, total)),  # ... is every split
         ",".join(["1"] * total),  # ... is token by token
-        *(
-            ",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)
-        ),  # blocks of drafts to verify
+        # Blocks of drafts to verify.
+        *(",".join(["1", *[str(block)] * (total // block)]) for block in range(2, m + 3)),
         f"{window - 1},1,1,1",
         f"{window},1,{window + 2}",
         f"{m + 1},other,2,other,{m},other",  # requests that take turns
@@ -190,7 +171,7 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         f"{m + 1},repeat:2,3,2",
         f"{m + 2},clear:0,{m - 1},1,{m}",  # a new request beside an old one
         f"{2 * m + 3},clear:1,1,1,1,1,1",
-        f"{m + 2},clear:0,{m - 1},rollback:2,1,2",  # over the border of one row's block, but not of the other's
+        f"{m + 2},clear:0,{m - 1},rollback:2,1,2",  # over the border of a block in one row only
         f"{window},clear:0,{window + 1},reorder:1.0,3",
         f"{m + 2},1,1,1",
     ]

@@ -30,17 +30,7 @@ def compressor_cases() -> st.SearchStrategy[CompressorCase]:
     )
 
 
-PLAIN = CompressorCase(
-    rows=2,
-    blocks=3,
-    tail=1,
-    compress_ratio=4,
-    hidden=6,
-    head_dim=8,
-    rope_dim=6,
-    overlap=Blocks.CSA,
-    values=TokenValues.GAUSSIAN,
-)
+PLAIN = CompressorCase.parse("compressor B=2 blocks=3 tail=1 m=4 E=6 D=8 R=6 overlap=csa values=gaussian")
 BASES = (PLAIN, replace(PLAIN, rows=1, overlap=Blocks.HCA))
 SPECIAL = (
     *(
@@ -53,19 +43,10 @@ SPECIAL = (
     replace(PLAIN, compress_ratio=16, blocks=2, tail=5, overlap=Blocks.HCA),
     replace(PLAIN, rows=1, compress_ratio=128, blocks=2, tail=1, overlap=Blocks.HCA),
 )
-PRODUCTION = tuple(
-    replace(
-        PLAIN,
-        rows=1,
-        blocks=blocks,
-        tail=3,
-        compress_ratio=m,
-        hidden=512,
-        head_dim=512,
-        rope_dim=64,
-        overlap=kind,
-    )
-    for kind, m, blocks in ((Blocks.CSA, 4, 16), (Blocks.HCA, 128, 2))
+_LARGE = replace(PLAIN, rows=1, tail=3, hidden=512, head_dim=512, rope_dim=64)
+PRODUCTION = (
+    replace(_LARGE, blocks=16, compress_ratio=4, overlap=Blocks.CSA),
+    replace(_LARGE, blocks=2, compress_ratio=128, overlap=Blocks.HCA),
 )
 
 DRAWS = draws(compressor_cases, BASES, SPECIAL, PRODUCTION)

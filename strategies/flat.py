@@ -42,11 +42,12 @@ def draws(
     production
         Cases of the sizes of the released models: 64 heads of 512 channels, 512 picks, blocks of 4.
     gradients
-        Cases that costly laws, gradients say, are tried on: few drawn ones may all have no entry or no query. Where
-        nothing is said, the plain ones.
+        Cases that costly laws, gradients say, are tried on: few drawn ones may all have no entry or no
+        query. Where nothing is said, the plain ones.
     """
     costly = bases if gradients is None else gradients
-    corners = list(dict.fromkeys([*(one for base in bases for one in [base, *_varied(base)]), *special]))
+    varied = [case for base in bases for case in (base, *_varied(base))]
+    corners = list(dict.fromkeys((*varied, *special)))
 
     def strategy(variant: str, setting: Setting) -> st.SearchStrategy[C]:
         def place(case: C) -> C:
@@ -70,10 +71,8 @@ def draws(
 
 
 def _varied(case: C) -> list[C]:
-    changes: list[dict[str, Any]] = [
-        {one.name: name} for one in fields(case) if "kind" in one.metadata for name in one.metadata["kind"]
-    ]
-    return [replace(case, **change) for change in changes]
+    named: dict[str, Any] = {field.name: field.metadata.get("kind", ()) for field in fields(case)}
+    return [replace(case, **{field: name}) for field, names in named.items() for name in names]
 
 
 def _placed(case: C, setting: Setting) -> C:

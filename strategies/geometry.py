@@ -34,8 +34,8 @@ def yarns() -> st.SearchStrategy[Yarn | None]:
 def geometries(kind: LayerKind) -> st.SearchStrategy[Geometry]:
     """Layers of one kind; sizes, odd ones too, are drawn so that every draw is legal.
 
-    The rules (``compress_ratio``, ``top_k``, ``window``) stay at their smallest: what they should be depends on the
-    lengths of the rows, so ``cases`` draws them.
+    The rules (``compress_ratio``, ``top_k``, ``window``) stay at their smallest: what they should be depends
+    on the lengths of the rows, so ``cases`` draws them.
     """
     csa = kind is LayerKind.CSA
     return st.builds(
@@ -52,7 +52,7 @@ def geometries(kind: LayerKind) -> st.SearchStrategy[Geometry]:
         o_lora_rank=st.integers(1, 4),
         # One base in four is not the released one: a constant that is wired in must show.
         theta=st.sampled_from((1.0, 1.0, 1.0, 0.01)),
-        yarn=yarns(),  # of the model: sliding-only layers have it in their configuration too and must ignore it
+        yarn=yarns(),  # of the model: sliding-only layers are configured with it too and must ignore it
         norm_eps=st.sampled_from((1e-6, 1e-6, 1e-6, 1e-2)),
     )
 

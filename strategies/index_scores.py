@@ -26,9 +26,7 @@ def index_scores_cases() -> st.SearchStrategy[IndexScoresCase]:
     )
 
 
-PLAIN = IndexScoresCase(
-    rows=2, queries=3, entries=5, index_heads=4, index_head_dim=6, values=ProductValues.GAUSSIAN
-)
+PLAIN = IndexScoresCase.parse("index_scores B=2 S=3 T=5 HI=4 DI=6 values=gaussian")
 BASES = (PLAIN,)
 SPECIAL = (
     replace(PLAIN, entries=0),

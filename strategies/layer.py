@@ -1,17 +1,16 @@
-"""Strategies and corner cases of whole layers: recipes of integers and names, never tensors element by element."""
+"""Strategies and corner cases of whole layers: recipes of integers and names, never tensors by element."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from hypothesis import event
 from hypothesis import strategies as st
 
 from csa_spec.engine.stage import Draws, Setting
-from csa_spec.spec import Geometry, LayerKind, Yarn
+from csa_spec.spec import LayerKind, Yarn
 from csa_spec.stages.layer.case import DRAWN_SCORES, LayerCase, Row, Scores, Sinks, Values
 from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
@@ -37,11 +36,7 @@ def top_ks(entries: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def cases(
-    draw: st.DrawFn,
-    kind: LayerKind | str = LayerKind.CSA,
-    setting: Setting = Setting(),
-) -> LayerCase:
+def cases(draw: st.DrawFn, kind: LayerKind | str = LayerKind.CSA, setting: Setting = Setting()) -> LayerCase:
     """Cases of one layer kind.
 
     They shrink towards one short document in the smallest layer, with small integers for values.
@@ -103,20 +98,10 @@ def _say_what_was_reached(case: LayerCase) -> None:
 def corner_cases(kind: LayerKind | str, setting: Setting = Setting()) -> list[LayerCase]:
     """Return the corners of one layer kind; the candidate's modes take turns."""
     m = _nearest(4, setting.ratios)
-    geometry = Geometry(
-        kind=LayerKind(kind), compress_ratio=m, window=2 * m, hidden=6, heads=2, head_dim=8, rope_dim=4, q_lora_rank=4,
-        index_head_dim=6, o_groups=2, o_lora_rank=3,
-    )  # fmt: skip
+    text = f"{kind} {SMALL_LAYER} m={m} W={2 * m} rows={5 * m + 1} values=gaussian sinks=drawn"
+    base = replace(LayerCase.parse(text), dtype=setting.dtype, device=setting.device)
     if kind == LayerKind.CSA:
-        geometry = replace(geometry, top_k=2, index_heads=2)
-    base = LayerCase.of(
-        geometry,
-        rows=(Row((5 * m + 1,)),),
-        values=Values.GAUSSIAN,
-        sinks=Sinks.DRAWN,
-        dtype=setting.dtype,
-        device=setting.device,
-    )
+        base = replace(base, top_k=2, index_heads=2)
     corners = _every_kind(base)
     if kind != LayerKind.SLIDING:
         corners += _compressed(base, _nearest(1, setting.ratios))
@@ -127,6 +112,8 @@ def corner_cases(kind: LayerKind | str, setting: Setting = Setting()) -> list[La
     ]
 
 
+SMALL_LAYER = "E=6 H=2 D=8 R=4 q_lora=4 DI=6 groups=2 o_lora=3"
+"""The sizes of layers written by hand"""
 _YARN = Yarn(factor=4.0, original_max_position=64)
 
 
@@ -142,17 +129,17 @@ def _every_kind(base: LayerCase) -> list[LayerCase]:
         # Lengths around one block, two blocks and the window, and one well past all of them.
         *(_lengths(base, length) for length in (1, m - 1, m, m + 1, 2 * m - 1, 2 * m, 2 * m + 1) if length),
         *(_lengths(base, length) for length in (window - 1, window, window + 1, 3 * window + 3)),
-        _with(base, window=1),
-        _with(base, window=max(1, m - 1)),
-        _with(base, window=6 * m),
-        _with(base, yarn=_YARN),
-        _with(base, norm_eps=1e-2),
+        replace(base, window=1),
+        replace(base, window=max(1, m - 1)),
+        replace(base, window=6 * m),
+        replace(base, yarn=_YARN),
+        replace(base, norm_eps=1e-2),
         replace(base, sinks=Sinks.ZERO),
-        replace(
-            _with(base, heads=8), sinks=Sinks.EXTREME
-        ),  # several heads, so that one of them has a sink of -inf
+        replace(base, heads=8, sinks=Sinks.EXTREME),  # so many heads that one of them has a sink of -inf
         replace(base, values=Values.LARGE_LOGITS),
-        replace(_with(base, heads=8, head_dim=2, rope_dim=2), values=Values.INTEGERS),  # logits of exactly 0
+        replace(
+            replace(base, heads=8, head_dim=2, rope_dim=2), values=Values.INTEGERS
+        ),  # logits of exactly 0
         # Rows: equal ones, padded on the right, on the left, packed, shifted on and off the grid.
         _rows(base, Row((3 * m,)), Row((3 * m,))),
         _rows(base, Row((3 * m + 1,)), Row((2 * m - 1,)), Row((1,))),
@@ -166,9 +153,9 @@ def _every_kind(base: LayerCase) -> list[LayerCase]:
 def _compressed(base: LayerCase, smallest_ratio: int) -> list[LayerCase]:
     m = base.compress_ratio
     return [
-        replace(_with(base, compress_ratio=smallest_ratio), rows=(Row((6 * smallest_ratio,)),)),
-        replace(_with(base, yarn=_YARN), rows=(Row((12 * m + 1,)),)),
-        _with(base, window=1, yarn=_YARN),
+        replace(base, compress_ratio=smallest_ratio, rows=(Row((6 * smallest_ratio,)),)),
+        replace(base, yarn=_YARN, rows=(Row((12 * m + 1,)),)),
+        replace(base, window=1, yarn=_YARN),
     ]
 
 
@@ -176,10 +163,10 @@ def _selecting(base: LayerCase) -> list[LayerCase]:
     m = base.compress_ratio
     wide = replace(base, rows=(Row((8 * m + 2,)), Row((6 * m,))))
     return [
-        *(_with(base, top_k=k) for k in (0, 1, 4, 5, 6)),
+        *(replace(base, top_k=k) for k in (0, 1, 4, 5, 6)),
         *(replace(wide, scores=scores) for scores in DRAWN_SCORES),
-        _with(wide, index_heads=8),
-        _with(wide, top_k=1, window=1),
+        replace(wide, index_heads=8),
+        replace(wide, top_k=1, window=1),
     ]
 
 
@@ -191,12 +178,8 @@ def _rows(base: LayerCase, *rows: Row) -> LayerCase:
     return replace(base, rows=rows)
 
 
-def _with(base: LayerCase, **changes: Any) -> LayerCase:
-    return replace(base, **changes)
-
-
 def _nearest(ratio: int, allowed: Collection[int] | None) -> int:
-    return ratio if allowed is None else min(allowed, key=lambda one: (abs(one - ratio), one))
+    return ratio if allowed is None else min(allowed, key=lambda other: (abs(other - ratio), other))
 
 
 DRAWS = Draws(

@@ -30,9 +30,9 @@ def starts(compress_ratio: int) -> st.SearchStrategy[int]:
 @cache
 def rows(compress_ratio: int) -> st.SearchStrategy[Row]:
     """One row: mostly one document from position 0; now and then packed, padded on the left, or shifted."""
-    one = st.builds(lambda length: (length,), lengths(compress_ratio))
+    single = st.builds(lambda length: (length,), lengths(compress_ratio))
     packed = st.lists(lengths(compress_ratio), min_size=2, max_size=3).map(tuple)
-    documents = st.one_of(one, one, one, one, packed)
+    documents = st.one_of(single, single, single, single, packed)
     paddings = st.sampled_from((0, 0, 0, 0, 1, compress_ratio - 1, compress_ratio, compress_ratio + 1))
     return st.builds(Row, documents, paddings, starts(compress_ratio))
 
@@ -44,6 +44,6 @@ def batches(compress_ratio: int) -> st.SearchStrategy[tuple[Row, ...]]:
     row = rows(compress_ratio)
     # One row in half of the batches; a few batches of equal rows, which is what most callers have.
     several = st.lists(row, min_size=2, max_size=most).map(tuple)
-    equal = st.builds(lambda one, count: (one,) * count, row, st.integers(2, most))
-    alone = row.map(lambda one: (one,))
+    equal = st.builds(lambda each, count: (each,) * count, row, st.integers(2, most))
+    alone = row.map(lambda single: (single,))
     return st.one_of(alone, several, alone, equal)

@@ -28,9 +28,8 @@ def select_cases() -> st.SearchStrategy[SelectCase]:
     )
 
 
-PLAIN = SelectCase(
-    rows=2, queries=6, entries=8, compress_ratio=2, top_k=3, start=8, values=ScoreValues.GAUSSIAN
-)
+PLAIN = SelectCase.parse("select B=2 S=6 T=8 m=2 k=3 start=8 values=gaussian")
+LARGE = replace(PLAIN, rows=1, compress_ratio=4, top_k=512)
 BASES = (PLAIN, replace(PLAIN, rows=1, top_k=1, compress_ratio=1, start=0))
 SPECIAL = (
     *(replace(PLAIN, top_k=k) for k in (0, 1, 7, 8, 9, 20)),
@@ -39,30 +38,12 @@ SPECIAL = (
     replace(PLAIN, compress_ratio=1, start=0),
     # Buffers of radix selections overflow where very many scores share their high bits.
     *(
-        replace(
-            PLAIN,
-            rows=1,
-            queries=1,
-            entries=70_000,
-            top_k=512,
-            compress_ratio=4,
-            start=280_000,
-            values=kind,
-        )
+        replace(LARGE, queries=1, entries=70_000, start=280_000, values=kind)
         for kind in (ScoreValues.GAUSSIAN, ScoreValues.LOW_BITS, ScoreValues.INTEGERS)
     ),
 )
 PRODUCTION = tuple(
-    replace(
-        PLAIN,
-        rows=1,
-        queries=16,
-        entries=entries,
-        top_k=512,
-        compress_ratio=4,
-        start=4 * entries,
-        values=kind,
-    )
+    replace(LARGE, queries=16, entries=entries, start=4 * entries, values=kind)
     for entries in (2_048, 131_072)
     for kind in (ScoreValues.GAUSSIAN, ScoreValues.LOW_BITS)
 )

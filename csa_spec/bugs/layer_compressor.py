@@ -114,7 +114,7 @@ layer_bug(
     "The gate of the block before the first is -1e4 instead of -inf.",
     "https://github.com/AI-Hypercomputer/maxtext/pull/3810",
     kinds=CSA,
-    equivalent="exp(-1e4) is exactly 0 in float64; only a block whose gates are all near -1e4 would show it.",
+    equivalent="exp(-1e4) is exactly 0 in float64; only a block with all gates near -1e4 would show it.",
     answer=lambda call: call.trace(with_a_block_of_zeros(call.geometry, -1e4)).out,
 )
 layer_bug(

@@ -260,5 +260,5 @@ layer_bug(
     "The given positions are ignored and counted from 0.",
     kinds=EVERY,
     answer=lambda call: call.out(call.context(document=call.document._replace(start=0))),
-    equivalent="Only differences of positions matter: queries, keys and the rotation of the output shift alike.",
+    equivalent="Only differences of positions matter: queries, keys and the output's rotation shift alike.",
 )

@@ -22,7 +22,7 @@ GROUP = "csa_spec.candidates"
 
 
 def find_candidate(name: str, stage: str | None = None) -> Candidate:
-    """Return a candidate by its name: shipped, an entry point of an installed package, or ``package.module:object``.
+    """Return a candidate: one that ships, an entry point of another package, or ``package.module:object``.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def find_candidate(name: str, stage: str | None = None) -> Candidate:
     if all(part.isidentifier() for part in name.split(".")) and _is_module(name):
         hint = f" ({name} is a module: give {name}:NAME)"
     raise CandidateError(
-        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, or your own as package.module:object{hint}"
+        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, "
+        f"or your own as package.module:object{hint}"
     )
 
 
@@ -66,6 +67,7 @@ def _load(entry: EntryPoint, stage: str | None) -> Candidate:
     except CandidateError:
         raise
     except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {one_line(error)}"
         raise CandidateError(
-            f"the entry point {entry.name} = {entry.value} cannot be loaded: {type(error).__name__}: {one_line(error)}"
+            f"the entry point {entry.name} = {entry.value} cannot be loaded: {why}"
         ) from error

@@ -1,13 +1,14 @@
-"""What the batched layouts share: the whole layer but its attention core, without a loop over rows or queries.
+"""What the batched layouts share: all of the layer but its attention core, without loops over queries.
 
-Numbers are stored in the dtype of the hidden states. Norms, rotations and every softmax run in float32 where that
-is wider, as in transformers.
+Numbers are stored in the dtype of the hidden states. Norms, rotations and every softmax run in float32 where
+that is wider, as in transformers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from csa_spec.spec import PADDING, CompressorWeights, Geometry, LayerKind, Layer
 from csa_spec.stages.layer.output import LayerOutput, LayerStage
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""``attend(q [B, S, H, D], kv [B, N, D], indices [B, S, n], sinks [H], scale) -> [B, S, H, D]``: the keys, which are
-the values too, that ``indices`` name for each query. An index outside of the keys, -1 say, names none."""
+"""``attend(q [B, S, H, D], kv [B, N, D], indices [B, S, n], sinks [H], scale) -> [B, S, H, D]``.
+
+``indices`` name the keys of each query, which are its values too. An index outside of the keys is none."""
 
 
 def make_candidate(name: str, attend: Attend, **capabilities: Any) -> Candidate:
@@ -46,7 +48,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Divide the last dimension of ``x`` by its root mean square; multiply by ``weight`` where there is one."""
+    """Divide the last dimension of ``x`` by its root mean square; multiply by ``weight`` if there is one."""
     y = x.to(wide(x))
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
     return (y if weight is None else y * weight).to(x.dtype)
@@ -132,8 +134,8 @@ def _overlap(blocks: Tensor, dim: int, outside: float) -> Tensor:
 def index_scores(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
     """Return ``sum_h w_h relu(q_h . k)``, ``[B, S, T]``.
 
-    ``index_q`` ``[B, S, HI, DI]`` and ``index_k`` ``[B, T, DI]`` are rotated; ``head_weights`` ``[B, S, HI]`` hold all
-    constant factors.
+    ``index_q`` ``[B, S, HI, DI]`` and ``index_k`` ``[B, T, DI]`` are rotated; ``head_weights``
+    ``[B, S, HI]`` hold all constant factors.
     """
     dtype = wide(index_q)
     products = torch.einsum("bshd,btd->bsht", index_q.to(dtype), index_k.to(dtype)).relu()
@@ -141,15 +143,15 @@ def index_scores(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tens
 
 
 def select(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
-    """Return the ``top_k`` best visible entries of each query, ``[B, S, min(top_k, T)]``; -1 where there are fewer.
+    """Return the ``top_k`` best visible entries of each query, ``[B, S, min(top_k, T)]``; -1 for none.
 
     Entry s of ``scores`` ``[B, S, T]`` is visible to a query at position t (``positions`` ``[B, S]``) iff
     ``s < floor((t + 1) / compress_ratio)``.
     """
     entries = torch.arange(scores.shape[2], device=scores.device)
     visible_count = ((positions + 1) // compress_ratio)[..., None]
-    # A visible entry may have a score of -inf too. Visible entries have the lowest indices, and a stable sort keeps
-    # equal scores in order, so it still comes before the invisible ones.
+    # A visible entry may have a score of -inf too. Visible entries have the lowest indices, and a stable
+    # sort keeps equal scores in order, so it still comes before the invisible ones.
     ranked = scores.masked_fill((entries >= visible_count) | scores.isnan(), -math.inf)
     picks = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     return picks.masked_fill(picks >= visible_count, -1)
@@ -171,7 +173,7 @@ def key_counts(indices: Tensor, keys: int) -> Tensor:
 
 
 def named_keys(kv: Tensor, counts: Tensor) -> Tensor:
-    """Zero the rows of ``kv`` ``[B, N, D]`` that no query names: a weight of 0 does not undo NaN or infinity."""
+    """Zero rows of ``kv`` ``[B, N, D]`` that no query names: a weight of 0 does not undo NaN or infinity."""
     return torch.where((counts > 0).any(1)[..., None], kv, 0)
 
 
@@ -196,23 +198,20 @@ def make_layer(attend: Attend) -> LayerStage:
     ) -> LayerOutput:
         """Give every document a row of its own, run them as one batch, and put the answers back."""
         previous = pad(documents, (1, 0), value=PADDING)[:, :-1]
-        real, first = (
-            (documents != PADDING).flatten(),
-            ((documents != PADDING) & (documents != previous)).flatten(),
-        )
-        tokens, begins = real.nonzero()[:, 0], first.nonzero()[:, 0]
+        real = documents != PADDING
+        first = (real & (documents != previous)).flatten()
+        tokens, begins = real.flatten().nonzero()[:, 0], first.nonzero()[:, 0]
         row = first.cumsum(0)[tokens] - 1
         place = row, tokens - begins[row]
         longest = max(row.bincount().tolist(), default=0)
         # Rows end in zeros where a document is shorter. Nothing looks ahead, so they do no harm.
         own = hidden.new_zeros(len(begins), longest, geometry.hidden)
         own = own.index_put(place, hidden.flatten(0, 1)[tokens])
-        found = _run(attend, own, weights, geometry, positions.flatten()[begins])
-        out = torch.zeros_like(hidden).flatten(0, 1).index_put((tokens,), found.out[place]).view_as(hidden)
-        if longest == hidden.shape[1] and torch.equal(
-            begins, torch.arange(len(hidden)).to(begins) * longest
-        ):
-            return LayerOutput(out, found.entries, found.index_scores, found.selection)
+        answer = _run(attend, own, weights, geometry, positions.flatten()[begins])
+        out = torch.zeros_like(hidden).flatten(0, 1).index_put((tokens,), answer.out[place]).view_as(hidden)
+        whole_rows = torch.arange(len(hidden)).to(begins) * longest
+        if longest == hidden.shape[1] and torch.equal(begins, whole_rows):
+            return replace(answer, out=out)
         return LayerOutput(out)
 
     return layer
@@ -221,7 +220,7 @@ def make_layer(attend: Attend) -> LayerStage:
 def _run(
     attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geometry, starts: Tensor
 ) -> LayerOutput:
-    """Run the layer on ``hidden`` ``[B, S, hidden]``, a document in each row, from positions ``starts`` ``[B]`` on."""
+    """Run the layer on ``hidden`` ``[B, S, hidden]``, a document per row, from ``starts`` ``[B]`` on."""
     g, eps, length = geometry, geometry.norm_eps, hidden.shape[1]
     columns = torch.arange(length, device=hidden.device).expand(hidden.shape[:2])
     positions = columns + starts[:, None]
@@ -239,9 +238,8 @@ def _run(
             scores = _scores(hidden, latent, weights, g, starts, positions)
             selection = select(scores, columns, g.compress_ratio, g.top_k)
         else:  # every visible entry: all scores alike, and room for all
-            selection = select(
-                hidden.new_zeros(*columns.shape, entries.shape[1]), columns, g.compress_ratio, length
-            )
+            alike = hidden.new_zeros(*columns.shape, entries.shape[1])
+            selection = select(alike, columns, g.compress_ratio, length)
         kv = torch.cat((kv, entries), 1)
         indices = torch.cat((indices, torch.where(selection < 0, -1, selection + length)), -1)
 
@@ -266,7 +264,6 @@ def _scores(
     index_q = linear(latent, indexer.wq_b).view(*positions.shape, g.index_heads, g.index_head_dim)
     index_q = rotate(index_q, positions[..., None], g)
     index_k = compressor(hidden, indexer.compressor, g, starts=starts)
-    head_weights = linear(hidden, indexer.weights_proj).to(dtype) / math.sqrt(
-        g.index_heads * g.index_head_dim
-    )
+    scale = math.sqrt(g.index_heads * g.index_head_dim)
+    head_weights = linear(hidden, indexer.weights_proj).to(dtype) / scale
     return index_scores(index_q.to(dtype), index_k.to(dtype), head_weights)

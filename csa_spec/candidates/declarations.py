@@ -32,7 +32,8 @@ def _of_sizes(declared: Capabilities, stages: tuple[str, ...]) -> str:
             if letter not in known:
                 return f"capabilities.{what} names {letter!r}; {listed}"
             if variant and variant not in variants:
-                return f"capabilities.{what} names {variant!r}; the layer kinds are {', '.join(sorted(variants))}"
+                kinds = ", ".join(sorted(variants))
+                return f"capabilities.{what} names {variant!r}; the layer kinds are {kinds}"
     return ""
 
 

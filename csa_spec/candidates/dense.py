@@ -10,7 +10,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     dtype = wide(q)
     counts = key_counts(indices, kv.shape[1])
     keys = named_keys(kv, counts).to(dtype)

@@ -1,7 +1,7 @@
-"""The keys of all queries in one row, ``[B, 1, S * n, D]``, and a mask that gives every query its own n columns.
+"""The keys of all queries in one row, ``[B, 1, S * n, D]``, and a mask that gives every query its own n.
 
-The layout of plain masked attention, which transformers uses too. Without the block mask every query sees what the
-others gathered, later ones included: https://github.com/huggingface/transformers/issues/45758.
+The layout of plain masked attention, which transformers uses too. Without the block mask every query sees
+what the others gathered, later ones included: https://github.com/huggingface/transformers/issues/45758.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     dtype, none, queries = wide(q), kv.shape[1], q.shape[1]
     rows = key_or_none(indices, none).flatten(1)  # [B, S * n]
     batch = torch.arange(len(kv), device=kv.device)[:, None]

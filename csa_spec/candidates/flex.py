@@ -20,7 +20,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     (batch, queries, _, dim), dtype = q.shape, wide(q)
     counts = key_counts(indices, kv.shape[1])
     if not counts.numel() or not q.numel():  # flex_attention refuses empty tensors
@@ -50,20 +50,18 @@ def _with_lse(
     q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask: Any, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of the logits."""
-    if hasattr(flex, "AuxRequest"):
-        out, found = flex.flex_attention(
-            q, k, v, score_mod, mask, scale, enable_gqa=True, return_aux=flex.AuxRequest(lse=True)
-        )
-        assert found.lse is not None
-        return out, found.lse
-    return flex.flex_attention(
-        q, k, v, score_mod, mask, scale, enable_gqa=True, return_lse=True
-    )  # before torch 2.9
+    arguments = (q, k, v, score_mod, mask, scale)
+    if not hasattr(flex, "AuxRequest"):  # before torch 2.9
+        return flex.flex_attention(*arguments, enable_gqa=True, return_lse=True)
+    more = flex.AuxRequest(lse=True)
+    out, aux = flex.flex_attention(*arguments, enable_gqa=True, return_aux=more)
+    assert aux.lse is not None
+    return out, aux.lse
 
 
 @lru_cache
 def _flex(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the function to call, compiled where that pays; once, for a compiled function keeps its kernels."""
+    """Return the function to call, compiled where that pays; once, as a compiled one keeps its kernels."""
     return torch.compile(_with_lse) if device == "cuda" else _with_lse
 
 

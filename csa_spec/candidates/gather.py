@@ -1,4 +1,4 @@
-"""Every query gathers its own keys: ``[B, S, n, D]``. The plainest layout; its memory grows with S times n."""
+"""Every query gathers its own keys: ``[B, S, n, D]``. The plainest layout; memory grows with S times n."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     dtype, none = wide(q), kv.shape[1]
     rows = key_or_none(indices, none)
     batch = torch.arange(len(kv), device=kv.device)[:, None, None]

@@ -1,4 +1,4 @@
-"""Make a candidate of whatever a user gives: a function, an object or module with stages, or a name of one."""
+"""Make a candidate of what a user gives: a function, an object or module with stages, or a name of one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     Parameters
     ----------
     thing
-        What to look at. An object may also have ``capabilities`` (a :class:`Capabilities`), and so may each stage.
+        What to look at. It may also have ``capabilities`` (a :class:`Capabilities`), and so may each stage.
     name
         What to call it.
     stage
-        What a bare function is. None: what its attribute ``stage`` says, the stage that it is named after, or a layer.
+        What a bare function is. None: its attribute ``stage``, the stage that has its name, or a layer.
 
     Raises
     ------
@@ -35,17 +35,18 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     if isinstance(thing, Candidate):
         if not thing.offers:
             raise CandidateError(f"{name} ({thing.name}) offers no stage: it has no functions")
-        unknown = [one for one in thing.stages if one not in STAGES]
+        unknown = [stage for stage in thing.stages if stage not in STAGES]
         if unknown:
             raise CandidateError(f"{name}: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
         _check_capabilities(thing.capabilities, name)
         return thing
     if isinstance(thing, type):
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
-    functions = {one: function for one in STAGES if callable(function := getattr(thing, one, None))}
+    attributes = {name: getattr(thing, name, None) for name in STAGES}
+    functions = {name: value for name, value in attributes.items() if callable(value)}
     if not functions and callable(thing):
         own_names = (getattr(thing, "stage", ""), getattr(thing, "__name__", ""))
-        of_its_name = next((one for one in own_names if one in STAGES), DEFAULT.name)
+        of_its_name = next((own for own in own_names if own in STAGES), DEFAULT.name)
         functions = {stage or of_its_name: thing}
     if not functions:
         *others, last = map(repr, STAGES)
@@ -53,11 +54,11 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
             f"{name} offers no stage: it is neither callable nor has a callable attribute "
             f"{', '.join(others)} or {last} (it is of type {type(thing).__name__})"
         )
-    owners = {name: thing, **{f"{name}.{one}": function for one, function in functions.items()}}
-    for owner, one in owners.items():
-        _check_declared(getattr(one, "capabilities", None), owner)
-    for one, function in functions.items():
-        _check_signature(function, one, name if function is thing else f"{name}.{one}")
+    _check_declared(getattr(thing, "capabilities", None), name)
+    for own, function in functions.items():
+        owner = name if function is thing else f"{name}.{own}"
+        _check_declared(getattr(function, "capabilities", None), owner)
+        _check_signature(function, own, owner)
     return Candidate(name, functions, getattr(thing, "capabilities", None) or Capabilities())
 
 
@@ -81,7 +82,8 @@ def _check_signature(function: Callable[..., Any], stage: str, name: str) -> Non
         signature.bind(*names)
     except TypeError as error:
         raise CandidateError(
-            f"{name} cannot be called with the {len(names)} arguments of {stage} ({', '.join(names)}): {error}"
+            f"{name} cannot be called with the {len(names)} arguments of {stage} "
+            f"({', '.join(names)}): {error}"
         ) from None
 
 
@@ -102,10 +104,8 @@ def _check_capabilities(capabilities: Capabilities, name: str) -> None:
     if problem:
         raise CandidateError(f"{name}: capabilities.arrays: {problem}")
     for what, least in (("limits", 0), ("least", 0), ("multiples", 1)):
-        sizes = capabilities.sizes[what]
-        wrong = {
-            key: number for key, number in sizes.items() if not isinstance(number, int) or number < least
-        }
+        sizes = capabilities.sizes[what].items()
+        wrong = {key: size for key, size in sizes if not isinstance(size, int) or size < least}
         if wrong:
             raise CandidateError(
                 f"{name}: capabilities.{what} must be integers of at least {least}, not {wrong}"
@@ -143,7 +143,7 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     try:
         for part in attribute.split("."):
             thing = getattr(thing, part)
-        found = as_candidate(thing, path, stage)
+        candidate = as_candidate(thing, path, stage)
     except CandidateError:
         raise
     except AttributeError:
@@ -152,4 +152,4 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
         raise CandidateError(
             f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}"
         ) from error
-    return replace(found, name=path)
+    return replace(candidate, name=path)

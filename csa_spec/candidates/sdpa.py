@@ -11,7 +11,7 @@ from csa_spec.plug.candidate import Candidate
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     # Not in bfloat16 or float16: the mask must have the dtype of the queries, and it holds the sinks.
     dtype, heads = wide(q), q.shape[2]
     counts = key_counts(indices, kv.shape[1])

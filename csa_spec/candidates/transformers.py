@@ -1,9 +1,9 @@
 """The attention layers of ``transformers``, release 5.8.0 and later, as the real model runs them.
 
 The adapter builds a real one-layer ``DeepseekV4Model`` and calls it. A hook hands our hidden states to its
-attention layer in place of the model's own, together with whatever mask, positions and rotary tables that very
-release passes; another takes the layer's output and ends the call. So signatures that changed between releases
-do not matter here, and a release that is not out yet has a good chance to work.
+attention layer in place of the model's own, together with whatever mask, positions and rotary tables that
+very release passes; another takes the layer's output and ends the call. So signatures that changed between
+releases do not matter here, and a release that is not out yet has a good chance to work.
 """
 
 from __future__ import annotations
@@ -32,36 +32,27 @@ _LAYER_TYPES = {
 }
 _COMPRESSED = (LayerKind.CSA, LayerKind.HCA)
 _PADDING_URL = "pads are pooled into entries: https://github.com/huggingface/transformers/issues/45938"
+_COMPRESSED_LACKS = {
+    Feature.LEFT_PADDING: _PADDING_URL,
+    Feature.SHIFTED_START: "entries are placed as if the first position were 0",
+    Feature.PACKING: "entries of one document are visible to the next; upstream does not support it",
+}
+_COMPRESSED_CACHE_LACKS = {
+    "rollback": "crop leaves the state of the compressor as it is",
+    "select": "batch_select_indices leaves the state of the compressor as it is",
+    "repeat": "batch_repeat_interleave leaves the state of the compressor as it is",
+}
+_SLIDING_PACKING = "documents are told apart only without a cache and without a 2-D mask"
+_NARROW = "a window of one token keeps all tokens in the cache"
 _LACKS: dict[tuple[str, str], str] = {
-    **{(kind, Feature.LEFT_PADDING): _PADDING_URL for kind in _COMPRESSED},
-    **{
-        (kind, Feature.SHIFTED_START): "entries are placed as if the first position were 0"
-        for kind in _COMPRESSED
-    },
-    **{
-        (
-            kind,
-            Feature.PACKING,
-        ): "entries of one document are visible to the next; upstream does not support it"
-        for kind in _COMPRESSED
-    },
-    (
-        LayerKind.SLIDING,
-        Feature.PACKING,
-    ): "documents are told apart only without a cache and without a 2-D mask",
+    **{(kind, name): reason for name, reason in _COMPRESSED_LACKS.items() for kind in _COMPRESSED},
+    (LayerKind.SLIDING, Feature.PACKING): _SLIDING_PACKING,
     **{
         (f"cache {kind}", name): reason
         for kind in _COMPRESSED
-        for name, reason in (
-            ("rollback", "crop leaves the state of the compressor as it is"),
-            ("select", "batch_select_indices leaves the state of the compressor as it is"),
-            ("repeat", "batch_repeat_interleave leaves the state of the compressor as it is"),
-        )
+        for name, reason in _COMPRESSED_CACHE_LACKS.items()
     },
-    **{
-        (f"cache {kind}", "window of one token"): "a window of one token keeps all tokens in the cache"
-        for kind in LayerKind
-    },
+    **{(f"cache {kind}", "window of one token"): _NARROW for kind in LayerKind},
 }
 
 WEIGHT_NAMES = {
@@ -154,11 +145,8 @@ class _Adapter:
         use_cache: bool,
     ) -> LayerOutput:
         """Run the attention layer on one batch."""
-        return _exposed(
-            self.attend(
-                hidden, weights, geometry, use_cache=use_cache, **rows_arguments(positions, documents)
-            )
-        )
+        rows = rows_arguments(positions, documents)
+        return _exposed(self.attend(hidden, weights, geometry, use_cache=use_cache, **rows))
 
     def attend(
         self, hidden: Tensor, weights: LayerWeights, geometry: Geometry, **arguments: Any
@@ -184,14 +172,11 @@ class _Adapter:
             attention.register_forward_hook(partial(_finish, seen)),
         ]
         compressor = getattr(attention, "compressor", None)
-        if compressor is not None:
-            handles.append(compressor.register_forward_hook(partial(_keep, seen, "compressor")))
         indexer = getattr(compressor, "indexer", None)
-        if indexer is not None:
-            handles.append(indexer.register_forward_hook(partial(_keep, seen, "selection")))
         scorer = getattr(indexer, "scorer", None)
-        if scorer is not None:
-            handles.append(scorer.register_forward_hook(partial(_keep, seen, "index_scores")))
+        for name, module in (("compressor", compressor), ("selection", indexer), ("index_scores", scorer)):
+            if module is not None:
+                handles.append(module.register_forward_hook(partial(_keep, seen, name)))
         try:
             model(inputs_embeds=hidden, **arguments)
         except _LayerDone:
@@ -209,16 +194,14 @@ class _Adapter:
         """Open a stream of a class of its own."""
         model = self._model(geometry, weights.wkv.dtype, weights.wkv.device)
         # Other streams on the same model may have other weights, so every call brings its own.
-        return kind(
-            partial(self.attend, weights=weights, geometry=geometry), self._cache_class(config=model.config)
-        )
+        attend = partial(self.attend, weights=weights, geometry=geometry)
+        return kind(attend, self._cache_class(config=model.config))
 
     def _build_model(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         logger = logging.getLogger("transformers")
         level = logger.level
-        logger.setLevel(
-            logging.ERROR
-        )  # some releases warn about rotary settings that they themselves fill in
+        # Some releases warn about rotary settings that they themselves fill in.
+        logger.setLevel(logging.ERROR)
         try:
             with torch.random.fork_rng(devices=[]):
                 model = self._model_class(self._config_class(**configuration_of(geometry)))
@@ -292,9 +275,7 @@ def configuration_of(geometry: Geometry) -> dict[str, Any]:
         "n_routed_experts": 1,
         "layer_types": [_LAYER_TYPES[g.kind]],
         "mlp_layer_types": ["moe"],
-        "compress_rates": dict.fromkeys(
-            ("compressed_sparse_attention", "heavily_compressed_attention"), g.compress_ratio
-        ),
+        "compress_rates": {_LAYER_TYPES[kind]: g.compress_ratio for kind in _COMPRESSED},
         "sliding_window": g.window,
         "o_groups": g.o_groups,
         "o_lora_rank": g.o_lora_rank,

@@ -1,7 +1,7 @@
-"""Streams on the caches of ``transformers``: what a loop around the model, or ``generate``, does call by call.
+"""Streams on the caches of ``transformers``: what ``generate``, or a loop around the model, does by calls.
 
-Each operation is the cache's own method. What a release does not have, or refuses with an error that it raises
-itself, counts as refused; a method that breaks inside, or breaks the next call, is judged.
+Each operation is the cache's own method. What a release does not have, or refuses with an error that it
+raises itself, counts as refused; a method that breaks inside, or breaks the next call, is judged.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ def load() -> Candidate:
         raise CandidateError(
             "triton finds no CUDA device here; set TRITON_INTERPRET=1 to run it in its interpreter"
         )
-    found = make_candidate(
+    candidate = make_candidate(
         "triton",
         kernel.attend,
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         devices=frozenset({"cpu"} if interpreted else {"cuda"}),
     )
-    return replace(found, environment={**found.environment, "triton": version})
+    return replace(candidate, environment={**candidate.environment, "triton": version})

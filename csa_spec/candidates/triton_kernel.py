@@ -26,7 +26,7 @@ def _attend(  # type: ignore[no-untyped-def] # the compiler would look types up
     real = head < heads
     at = (query * heads + head)[:, None] * dim + channel[None, :]
     inside = real[:, None] & (channel < dim)[None, :]
-    # All in float32: tl.dot of bfloat16 is wrong in the interpreter (Triton 3.9), and float16 could overflow.
+    # All in float32: tl.dot of bfloat16 is wrong in the interpreter (Triton 3.9), float16 could overflow.
     q_tile = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
     own_keys = kv + (query // queries) * keys * dim
 
@@ -39,9 +39,8 @@ def _attend(  # type: ignore[no-untyped-def] # the compiler would look types up
         key = tl.load(indices + query * picks + pick, mask=pick < picks, other=-1)
         named = (key >= 0) & (key < keys)
         address = key[:, None] * dim + channel[None, :]
-        tile = tl.load(own_keys + address, mask=named[:, None] & (channel < dim)[None, :], other=0.0).to(
-            tl.float32
-        )
+        inner = named[:, None] & (channel < dim)[None, :]
+        tile = tl.load(own_keys + address, mask=inner, other=0.0).to(tl.float32)
         logits = scale * tl.dot(q_tile, tl.trans(tile), input_precision="ieee")
         logits = tl.where(named[None, :], logits, float("-inf"))
         higher = tl.maximum(peak, tl.max(logits, 1))
@@ -57,14 +56,15 @@ def _attend(  # type: ignore[no-untyped-def] # the compiler would look types up
 
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Attend from every query to the keys that it names. Shapes: :data:`~csa_spec.candidates.batched.Attend`."""
+    """Attend from every query to the keys that it names, as :data:`csa_spec.candidates.batched.Attend`."""
     batch, queries, heads, dim = q.shape
     out = torch.zeros_like(q, dtype=torch.float32, memory_format=torch.contiguous_format)
     if q.numel() and kv.numel() and indices.numel():
         grid = (batch * queries, triton.cdiv(heads, TILE))
+        tensors = (tensor.contiguous() for tensor in (q, kv, indices, sinks))
         _attend[grid](
-            q.contiguous(), kv.contiguous(), indices.contiguous(), sinks.contiguous(), out, scale, queries, heads, dim,
-            kv.shape[1], indices.shape[2], HEADS=TILE, DIM=max(triton.next_power_of_2(dim), TILE), KEYS=TILE,
+            *tensors, out, scale, queries, heads, dim, kv.shape[1], indices.shape[2],
+            HEADS=TILE, DIM=max(triton.next_power_of_2(dim), TILE), KEYS=TILE,
             enable_fp_fusion=True,  # the default so far; Triton 3.9 warns where it is left open
         )  # fmt: skip
     return out.to(q.dtype)

@@ -31,8 +31,8 @@ def attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float) -> tuple[Tensor,
     Returns
     -------
     out, probabilities
-        ``[heads, d]`` and ``[heads, n]``; each row of probabilities sums to at most 1, the sink has the rest.
-        Without keys the output is exactly zero.
+        ``[heads, d]`` and ``[heads, n]``; each row of probabilities sums to at most 1, the sink has the
+        rest. Without keys the output is exactly zero.
 
     Source: paper eq. 27, official ``sparse_attn``. The sink takes part in the running maximum: the same
     mathematics, but a sink far above the logits cannot overflow.

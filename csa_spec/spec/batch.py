@@ -43,9 +43,9 @@ def attend_batch(
     selections
         Per document and query, the entries to attend to in place of what the rules select.
 
-    Padding, left or right, and packing all mean the same: each document alone. Its blocks are counted from its
-    own first token, tokens of other documents do not exist for it, and the output at padding is zero (our
-    convention). Source: paper section 3.4.3 (each packed sequence is compressed independently).
+    Padding, left or right, and packing all mean the same: each document alone. Its blocks are counted from
+    its own first token, tokens of other documents do not exist for it, and the output at padding is zero
+    (our convention). Source: paper section 3.4.3 (each packed sequence is compressed independently).
     """
     out = torch.zeros_like(hidden)
     traces = []

@@ -1,4 +1,4 @@
-"""What all queries of a document share: a window key per token, an entry and an index key per complete block."""
+"""What all queries of a document share: a key per token, an entry and an index key per complete block."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def index_score(queries: Tensor, head_weights: Tensor, key: Tensor) -> Tensor:
     key
         ``[index_head_dim]``, shared by all heads.
 
-    Source: paper eq. 16. The Hadamard rotation of the official code is orthonormal and applied to both sides,
-    so it cancels without quantisation.
+    Source: paper eq. 16. The Hadamard rotation of the official code is orthonormal and applied to both
+    sides, so it cancels without quantisation.
     """
     return (head_weights * torch.relu(queries @ key)).sum()

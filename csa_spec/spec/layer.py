@@ -1,6 +1,7 @@
 """One attention layer, one document, one query at a time.
 
-Read :func:`answer_query` first: it is the layer. Every decision that it takes is a rule of :mod:`csa_spec.spec.rules`.
+Read :func:`answer_query` first: it is the layer. Every decision that it takes is a rule of
+:mod:`csa_spec.spec.rules`.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 def visible_entries(t: int, compress_ratio: int) -> list[int]:
     """Return the entries that query ``t`` may see: those whose block ends at or before ``t``.
 
-    Entry s covers tokens ``[s*m, (s+1)*m)``, so it is visible iff ``s < floor((t + 1) / m)``; the last token of
-    a block sees that block. ``t`` counts from the document's first token. Source: official
-    ``get_compress_topk_idxs`` and ``Indexer.forward``. The paper writes ``s < floor(t / m)``, which is the same
-    for a 1-based t; read 0-based it would hide a block from its own last token.
+    Entry s covers tokens ``[s*m, (s+1)*m)``, so it is visible iff ``s < floor((t + 1) / m)``; the last token
+    of a block sees that block. ``t`` counts from the document's first token. Source: official
+    ``get_compress_topk_idxs`` and ``Indexer.forward``. The paper writes ``s < floor(t / m)``, which is the
+    same for a 1-based t; read 0-based it would hide a block from its own last token.
     """
     return list(range((t + 1) // compress_ratio))
 

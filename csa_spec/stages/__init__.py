@@ -1,6 +1,7 @@
-"""The stages that a candidate may offer, in the order of the data: one room for each.
+"""The stages that a candidate may offer, in the order of the data: a folder for each.
 
-This is the one list that registers them. What a stage owes the rest of the house: :mod:`csa_spec.engine.stage`.
+``stage.py`` of a folder says what the stage is called with: shapes, units and sources. What a stage must
+bring along is described in :mod:`csa_spec.engine.stage`; this list is the only one that registers them.
 """
 
 from __future__ import annotations

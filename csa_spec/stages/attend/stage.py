@@ -2,8 +2,9 @@
 
 ``attend(q [B,S,H,D], kv [B,N,D], indices [B,S,n], sinks [H], scale) -> [B,S,H,D]``
 
-An index names a row of ``kv``, which is key and value at once; -1 names none. Indices come in any order, with -1
-anywhere. A query without any key has an output of exactly zero.
+An index names a row of ``kv``, which is key and value at once; -1 names none. Indices are int64 and come in
+any order, -1 anywhere. Sinks are logits, not scaled; ``scale`` multiplies q . k. The output has the dtype of
+q; a query without any key has an output of exactly zero. Source: the official ``sparse_attn``, paper eq. 27.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Word
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.scripting.stage_script import StageScript
-from csa_spec.stages.attend.case import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
+from csa_spec.stages.attend.case import AttendCase, IndexLists
 from csa_spec.stages.attend.picture import attend_picture
-from csa_spec.stages.attend.trial import AttendTrial
+from csa_spec.stages.attend.trial import KINDS, AttendTrial
 
 
 def order_does_not_matter(trial: AttendTrial) -> Tally | None:
@@ -53,22 +54,9 @@ def order_does_not_matter(trial: AttendTrial) -> Tally | None:
         ) from None
 
 
-REQUIRED = (
-    *(str(one) for one in IndexLists if one is not IndexLists.OUTSIDE),
-    *(str(one) for kind in (CoreValues, CoreSinks, UnusedRows, Scale) for one in kind),
-    "several rows",
-    "several queries",
-    "several heads",
-    "more picks than keys",
-    "nothing to attend to",
-    "a query without keys beside others",
-    "keys that are not named",
-    "wider than a tile",
-)
-
-
 def _required(variant: str, capabilities: Capabilities) -> list[str]:
-    return [*REQUIRED, *([str(IndexLists.OUTSIDE)] if capabilities.invalid_indices else [])]
+    names = [name for name in AttendCase.names() if name != IndexLists.OUTSIDE]
+    return [*names, *KINDS, *[str(IndexLists.OUTSIDE)] * capabilities.invalid_indices]
 
 
 ATTEND = Stage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
 from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
+from csa_spec.stages.kinds import kinds_of
 
 
 class AttendTrial(NumbersTrial[AttendCase]):
@@ -36,10 +37,13 @@ class AttendTrial(NumbersTrial[AttendCase]):
     @of_case
     def named(self) -> list[list[list[int]]]:
         """By row and query, the valid indices in their order."""
-        keys = self.case.keys
-        return [
-            [[i for i in one if 0 <= i < keys] for one in row] for row in self.arguments["indices"].tolist()
-        ]
+        rows, keys = self.arguments["indices"].tolist(), range(self.case.keys)
+        return [[[index for index in listed if index in keys] for listed in row] for row in rows]
+
+    @property
+    def lists(self) -> list[list[int]]:
+        """The valid indices of the queries of all rows."""
+        return [listed for row in self.named for listed in row]
 
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification, one query at a time."""
@@ -75,7 +79,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
         )
 
     def sight(self, b: int, i: int) -> Found | None:
-        """Replace one key at a time and watch whether the query's output moves when it must, and only then."""
+        """Replace each key in turn: the query's output must move if the key is listed, and only then."""
         keys, named = self.case.keys, self.named[b][i]
         if keys > _MOST_PROBES:
             return None
@@ -102,25 +106,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        case, found = self.case, {f"{one}" for one in self.case.regime}
-        lists = [one for row in self.named for one in row]
-        if case.rows > 1:
-            found.add("several rows")
-        if case.queries > 1:
-            found.add("several queries")
-        if case.heads > 1:
-            found.add("several heads")
-        if case.picks > case.keys:
-            found.add("more picks than keys")
-        if case.picks == 0 or case.keys == 0:
-            found.add("nothing to attend to")
-        if any(not one for one in lists) and any(lists):
-            found.add("a query without keys beside others")
-        if any(len(set(range(case.keys)) - set(one)) for one in lists):
-            found.add("keys that are not named")
-        if case.picks > 64:
-            found.add("wider than a tile")
-        return found
+        return kinds_of(self, KINDS)
 
     def _alone(self, arguments: Mapping[str, Any], b: int, i: int) -> Tensor:
         """Return what one query must give, in float64."""
@@ -128,19 +114,25 @@ class AttendTrial(NumbersTrial[AttendCase]):
         return SPEC.attend(q, keys, arguments["sinks"].double(), arguments["scale"])[0]
 
 
+KINDS: dict[str, Callable[[AttendTrial], bool]] = {
+    "several rows": lambda trial: trial.case.rows > 1,
+    "several queries": lambda trial: trial.case.queries > 1,
+    "several heads": lambda trial: trial.case.heads > 1,
+    "more picks than keys": lambda trial: trial.case.picks > trial.case.keys,
+    "nothing to attend to": lambda trial: trial.case.picks == 0 or trial.case.keys == 0,
+    "a query without keys beside others": lambda trial: any(trial.lists) and not all(trial.lists),
+    "keys that are not named": lambda trial: any(len(set(keys)) < trial.case.keys for keys in trial.lists),
+    "wider than a tile": lambda trial: trial.case.picks > 64,
+}
 _MOST_PROBES = 128
 _LEAST = 1e-150
-"""Variances of smaller errors underflow in float64: a lone key with a logit of -375 has an output of 1e-163."""
+"""Variances of smaller errors underflow in float64: a logit of -375 alone has an output of 1e-163."""
 
 
 def attend_budget(
     arguments: Mapping[str, Any], named: list[list[list[int]]], internal_dtype: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``attend`` must give, ``[B, S, H, D]`` in float64, and by how much each element may be off.
-
-    The budget is derived in :mod:`csa_spec.engine.budget`; q and k are exact, since the specification gets the rounded
-    numbers.
-    """
+    """Return what ``attend`` must give, ``[B, S, H, D]`` in float64, and its error budget."""
     q, kv, sinks, scale = (arguments[name] for name in ("q", "kv", "sinks", "scale"))
     arithmetic = Arithmetic.of(q.dtype, internal_dtype)
     out = torch.zeros(q.shape, dtype=torch.float64)

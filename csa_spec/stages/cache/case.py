@@ -1,7 +1,7 @@
 """Cases of the stage ``cache``: a layer, and a schedule of calls.
 
-A schedule is text: ``4,1,reorder:1.0,2`` extends every row by 4 tokens, then by 1, lets row 0 go on as row 1 and row 1
-as row 0, and extends by 2.
+A schedule is text: ``4,1,reorder:1.0,2`` extends every row by 4 tokens, then by 1, lets row 0 go on as row 1
+and row 1 as row 0, and extends by 2.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from csa_spec.engine.case import CaseError, coded, size
+from csa_spec.engine.tensors import dtype_of
 from csa_spec.plug.capabilities import Capabilities, SizeRule
 from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.stream import Call, Op
@@ -136,22 +134,24 @@ class CacheCase(OfLayer):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Its sizes by their letters: most tokens of a first call and of a later one, calls, tokens of all."""
+        """Its sizes by their letters; of first and of later calls those of the longest."""
         first, later = self._first_and_later
-        found = {**super().sizes, "calls": len(self.calls), "total": self.total}
-        found |= {"first": max(first)} if first else {}
-        return found | ({"step": max(later)} if later else {})
+        sizes = {**super().sizes, "calls": len(self.calls), "total": self.total}
+        sizes |= {"first": max(first)} if first else {}
+        return sizes | ({"step": max(later)} if later else {})
 
     @property
     def _first_and_later(self) -> tuple[list[int], list[int]]:
         """Return the tokens of calls on empty rows, and of the others."""
-        found: tuple[list[int], list[int]] = ([], [])
-        for step in self.steps:
-            found[any(len(row) > step.tokens for row in step.rows)].append(step.tokens)
-        return found
+        later = [any(len(row) > step.tokens for row in step.rows) for step in self.steps]
+        first, others = (
+            [step.tokens for step, is_later in zip(self.steps, later, strict=True) if is_later is wanted]
+            for wanted in (False, True)
+        )
+        return first, others
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
-        """Return the case with other sizes; every call on empty rows, or every later one, gets as many tokens."""
+        """Return the case with other sizes; all first calls get as many tokens, and so do all later ones."""
         rest = dict(sizes)
         first, step = rest.pop("first", None), rest.pop("step", None)
         count, total = rest.pop("calls", len(self.calls)), rest.pop("total", None)
@@ -196,7 +196,7 @@ class CacheCase(OfLayer):
         return case
 
     def with_calls(self, calls: Sequence[Call]) -> Self:
-        """Return the case with other calls; those that ask for rows or tokens that are not there are left out."""
+        """Return the case with other calls, without those that ask for rows or tokens that are not there."""
         kept: list[Call] = []
         for call in calls:
             try:
@@ -291,29 +291,10 @@ def _longer(rows: Sequence[tuple[Token, ...]], call: int, tokens: int) -> list[t
 
 
 def make_cache_inputs(case: CacheCase) -> dict[str, Any]:
-    """Make weights, geometry, batch, schedule, and the tokens ``[rows, n, hidden]`` of each call that takes some."""
-    inputs, geometry = make_inputs(case.one_document(1)), case.geometry
-    arguments: dict[str, Any] = {
-        "weights": inputs.weights, "geometry": geometry, "batch": case.batch, "calls": case.calls,
-    }  # fmt: skip
-    rows, saved = case.batch, case.batch
-    for number, call in enumerate(case.calls):
-        if call.op is Op.SELECT:
-            rows = len(call.numbers)
-        elif call.op is Op.REPEAT:
-            rows *= call.numbers[0]
-        elif call.op is Op.SAVE:
-            saved = rows
-        elif call.op is Op.RESTORE:
-            rows = saved
-        elif call.op in (Op.EXTEND, Op.FORK):
-            tokens = call.numbers[0] if call.op is Op.EXTEND else case.turn
-            arguments[f"tokens {number}"] = _tokens(case, number, (rows, tokens, geometry.hidden))
-        elif call.op is Op.OTHER:
-            arguments[f"tokens {number}"] = _tokens(case, number, (case.batch, case.turn, geometry.hidden))
+    """Make weights, geometry, batch, schedule, and for each call that takes tokens ``[rows, n, hidden]``."""
+    weights = make_inputs(case.one_document(1)).weights
+    arguments = {"weights": weights, "geometry": case.geometry, "batch": case.batch, "calls": case.calls}
+    for step in case.steps:
+        name, shape = f"tokens {step.call}", (len(step.rows), step.tokens, case.hidden)
+        arguments[name] = draw_tokens(case, name, shape).to(dtype_of(case.dtype))
     return arguments
-
-
-def _tokens(case: CacheCase, number: int, shape: tuple[int, ...]) -> Tensor:
-    dtype: torch.dtype = getattr(torch, case.dtype)
-    return draw_tokens(case, f"tokens {number}", shape).to(dtype)

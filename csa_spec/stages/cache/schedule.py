@@ -49,7 +49,7 @@ class Schedule:
         """
         lines = [f"{self.stream} = {self.opened}"]
         for number, call in enumerate(calls[: last + 1]):
-            if call.op is Op.OTHER and call.op not in {one.op for one in calls[:number]}:
+            if call.op is Op.OTHER and call.op not in {earlier.op for earlier in calls[:number]}:
                 lines.append(f"other = {self.opened}")
             elif call.op not in (Op.EXTEND, Op.OTHER):
                 lines.append(self._op(call))

@@ -43,7 +43,7 @@ class CacheScript(StageScript):
         return {SPECIFICATION: self.specification}
 
     def specification(self, task: Task) -> list[str] | None:
-        """Make the calls, and hold the wrong answer, or the last one, against the specification."""
+        """Make the calls, and compare the wrong answer, or the last one, with the specification."""
         schedule, trial, place = task.subject.schedule, task.trial, task.failure.place
         if schedule is None:
             return None

@@ -112,4 +112,4 @@ PASSES = (
     partial(_layers, DATA),
     _everything_a_little_smaller,
 )
-"""Schedules once more after the rules: smaller ones need fewer tokens, and show more often before data are simple"""
+"""Schedules come again after the rules: smaller ones need fewer tokens, and show more in data not yet simple"""

@@ -1,11 +1,13 @@
 """The stage ``cache``: a layer whose tokens come in several calls.
 
-``open(weights, geometry, batch) -> stream`` and ``stream.extend(hidden [B,n,E]) -> out [B,n,E]``, any number of times,
-with any n. Where it is offered a stream also has ``rollback(n)``, ``reset()``, ``reorder(rows)``, ``select(rows)``,
-``repeat(times)``, ``clear(rows)``, ``fork() -> stream``, ``save() -> state`` and ``restore(state)``.
+``open(weights, geometry, batch) -> stream`` and ``stream.extend(hidden [B,n,E]) -> out [B,n,E]``, any number
+of times, with any n. Weights, geometry, hidden states and outputs are those of the stage ``layer``; rows
+begin empty, at position 0. A stream may also have ``rollback(n)`` (n tokens), ``reset()``,
+``reorder(rows)``, ``select(rows)``, ``repeat(times)``, ``clear(rows)``, ``fork() -> stream``, ``save() ->
+state`` and ``restore(state)``; :class:`csa_spec.stages.cache.stream.Op` says what they mean.
 
-The answer after any schedule is the specification on the tokens that are then in each row, and nothing else. An
-operation that a stream does not have, or that raises ``NotImplementedError``, counts as refused.
+The answer after any schedule is the specification's on the tokens that are then in each row, and nothing
+else. An operation that a stream does not have, or that raises ``NotImplementedError``, counts as refused.
 """
 
 from __future__ import annotations
@@ -20,21 +22,15 @@ from csa_spec.stages.cache.trial import CacheTrial
 from csa_spec.stages.layer.picture import layer_picture
 from csa_spec.stages.layer.stage import TITLES
 
-_LENGTHS = ("W - 1", "W", "W + 1")
-_BLOCKS = ("m - 1", "m", "m + 1")
-
 
 def required(kind: str) -> list[str]:
     """Return the kinds of case that a run must reach."""
-    lengths = _LENGTHS if kind == LayerKind.SLIDING else (*_BLOCKS, *_LENGTHS)
-    names = [f"a call that begins at {name}" for name in lengths]
-    names += [
-        "decoding a token",
-        "a block of 2 to m + 2 tokens",
-        "a later call longer than the window",
+    blocks = () if kind == LayerKind.SLIDING else ("m - 1", "m", "m + 1")
+    return [
+        *(f"a call that begins at {length}" for length in (*blocks, "W - 1", "W", "W + 1")),
+        *("decoding a token", "a block of 2 to m + 2 tokens", "a later call longer than the window"),
         "several rows",
     ]
-    return names
 
 
 CACHE = Stage(

@@ -1,4 +1,4 @@
-"""A stream: a layer that keeps state between calls. What can be asked of one, and how a schedule of calls is run."""
+"""A stream, a layer that keeps state between calls: what can be asked of it, and how a schedule is run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Op(StrEnum):
     FORK = "fork"
     """Go on with a copy; the original takes and answers other tokens first, as where a prefix is shared"""
     OTHER = "other"
-    """Another request, in a stream of its own that stays open beside this one, takes two tokens: needs no method"""
+    """Another request, in a stream of its own that stays open, takes a turn; this needs no method"""
     SAVE = "save"
     """Remember the state"""
     RESTORE = "restore"
@@ -95,7 +95,7 @@ def drive(
     calls: Sequence[Call],
     *tokens: Tensor,
 ) -> Any:
-    """Run a schedule on a new stream; return the outputs of all calls, one after another, as ``[tokens, hidden]``."""
+    """Run a schedule on a new stream; return the outputs of all calls one by one, ``[tokens, hidden]``."""
     stream: Any = open_stream(weights, geometry, batch)
     other: Any = None
     saved, outs, fed = None, [], iter(tokens)
@@ -112,12 +112,10 @@ def drive(
             saved = _ask(stream, Op.SAVE)
         elif call.op is Op.RESTORE:
             _ask(stream, Op.RESTORE, saved)
-        elif call.op in (Op.ROLLBACK, Op.REPEAT):
-            _ask(stream, call.op, call.numbers[0])
-        elif call.op is Op.RESET:
-            _ask(stream, Op.RESET)
-        else:
+        elif call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
             _ask(stream, call.op, list(call.numbers))
+        else:
+            _ask(stream, call.op, *call.numbers)
     return torch.cat(outs)
 
 
@@ -126,8 +124,8 @@ def _extended(stream: Any, hidden: Any) -> Tensor:
     if getattr(out, "shape", None) != hidden.shape:
         got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
         raise MisshapenAnswer(f"{list(hidden.shape)} from extend", got)
-    found: Tensor = from_library(out)
-    return found.flatten(0, 1)
+    outputs: Tensor = from_library(out)
+    return outputs.flatten(0, 1)
 
 
 def _ask(stream: Any, op: Op, *arguments: Any) -> Any:

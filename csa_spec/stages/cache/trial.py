@@ -35,6 +35,11 @@ class Judged:
     got: Tensor
     """``[n, hidden]``, at the last n of them"""
 
+    @property
+    def columns(self) -> slice:
+        """Where they stand among all that the row holds."""
+        return slice(len(self.tokens) - len(self.got), len(self.tokens))
+
 
 class CacheTrial(Trial[CacheCase]):
     """A candidate's stream on one schedule."""
@@ -81,83 +86,69 @@ class CacheTrial(Trial[CacheCase]):
     def _expected(self) -> dict[tuple[Token, ...], Expected]:
         """The specification's answer for every history that is no beginning of a longer one."""
         histories = sorted({row for step in self.case.steps for row in step.rows}, key=len, reverse=True)
-        found: dict[tuple[Token, ...], Expected] = {}
+        answers: dict[tuple[Token, ...], Expected] = {}
         for history in histories:
-            if any(longer[: len(history)] == history for longer in found):
+            if any(longer[: len(history)] == history for longer in answers):
                 continue
-            hidden = torch.stack(
-                [self.arguments[f"tokens {call}"][row, place] for call, row, place in history]
-            )
-            length = len(history)
-            inputs = Inputs(
-                hidden[None],
-                self.arguments["weights"],
-                torch.arange(length)[None],
-                torch.zeros(1, length).long(),
-            )
-            whole = self.case.one_document(length)
-            found[history] = expect(whole, inputs, self.capabilities.internal_dtype)
-        return found
+            tokens = [self.arguments[f"tokens {call}"][row, place] for call, row, place in history]
+            positions = torch.arange(len(history))[None]
+            documents = torch.zeros_like(positions)
+            inputs = Inputs(torch.stack(tokens)[None], self.arguments["weights"], positions, documents)
+            whole = self.case.one_document(len(history))
+            answers[history] = expect(whole, inputs, self.capabilities.internal_dtype)
+        return answers
 
     def specified_on(self, tokens: tuple[Token, ...]) -> Expected:
         """Return what the specification says of a row that holds ``tokens``, or begins with them."""
-        return next(found for longer, found in self._expected.items() if longer[: len(tokens)] == tokens)
+        return next(answer for longer, answer in self._expected.items() if longer[: len(tokens)] == tokens)
 
     def judge(self, answer: Answer) -> Tally:
         """Every output is that of the specification on what its row then holds."""
         tally = Tally()
-        for one in self.judged(answer):
-            expected = self.specified_on(one.tokens)
+        for judged in self.judged(answer):
+            expected = self.specified_on(judged.tokens)
             out = expected.out.clone()
-            end = len(one.tokens)
-            out[0, end - len(one.got) : end] = one.got
+            out[0, judged.columns] = judged.got
             own, mismatch = compare(expected, LayerOutput(out))
             if mismatch is not None:
-                raise self._failure(answer, one, mismatch)
-            tally.queries += len(one.got)
-            tally.ambiguous += sum(
-                choice.ambiguous for choice in expected.documents[0].choices[end - len(one.got) : end]
-            )
+                raise self._failure(answer, judged, mismatch)
+            choices = expected.documents[0].choices[judged.columns]
+            tally.queries += len(judged.got)
+            tally.ambiguous += sum(choice.ambiguous for choice in choices)
             tally.unjudged += own.unjudged
             tally.worst = max(tally.worst, own.worst)
         return tally
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        case, geometry, found = self.case, self.case.geometry, set()
-        m, window = geometry.compress_ratio, geometry.window
-        near = {} if geometry.kind is LayerKind.SLIDING else {"m - 1": m - 1, "m": m, "m + 1": m + 1}
+        case = self.case
+        m, window = case.compress_ratio, case.window
+        near = {} if case.kind is LayerKind.SLIDING else {"m - 1": m - 1, "m": m, "m + 1": m + 1}
         near |= {"W - 1": window - 1, "W": window, "W + 1": window + 1}
+        kinds = {f"a call after {call.op}" for call in case.calls[:-1] if call.op is not Op.EXTEND}
         for step in case.steps:
             before = {len(row) - step.tokens for row in step.rows}
-            found |= {
-                f"a call that begins at {name}"
-                for name, length in near.items()
-                if length > 0 and length in before
+            later = max(before) > 0
+            holds = {
+                **{f"a call that begins at {name}": n > 0 and n in before for name, n in near.items()},
+                "decoding a token": later and step.tokens == 1,
+                "a block of 2 to m + 2 tokens": later and 2 <= step.tokens <= m + 2,
+                "a later call longer than the window": later and step.tokens > window,
+                "several rows": case.batch > 1,
+                "rows of different lengths": len(before) > 1,
             }
-            if step.tokens == 1 and max(before) > 0:
-                found.add("decoding a token")
-            if 2 <= step.tokens <= m + 2 and max(before) > 0:
-                found.add("a block of 2 to m + 2 tokens")
-            if step.tokens > window and max(before) > 0:
-                found.add("a later call longer than the window")
-            if len({len(row) for row in step.rows}) > 1:
-                found.add("rows of different lengths")
-        if case.batch > 1:
-            found.add("several rows")
-        return found | {f"a call after {call.op}" for call in case.calls[:-1] if call.op is not Op.EXTEND}
+            kinds |= {kind for kind, reached in holds.items() if reached}
+        return kinds
 
     def parts(self, *answers: Answer) -> Iterator[Part]:
         """Yield each row of each call, in their order."""
-        for judged in zip(*(self.judged(answer) for answer in answers), strict=True):
-            tokens = judged[0].tokens
-            document = self.specified_on(tokens).documents[0]
-            own = slice(len(tokens) - len(judged[0].got), len(tokens))
+        for first, *others in zip(*(self.judged(answer) for answer in answers), strict=True):
+            document = self.specified_on(first.tokens).documents[0]
             yield Part(
-                tuple(one.got for one in judged),
-                document.trace.out[own],
-                document.budgets.out[own],
-                torch.tensor([choice.ambiguous for choice in document.choices[own]]),
+                tuple(judged.got for judged in (first, *others)),
+                document.trace.out[first.columns],
+                document.budgets.out[first.columns],
+                torch.tensor([choice.ambiguous for choice in document.choices[first.columns]]),
             )
 
     def summary(self, failure: Failure, says: str) -> list[str]:
@@ -178,7 +169,7 @@ class CacheTrial(Trial[CacheCase]):
         if len(tokens) > _MOST:
             return ""
         for judged, part in zip(self.judged(self.answer), self.parts(self.answer), strict=True):
-            n = place.t - (len(judged.tokens) - len(judged.got))
+            n = place.t - judged.columns.start
             if judged.row == place.row and 0 <= n < len(judged.got):
                 ratios = error_ratios(part.answers[0][n], part.expected[n], part.budget[n])
                 if float(ratios.max()) > 1:
@@ -199,12 +190,13 @@ class CacheTrial(Trial[CacheCase]):
             ):
                 stray.append(f"token {number} of row {row} in call {int(name.split()[1]) + 1}")
         if stray:
-            return f"It sees too much: it depends on {', '.join(stray[:3])}, which the row does not hold at that point"
+            what = ", ".join(stray[:3])
+            return f"It sees too much: it depends on {what}, which the row does not hold at that point"
         return "It depends on no token that the row does not hold: it misses some, or the numbers are wrong"
 
-    def _failure(self, answer: Answer, one: Judged, mismatch: Mismatch) -> Failure:
-        call = self.case.calls[one.call]
-        before = [earlier.op for earlier in self.case.calls[: one.call + 1] if earlier.op is not Op.EXTEND]
+    def _failure(self, answer: Answer, judged: Judged, mismatch: Mismatch) -> Failure:
+        *earlier, call = self.case.calls[: judged.call + 1]
+        before = [call.op for call in (*earlier, call) if call.op is not Op.EXTEND]
         kind: type[Failure] = StreamDiffers
         out = main_output(answer)
         assert isinstance(out, Tensor)
@@ -214,18 +206,18 @@ class CacheTrial(Trial[CacheCase]):
             kind = ReturnsZeros
         return kind(
             self.case,
-            place=Place(one.row, mismatch.t, mismatch.t),
+            place=Place(judged.row, mismatch.t, mismatch.t),
             expected=mismatch.expected.tolist(),
             got=mismatch.got.tolist(),
             over_budget=mismatch.over_budget,
             document=mismatch.document.trace,
-            context=tuple(self._program(one.call)),
+            context=tuple(self._program(judged.call)),
             after=f"after {before[-1] if before else Op.EXTEND}",
-            call=one.call,
+            call=judged.call,
             calls=len(self.case.calls),
             op=_said(call),
-            row=one.row,
-            tokens=len(one.tokens),
+            row=judged.row,
+            tokens=len(judged.tokens),
         )
 
     def _program(self, wrong: int) -> Iterator[str]:

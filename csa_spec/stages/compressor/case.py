@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import torch
-
 from csa_spec.engine.case import Case, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, gaussian_weight, normal
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, Yarn, compressor_shapes
@@ -83,6 +81,7 @@ class CompressorCase(Case):
     @property
     def geometry(self) -> Geometry:
         """The layer that the compressor belongs to."""
+        yarn = self.interpolation is Interpolation.YARN
         return Geometry(
             kind=LayerKind(str(self.overlap)),
             compress_ratio=self.compress_ratio,
@@ -90,9 +89,7 @@ class CompressorCase(Case):
             head_dim=self.head_dim,
             rope_dim=self.rope_dim,
             index_head_dim=self.head_dim,
-            yarn=Yarn(factor=4.0, original_max_position=64)
-            if self.interpolation is Interpolation.YARN
-            else None,
+            yarn=Yarn(factor=4.0, original_max_position=64) if yarn else None,
         )
 
 
@@ -100,20 +97,19 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
     """Make the tensors of a case, on the CPU."""
     geometry, seed, dtype = case.geometry, case.seed, dtype_of(case.dtype)
     shape = (case.rows, case.tokens, case.hidden)
-    integers = case.values is TokenValues.INTEGERS
-    hidden = (
-        choice(seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0)) if integers else normal(seed, "hidden", shape)
-    )
-    weights = {}
-    for name, weight_shape in compressor_shapes("", geometry, case.head_dim).items():
-        if not integers:
-            weights[name] = gaussian_weight(seed, name, name, weight_shape)
-        elif name == "norm":
-            weights[name] = torch.ones(weight_shape, dtype=torch.float64)
-        else:
-            weights[name] = choice(
-                seed, name, weight_shape, (-1.0, 0.0, 1.0) if name == "ape" else (-1.0, 1.0, 2.0)
-            )
+    shapes = compressor_shapes("", geometry, case.head_dim)
+    if case.values is TokenValues.INTEGERS:
+        hidden = choice(seed, "hidden", shape, (-2.0, -1.0, 1.0, 2.0))
+        numbers = {
+            "norm": (1.0,),
+            "ape": (-1.0, 0.0, 1.0),
+            "wkv": (-1.0, 1.0, 2.0),
+            "wgate": (-1.0, 1.0, 2.0),
+        }
+        weights = {name: choice(seed, name, shapes[name], numbers[name]) for name in shapes}
+    else:
+        hidden = normal(seed, "hidden", shape)
+        weights = {name: gaussian_weight(seed, name, name, shapes[name]) for name in shapes}
     if case.values is TokenValues.LARGE_GATES:
         weights["wgate"], weights["ape"] = 100 * weights["wgate"], 100 * weights["ape"]
     elif case.values is TokenValues.FAR_GATES:

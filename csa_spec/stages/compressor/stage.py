@@ -2,8 +2,10 @@
 
 ``compressor(hidden [B,S,E], weights, geometry) -> entries [B,T,D]``, T = S // compress_ratio
 
-``weights`` is a :class:`csa_spec.CompressorWeights`. Rows are whole documents from position 0. ``geometry.overlap``
-says whether blocks overlap (CSA) or not (HCA). The indexer's compressor is the same function with its own weights.
+``weights`` is a :class:`csa_spec.CompressorWeights`. Rows are whole documents from position 0, and an entry
+is rotated to the position of its block's first token. ``geometry.overlap`` says whether blocks overlap (CSA)
+or not (HCA). The indexer's compressor is the same function with its own weights. Source: the official
+``Compressor``.
 """
 
 from __future__ import annotations
@@ -18,36 +20,33 @@ from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
-from csa_spec.stages.compressor.case import Blocks, CompressorCase, Interpolation, TokenValues
+from csa_spec.stages.compressor.case import CompressorCase, TokenValues
 from csa_spec.stages.compressor.picture import compressor_picture
 from csa_spec.stages.compressor.script import CompressorScript
-from csa_spec.stages.compressor.trial import CompressorTrial
+from csa_spec.stages.compressor.trial import KINDS, CompressorTrial
 
 
 def a_prefix_gives_the_same_entries(trial: CompressorTrial) -> Tally | None:
     """Entries of a prefix are those of the whole; so later tokens never change them."""
-    keep = trial.case.seed % trial.case.tokens
+    case = trial.case
+    keep = case.seed % case.tokens
     whole = trial.relevant(trial.answer).double()
     if keep == 0 or whole.isnan().any():
         return None
     hidden = trial.arguments["hidden"][:, :keep].contiguous()
-    shorter = replace(
-        trial.case, blocks=keep // trial.case.compress_ratio, tail=keep % trial.case.compress_ratio
-    )
+    shorter = replace(case, blocks=keep // case.compress_ratio, tail=keep % case.compress_ratio)
     if shorter.fit(trial.capabilities)[0] != shorter:
         return None
     smaller = type(trial)(trial.candidate, shorter)
     entries = smaller.relevant(smaller.ask({**trial.arguments, "hidden": hidden})).double()
     first = whole[:, : entries.shape[1]]
-    allowed = (
-        2 * trial.expected[1][:, : entries.shape[1]]
-        + 16 * torch.finfo(dtype_of(trial.case.dtype)).eps * first.abs()
-    )
+    slack = 16 * torch.finfo(dtype_of(case.dtype)).eps * first.abs()
+    allowed = 2 * trial.expected[1][:, : entries.shape[1]] + slack
     wrong = ((entries - first).abs() > allowed).flatten(2).any(-1).nonzero().tolist()
     if wrong:
         b, s = wrong[0]
         raise PrefixDiffers(
-            trial.case,
+            case,
             place=trial.place(b, s),
             column=keep,
             expected=first[b, s].tolist(),
@@ -60,17 +59,6 @@ def _gradients_match(trial: CompressorTrial) -> Tally | None:
     """Gates near -20000 are left out: in 16 bits a single rounding of theirs decides a softmax."""
     return None if trial.case.values is TokenValues.FAR_GATES else gradients_match(trial)
 
-
-REQUIRED = (
-    *(str(one) for kind in (Blocks, TokenValues, Interpolation) for one in kind),
-    "several rows",
-    "shorter than one block",
-    "partial tail",
-    "whole blocks",
-    "several entries",
-    "ratio of 1",
-    "some channels not rotated",
-)
 
 COMPRESSOR = Stage(
     name="compressor",
@@ -86,7 +74,7 @@ COMPRESSOR = Stage(
         LIMITS,
     ),
     words=Words(title=lambda variant: "`compressor`", output="value of"),
-    required=lambda variant, capabilities: REQUIRED,
+    required=lambda variant, capabilities: [*CompressorCase.names(), *KINDS],
     picture=compressor_picture,
     script=CompressorScript(),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC, CompressorWeights, compress
 from csa_spec.stages.compressor.case import CompressorCase, make_compressor_inputs
+from csa_spec.stages.kinds import kinds_of
 
 
 class CompressorTrial(NumbersTrial[CompressorCase]):
@@ -50,23 +51,19 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
     @of_case
     def expected(self) -> tuple[Tensor, Tensor]:
         """Entries ``[B, T, D]`` in float64 and their budget."""
-        hidden, weights, geometry = (
-            self.arguments["hidden"].double(),
-            self.arguments["weights"],
-            self.case.geometry,
-        )
-        exact = _double(weights)
-        arithmetic = Arithmetic.of(self.arguments["hidden"].dtype, self.capabilities.internal_dtype)
-        budgets = [entries_budget(arithmetic, row, exact, geometry) for row in hidden]
-        expected = self.specified({"hidden": hidden, "weights": exact, "geometry": geometry})
-        return expected, torch.stack(budgets)
+        hidden, geometry = self.arguments["hidden"], self.case.geometry
+        exact = {**self.arguments, "hidden": hidden.double(), "weights": _double(self.arguments["weights"])}
+        arithmetic = Arithmetic.of(hidden.dtype, self.capabilities.internal_dtype)
+        budgets = [entries_budget(arithmetic, row, exact["weights"], geometry) for row in exact["hidden"]]
+        return self.specified(exact), torch.stack(budgets)
 
     def sight(self, b: int, i: int) -> Found | None:
         """Replace one token at a time and watch whether the entry moves when it must, and only then."""
         geometry, fresh = self.case.geometry, self.sibling().arguments["hidden"]
         if self.case.tokens > _MOST_PROBES:
             return None
-        pooled = {one.token for one in SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)}
+        tokens = SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)
+        pooled = {pooled.token for pooled in tokens}
         for token in range(self.case.tokens):
             hidden = self.arguments["hidden"].clone()
             hidden[b, token] = -fresh[b, token]
@@ -85,32 +82,18 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         """Show which tokens the entry pools."""
         geometry = self.case.geometry
         pooled = SPEC.pooled_tokens(i, geometry.compress_ratio, geometry.overlap)
-        names = ", ".join(
-            f"{one.token} ({one.half.value})" if geometry.overlap else str(one.token) for one in pooled
-        )
-        return (
-            f"{f'entry {i} pools':<22}tokens {names}; S={self.case.tokens}, m={geometry.compress_ratio}",
-        )
+        names = [f"{token} ({half.value})" if geometry.overlap else str(token) for token, _, half in pooled]
+        sizes = f"S={self.case.tokens}, m={geometry.compress_ratio}"
+        return (f"{f'entry {i} pools':<22}tokens {', '.join(names)}; {sizes}",)
+
+    @property
+    def tail(self) -> int:
+        """Tokens after the last complete block."""
+        return self.case.tokens % self.case.compress_ratio
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        case, m = self.case, self.case.compress_ratio
-        found = set(case.regime)
-        if case.rows > 1:
-            found.add("several rows")
-        if self.entries == 0:
-            found.add("shorter than one block")
-        if self.entries and case.tokens % m:
-            found.add("partial tail")
-        if self.entries and case.tokens % m == 0:
-            found.add("whole blocks")
-        if self.entries > 1:
-            found.add("several entries")
-        if m == 1:
-            found.add("ratio of 1")
-        if case.geometry.rope_dim < case.head_dim:
-            found.add("some channels not rotated")
-        return found
+        return kinds_of(self, KINDS)
 
     def depends_on(self, failure: Failure) -> str:
         """Say that the set is right, which judging found out."""
@@ -119,6 +102,15 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         return f"The entry depends on the tokens that it pools and on no other: {RIGHT_SET}"
 
 
+KINDS: dict[str, Callable[[CompressorTrial], bool]] = {
+    "several rows": lambda trial: trial.case.rows > 1,
+    "shorter than one block": lambda trial: trial.entries == 0,
+    "partial tail": lambda trial: trial.entries > 0 and trial.tail > 0,
+    "whole blocks": lambda trial: trial.entries > 0 and trial.tail == 0,
+    "several entries": lambda trial: trial.entries > 1,
+    "ratio of 1": lambda trial: trial.case.compress_ratio == 1,
+    "some channels not rotated": lambda trial: trial.case.geometry.rope_dim < trial.case.head_dim,
+}
 _MOST_PROBES = 64
 
 

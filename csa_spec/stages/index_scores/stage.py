@@ -2,8 +2,10 @@
 
 ``index_scores(index_q [B,S,HI,DI], index_k [B,T,DI], head_weights [B,S,HI]) -> scores [B,S,T]``
 
-score[t, s] = sum over heads of w[t, h] * relu(q[t, h] . k[s]). Queries and keys are rotated already, constant factors
-are part of the head weights. Every pair of query and entry is scored; visibility is the business of ``select``.
+score[t, s] = sum over heads of w[t, h] * relu(q[t, h] . k[s]). Queries and keys are rotated already, and the
+head weights contain all constant factors. Every pair of query and entry is scored; ``select`` decides what
+is visible. Scores are float32 or have the dtype of the queries. Source: the official ``Indexer.forward``,
+paper eq. 16.
 """
 
 from __future__ import annotations
@@ -12,20 +14,9 @@ from csa_spec.engine.gradients import gradients_match
 from csa_spec.engine.numbers import equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.scripting.stage_script import StageScript
-from csa_spec.stages.index_scores.case import IndexScoresCase, ProductValues
+from csa_spec.stages.index_scores.case import IndexScoresCase
 from csa_spec.stages.index_scores.picture import index_scores_picture
-from csa_spec.stages.index_scores.trial import IndexScoresTrial
-
-REQUIRED = (
-    *(str(one) for one in ProductValues),
-    "several rows",
-    "several queries",
-    "several index heads",
-    "no entries",
-    "several entries",
-    "negative head weight",
-    "negative product",
-)
+from csa_spec.stages.index_scores.trial import KINDS, IndexScoresTrial
 
 INDEX_SCORES = Stage(
     name="index_scores",
@@ -40,7 +31,7 @@ INDEX_SCORES = Stage(
         LIMITS,
     ),
     words=Words(title=lambda variant: "`index_scores`, the scores of the indexer", output="scores of"),
-    required=lambda variant, capabilities: REQUIRED,
+    required=lambda variant, capabilities: [*IndexScoresCase.names(), *KINDS],
     picture=index_scores_picture,
     script=StageScript(),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from csa_spec.engine.tally import error_ratios
 from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
 from csa_spec.stages.index_scores.case import IndexScoresCase, make_index_scores_inputs
+from csa_spec.stages.kinds import kinds_of
 
 
 class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
@@ -61,23 +62,12 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        case, found = self.case, set(self.case.regime)
-        if case.rows > 1:
-            found.add("several rows")
-        if case.queries > 1:
-            found.add("several queries")
-        if case.index_heads > 1:
-            found.add("several index heads")
-        if case.entries == 0:
-            found.add("no entries")
-        if case.entries > 1:
-            found.add("several entries")
-        if (self.arguments["head_weights"] < 0).any():
-            found.add("negative head weight")
+        return kinds_of(self, KINDS)
+
+    def products(self) -> Tensor:
+        """Return q . k of every head, ``[B, S, HI, T]``."""
         q, k = self.arguments["index_q"].double(), self.arguments["index_k"].double()
-        if (torch.einsum("bshd,btd->bsht", q, k) < 0).any():
-            found.add("negative product")
-        return found
+        return torch.einsum("bshd,btd->bsht", q, k)
 
     def depends_on(self, failure: Failure) -> str:
         """Say which scores of a query are wrong, and whether each depends on its own entry alone."""
@@ -91,7 +81,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
     def _probe(self, place: Place) -> str:
         b, i, keys = place.row, place.column, self.arguments["index_k"]
         got = self.relevant(self.answer).double()[b, i]
-        expected, budget = (one[b, i] for one in self.expected)
+        expected, budget = (numbers[b, i] for numbers in self.expected)
         wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
         where = f"query {i} has {len(wrong)} wrong scores of {len(got)}, the first of entry {wrong[0]}"
         for s in wrong[:_MOST]:
@@ -108,6 +98,15 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         return f"Each score depends on its own entry, the numbers are wrong: {where}"
 
 
+KINDS: dict[str, Callable[[IndexScoresTrial], bool]] = {
+    "several rows": lambda trial: trial.case.rows > 1,
+    "several queries": lambda trial: trial.case.queries > 1,
+    "several index heads": lambda trial: trial.case.index_heads > 1,
+    "no entries": lambda trial: trial.case.entries == 0,
+    "several entries": lambda trial: trial.case.entries > 1,
+    "negative head weight": lambda trial: bool((trial.arguments["head_weights"] < 0).any()),
+    "negative product": lambda trial: bool((trial.products() < 0).any()),
+}
 _MOST = 32
 """Probes at most."""
 _CLEARLY = 8

@@ -47,7 +47,7 @@ class Scores(StrEnum):
     TIED = "tied"
     """All scores of a query are exactly 0; only written by hand, since small integers tie often enough"""
     PLATEAU = "plateau"
-    """One index head only, so that ReLU sets about half of the scores to exactly 0; only written by hand, since
+    """One index head, so that ReLU sets about half of the scores to exactly 0; only written by hand, since
     layers with a single index head are drawn"""
     NEAR_TIED = "near-tied"
     """Blocks repeat but for a small perturbation, and so do the index keys"""
@@ -92,6 +92,10 @@ class Row:
     def begins(self) -> tuple[int, ...]:
         """Column of the first token of each document."""
         return tuple(self.left_padding + sum(self.lengths[:n]) for n in range(len(self.lengths)))
+
+    def is_on_blocks(self, compress_ratio: int) -> bool:
+        """Whether every document but the first begins at a multiple of the ratio."""
+        return not any(begin % compress_ratio for begin in self.begins[1:])
 
     def on_blocks(self, compress_ratio: int) -> Row:
         """Return the row with every document but the first beginning at a multiple of the ratio."""
@@ -157,7 +161,7 @@ def _constant(text: str, value: float) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class OfLayer(Case):
-    """What the cases of a whole layer and of a stream of calls share: the layer, and how its tensors are drawn.
+    """What cases of a layer and of a stream of calls share: the layer, and how its tensors are drawn.
 
     The defaults are the smallest legal layer.
     """
@@ -208,11 +212,12 @@ class OfLayer(Case):
     @property
     def layer(self) -> dict[str, Any]:
         """Everything about the layer and its tensors, to make a case of another stage of it."""
-        return {one.name: getattr(self, one.name) for one in fields(OfLayer) if one.init}
+        names = [field.name for field in fields(OfLayer) if field.init]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def _written(cls) -> list[Field[Any]]:
-        return [one for one in super()._written() if not one.metadata.get("head")]
+        return [field for field in super()._written() if not field.metadata.get("head")]
 
     def _rules_in_words(self) -> list[str]:
         """Return window, ratio and top-k in words, as far as the layer has them."""
@@ -224,17 +229,14 @@ class OfLayer(Case):
     @property
     def sizes(self) -> dict[str, int]:
         """Its sizes by their letters, those that its layer kind has."""
-        found = super().sizes
-        for letter in _UNUSED[self.kind]:
-            del found[letter]
-        return found
+        return {letter: size for letter, size in super().sizes.items() if letter not in _UNUSED[self.kind]}
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
-        """Return the case with other sizes; those that were not given give way, so that there is such a layer."""
+        """Return the case with other sizes; those not given change where there would be no such layer."""
         return super().with_sizes(_legal(self, dict(sizes)))
 
 
-_OF_GEOMETRY = tuple(one.name for one in fields(Geometry))
+_OF_GEOMETRY = tuple(field.name for field in fields(Geometry))
 _UNUSED = {
     LayerKind.CSA: (),
     LayerKind.HCA: ("k", "HI", "DI"),
@@ -243,7 +245,7 @@ _UNUSED = {
 
 
 def _legal(case: OfLayer, given: dict[str, int]) -> dict[str, int]:
-    """Return sizes and what must follow from them: R is even and at most D and DI, groups divide the heads."""
+    """Return sizes and what follows from them: R is even, at most D and DI; groups divide the heads."""
     whole = {**case.sizes, **given}
     for wide in ("D", "DI"):
         if whole.get(wide, whole["R"]) >= whole["R"]:
@@ -295,14 +297,8 @@ class LayerCase(OfLayer):
 
     def in_words(self) -> str:
         """Return its sizes in words."""
-        heads = f"{self.heads} head{'s' * (self.heads > 1)} of {self.head_dim}"
-        parts = [
-            f"B={len(self.rows)}",
-            f"S={self.columns}",
-            *self._rules_in_words(),
-            heads,
-            f"hidden {self.hidden}",
-        ]
+        heads = f"{self.heads} head{'s' * (self.heads > 1)} of {self.head_dim}, hidden {self.hidden}"
+        parts = [f"B={len(self.rows)}", f"S={self.columns}", *self._rules_in_words(), heads]
         return ", ".join([*parts, self.dtype, self.device]) + (f", mode {self.mode!r}" if self.mode else "")
 
     @property
@@ -318,21 +314,15 @@ class LayerCase(OfLayer):
     @property
     def features(self) -> frozenset[Feature]:
         """What the rows have beyond one document each, from position 0, all of one length."""
-        found = set()
-        for row in self.rows:
-            if row.left_padding:
-                found.add(Feature.LEFT_PADDING)
-            if row.width < self.columns:
-                found.add(Feature.RIGHT_PADDING)
-            if len(row.lengths) > 1:
-                found.add(Feature.PACKING)
-            if self.kind is not LayerKind.SLIDING and any(
-                begin % self.compress_ratio for begin in row.begins[1:]
-            ):
-                found.add(Feature.INSIDE_A_BLOCK)
-            if row.start:
-                found.add(Feature.SHIFTED_START)
-        return frozenset(found)
+        blocks = self.kind is not LayerKind.SLIDING
+        has = {
+            Feature.LEFT_PADDING: lambda row: row.left_padding > 0,
+            Feature.RIGHT_PADDING: lambda row: row.width < self.columns,
+            Feature.PACKING: lambda row: len(row.lengths) > 1,
+            Feature.SHIFTED_START: lambda row: row.start > 0,
+            Feature.INSIDE_A_BLOCK: lambda row: blocks and not row.is_on_blocks(self.compress_ratio),
+        }
+        return frozenset(feature for feature in Feature if any(map(has[feature], self.rows)))
 
     def without(self, features: frozenset[Feature]) -> LayerCase:
         """Return the case with these features taken out of its rows."""
@@ -342,7 +332,7 @@ class LayerCase(OfLayer):
             padding = row.left_padding
             if (
                 Feature.LEFT_PADDING in features
-            ):  # real tokens in its place: the row must not get shorter than others
+            ):  # tokens in its place: the row must not get shorter than others
                 lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
             start = 0 if Feature.SHIFTED_START in features else row.start
             row = Row(lengths, padding, start)
@@ -359,8 +349,8 @@ class LayerCase(OfLayer):
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[LayerCase, list[str]]:
         """Return the case without features of its rows that its layer kind does not support."""
-        declined = frozenset(one for one in Feature if (self.kind, one) in capabilities.lacks)
-        lacking = [one for one in Feature if one in declined & self.features]
+        declined = frozenset(feature for feature in Feature if (self.kind, feature) in capabilities.lacks)
+        lacking = [feature for feature in Feature if feature in declined & self.features]
         # All that is declined goes: taking one out may bring another.
         return (self.without(declined) if lacking else self), list(map(str, lacking))
 
@@ -375,23 +365,20 @@ class LayerCase(OfLayer):
         return {"S": self.columns, "B": len(self.rows), **super().sizes}
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
-        """Return the case with other sizes; rows are cut or made longer at their ends, left out or repeated."""
+        """Return the case with other sizes: rows are cut or made longer at the end, dropped or repeated."""
         rest = dict(sizes)
         columns, batch = rest.pop("S", self.columns), rest.pop("B", len(self.rows))
         rows = [self.rows[b % len(self.rows)] for b in range(batch)]
         longest = max(row.width for row in rows)
-        rows = [
-            row.widened(columns) if row.width in (longest, columns) or row.width > columns else row
-            for row in rows
-        ]
+        rows = [row.widened(columns) if row.width == longest or row.width > columns else row for row in rows]
         return replace(super().with_sizes(rest), rows=tuple(rows))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Orders cases by their shape: fewer tokens first, then rows, smaller rules, fewer heads.
 
-        Packed documents, padding and a start other than 0 count as tokens. Of rules whose sum is the same, a smaller
-        m comes first, then a smaller k.
+        Packed documents, padding and a start other than 0 count as tokens. Of rules whose sum is the same, a
+        smaller m comes first, then a smaller k.
         """
         odd = sum(len(row.lengths) - 1 + row.left_padding + min(row.start, 1) for row in self.rows)
         tokens = sum(row.width for row in self.rows)
@@ -400,7 +387,7 @@ class LayerCase(OfLayer):
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Orders cases as a person would: by shape, then smaller tensors, then simpler values, then seeds."""
+        """Orders cases as a person would: by shape, smaller tensors, simpler values, then seeds."""
         tensors = (self.head_dim, self.rope_dim, self.hidden, self.index_heads, self.index_head_dim)
         ranks = (self.q_lora_rank, self.o_groups, self.o_lora_rank)
         starts = sum(row.start for row in self.rows)
@@ -410,7 +397,7 @@ class LayerCase(OfLayer):
     def _oddities(self) -> int:
         """How much of how it is drawn and run is not at its simplest."""
         regime = ((Values, self.values), (Scores, self.scores), (Sinks, self.sinks))
-        simple = sum(list(kind).index(one) for kind, one in regime)
+        simple = sum(list(kind).index(name) for kind, name in regime)
         constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
         return int(self.yarn is not None) + constants + bool(self.mode) + simple
 

@@ -6,6 +6,7 @@ covered, or None where the case gives it nothing to do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from csa_spec.engine.failures import (
     Found,
     FutureLeak,
     NotFinite,
-    Place,
     PrefixDiffers,
     ReturnsZeros,
     RowsInteract,
@@ -43,7 +43,7 @@ from csa_spec.stages.layer.comparison import (
     wrong_selection,
 )
 from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
-from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, fresh_weight
+from csa_spec.stages.layer.inputs import fresh_tokens, fresh_weight
 from csa_spec.stages.layer.trial import LayerTrial
 
 
@@ -54,10 +54,8 @@ def matches_specification(trial: LayerTrial) -> Tally:
         raise classify(trial, mismatch)
     for document in trial.expected.documents:
         finding = wrong_selection(trial.output, document)
-        if (
-            finding is not None
-        ):  # the output is right, so it was made with another selection than the one shown
-            place = _place(document, finding.t)
+        if finding is not None:  # the output is right, so another selection was used than the one shown
+            place = document.place(finding.t)
             raise WrongSelection(trial.case, place=place, document=document.trace, finding=finding.sentence)
     return tally
 
@@ -72,17 +70,16 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
     if own is not None:
         findings.append(own)
     expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
-    place = document.trace.context.document
-    outputs = trial.output.out[place.row, place.columns]
+    outputs = document.outputs(trial.output.out)
     errors = error_ratios(outputs, document.trace.out, document.budgets.out).amax(1)
-    open_choice = [i for i in document.ambiguous if i != mismatch.t]
-    errors[open_choice] = torch.nan  # what they must give depends on their choice
+    # What the other ambiguous queries must give depends on their choice.
+    errors[[i for i in document.ambiguous if i != mismatch.t]] = torch.nan
     if t != mismatch.t:  # show the query that the sentence is about
         got, expected = outputs[t], document.trace.queries[t].out
         over = float(error_ratios(got, expected, document.budgets.out[t]).max())
     return kind(
         trial.case,
-        place=_place(document, t),
+        place=document.place(t),
         expected=expected.tolist(),
         got=got.tolist(),
         over_budget=over,
@@ -118,21 +115,14 @@ def _named(
     return (WrongNumbers, {"wrong": mismatch.queries, "total": trial.queries, "items": "queries"}), t
 
 
-def _place(document: ExpectedDocument, t: int) -> Place:
-    place = document.trace.context.document
-    return Place(place.row, place.begin + t, t)
-
-
 def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:
     """Future tokens do not change earlier outputs."""
     cut = cut_column(trial.case)
     if cut is None:
         return None
     fresh = fresh_tokens(trial.case, trial.inputs, "future")
-    hidden = trial.inputs.hidden.clone()
-    hidden[:, cut:] = fresh[:, cut:]
-    inputs = trial.inputs
-    changed = trial.run(Inputs(hidden, inputs.weights, inputs.positions, inputs.documents)).out
+    hidden = torch.cat((trial.inputs.hidden[:, :cut], fresh[:, cut:]), 1)
+    changed = trial.run(replace(trial.inputs, hidden=hidden)).out
     return _agree(trial, changed, FutureLeak, cut, column=cut)
 
 
@@ -140,7 +130,7 @@ def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
     """Rows do not change each other: each row alone gives what it gives in the batch."""
     if len(trial.case.rows) < 2 or not trial.allows("B", 1):
         return None
-    alone = torch.cat([trial.run(_take(trial.inputs, [row])).out for row in range(len(trial.case.rows))])
+    alone = torch.cat([trial.run(trial.inputs.rows([row])).out for row in range(len(trial.case.rows))])
     tally = _agree(trial, alone, RowsInteract)
     real = trial.inputs.documents != PADDING
     check_bits(trial, alone[real], trial.output.out[real])
@@ -149,19 +139,12 @@ def rows_do_not_interact(trial: LayerTrial) -> Tally | None:
 
 def prefix_is_enough(trial: LayerTrial) -> Tally | None:
     """A prefix gives the same outputs as the whole."""
-    cut = cut_column(trial.case)
-    while cut and not (trial.allows("S", cut) and _every_row_begins_before(trial.case, cut)):
+    cut, padding = cut_column(trial.case), max(row.left_padding for row in trial.case.rows)
+    while cut and not (trial.allows("S", cut) and padding < cut):
         cut -= 1  # the prefix must be a case that the candidate supports
     if not cut:
         return None
-    inputs = trial.inputs
-    shorter = Inputs(
-        inputs.hidden[:, :cut].contiguous(),
-        inputs.weights,
-        inputs.positions[:, :cut].contiguous(),
-        inputs.documents[:, :cut].contiguous(),
-    )
-    out = trial.run(shorter).out
+    out = trial.run(trial.inputs.prefix(cut)).out
     return _agree(trial, out, PrefixDiffers, cut, column=cut)
 
 
@@ -171,18 +154,17 @@ def batch_order_does_not_matter(trial: LayerTrial) -> Tally | None:
     if rows < 2:
         return None
     order = [(row + 1) % rows for row in range(rows)]
-    out = trial.run(_take(trial.inputs, order)).out
-    back = [order.index(row) for row in range(rows)]
-    return _agree(trial, out[back], BatchOrderMatters, order=order)
+    out = trial.run(trial.inputs.rows(order)).out
+    return _agree(trial, out.roll(1, 0), BatchOrderMatters, order=order)
 
 
 _CLEARLY = 3.0
-"""A weight must matter where replacing it moves the specification by this many budgets, before and after together:
-then a right candidate moves by more than one."""
+"""A weight must matter where replacing it moves the specification by this many budgets, those of before and
+after added up: then a right candidate moves by more than one."""
 
 
 def every_weight_matters(trial: LayerTrial) -> Tally | None:
-    """Every weight matters where it should: replacing it moves the output where it moves the specification's."""
+    """Every weight matters: replacing it moves the output where it moves the specification's."""
     tally = Tally()
     for name in trial.inputs.weights.named():
         changed = fresh_weight(trial.case, trial.inputs, name)
@@ -192,12 +174,10 @@ def every_weight_matters(trial: LayerTrial) -> Tally | None:
             continue
         tally.queries += 1
         document, t = target
-        place = _place(document, t)
+        place = document.place(t)
         before = trial.output.out[place.row, place.column]
         after = trial.run(changed).out[place.row, place.column]
-        if (
-            not before.isfinite().all()
-        ):  # another check's business; here it would look like a weight without effect
+        if not before.isfinite().all():  # it would look like a weight without effect
             continue
         if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
             raise WeightIgnored(
@@ -212,7 +192,7 @@ def every_weight_matters(trial: LayerTrial) -> Tally | None:
 
 
 def _furthest(trial: LayerTrial, moved: Expected) -> tuple[ExpectedDocument, int] | None:
-    """Return the query whose specified output moved most, if it moved clearly and had no choice either time."""
+    """Return the query whose specified output moved most, and clearly; one without a choice either time."""
     best: tuple[ExpectedDocument, int] | None = None
     furthest = _CLEARLY
     for document, after in zip(trial.expected.documents, moved.documents, strict=True):
@@ -236,29 +216,28 @@ def _agree(
 ) -> Tally | None:
     """Compare another output of the candidate, up to column ``columns``, with the one for the case as it is.
 
-    Both may be off by a budget, so they may differ by two. Budgets hold for right answers; a little more, relative
-    to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous queries are left out:
-    the candidate may choose differently each time.
+    Both may be off by a budget, so they may differ by two. Budgets hold for right answers; a little more,
+    relative to the output, keeps the rounding of a wrong one from looking like a broken law. Ambiguous
+    queries are left out: the candidate may choose differently each time.
     """
     tally = Tally()
     slack = 16 * torch.finfo(trial.expected.dtype).eps
     for document in trial.expected.documents:
-        place = document.trace.context.document
-        for t in range(place.length):
-            column = place.begin + t
-            if columns is not None and column >= columns:
+        for t in range(document.span.length):
+            place = document.place(t)
+            if columns is not None and place.column >= columns:
                 break
             tally.queries += 1
             if document.choices[t].ambiguous:
                 tally.ambiguous += 1
                 continue
-            first, second = trial.output.out[place.row, column], other[place.row, column]
+            first, second = (out[place.row, place.column] for out in (trial.output.out, other))
             allowed = 2 * document.budgets.out[t] + slack * first.abs().max()
             ratio = float(error_ratios(second, first, allowed).max())
             if ratio > 1 and not (first.isnan() & second.isnan()).any():
                 raise failure(
                     trial.case,
-                    place=_place(document, t),
+                    place=place,
                     expected=first.tolist(),
                     got=second.tolist(),
                     over_budget=ratio,
@@ -270,18 +249,10 @@ def _agree(
     return tally if tally.queries else None
 
 
-def _every_row_begins_before(case: LayerCase, column: int) -> bool:
-    return all(row.left_padding < column for row in case.rows)
-
-
 def cut_column(case: LayerCase) -> int | None:
     """Return a column to cut the batch at; it moves with the seed.
 
-    Something lies on either side, and every row has a token before it: a row of padding alone is no legal case.
+    Something lies on either side, and every row has a token before it: a row of padding alone is not legal.
     """
     least = 1 + max(row.left_padding for row in case.rows)
     return least + case.seed % (case.columns - least) if case.columns > least else None
-
-
-def _take(inputs: Inputs, rows: list[int]) -> Inputs:
-    return Inputs(inputs.hidden[rows], inputs.weights, inputs.positions[rows], inputs.documents[rows])

@@ -36,17 +36,16 @@ def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tens
     length
         Tokens in the document.
     run
-        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token replaced by a
-        fresh one times the sign, or with none replaced. Two signs, because a norm over very few channels lets
-        little more than the sign of a token through.
+        Called with a token and a sign; returns the document's output ``[S, hidden]`` with that token
+        replaced by a fresh one times the sign, or with none replaced. Two signs, because a norm over very
+        few channels lets little more than the sign of a token through.
     threshold
         ``[S, hidden]``.
     """
     base = run(None, 1)
-    moved = [
-        torch.stack([((run(token, sign) - base).abs() > threshold).any(dim=1) for sign in (1, -1)]).any(
-            dim=0
-        )
-        for token in range(length)
-    ]
-    return torch.stack(moved, dim=1)
+
+    def moved(token: int) -> Tensor:
+        runs = torch.stack([run(token, sign) for sign in (1, -1)])
+        return ((runs - base).abs() > threshold).any(dim=2).any(dim=0)
+
+    return torch.stack([moved(token) for token in range(length)], dim=1)

@@ -1,4 +1,4 @@
-"""What the specification says about a case, how far a candidate may be from it, and which choices are open."""
+"""What the specification says about a case, how far a candidate may be from it, and which ties are open."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Budgets, document_budgets, working_dtype
+from csa_spec.engine.failures import Place
 from csa_spec.spec import (
+    Document,
     DocumentTrace,
     Geometry,
     LayerKind,
     LayerWeights,
+    QueryTrace,
     answer_query,
     attend_batch,
 )
@@ -104,6 +107,19 @@ class ExpectedDocument:
         """Queries with more than one valid selection."""
         return [t for t, choice in enumerate(self.choices) if choice.ambiguous]
 
+    @property
+    def span(self) -> Document:
+        """Its row and columns in the batch."""
+        return self.trace.context.document
+
+    def place(self, t: int) -> Place:
+        """Return the place of a query in the batch."""
+        return Place(self.span.row, self.span.begin + t, t)
+
+    def outputs(self, out: Tensor) -> Tensor:
+        """Return its part ``[tokens, hidden]`` of the outputs of a batch."""
+        return out[self.span.row, self.span.columns]
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -118,13 +134,22 @@ class Expected:
     dtype: torch.dtype
     """In which the candidate computes"""
 
+    def document_at(self, row: int, column: int) -> ExpectedDocument | None:
+        """Return the document that a token is of; None at padding."""
+        for document in self.documents:
+            if document.span.row == row and 0 <= column - document.span.begin < document.span.length:
+                return document
+        return None
+
+    def answer(self, document: ExpectedDocument, t: int, selection: list[int]) -> QueryTrace:
+        """Return the answer of a query that selects given entries."""
+        return answer_query(t, document.trace.context, self.weights, self.geometry, selection=selection)
+
     def reselect(self, document: ExpectedDocument, selections: Mapping[int, list[int]]) -> ExpectedDocument:
-        """Return what a document's answer is if some queries select otherwise, with the budgets of that answer."""
+        """Return a document's answer, and its budgets, if some queries select other entries."""
         queries = list(document.trace.queries)
         for t, selection in selections.items():
-            queries[t] = answer_query(
-                t, document.trace.context, self.weights, self.geometry, selection=selection
-            )
+            queries[t] = self.answer(document, t, selection)
         trace = DocumentTrace(document.trace.context, queries)
         budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
         return ExpectedDocument(trace, budgets, document.choices)
@@ -149,17 +174,13 @@ def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -
     documents = []
     for document in trace.documents:
         budgets = document_budgets(document, exact.weights, case.geometry, dtype)
-        choices = [
-            _choice(
-                case.geometry, query.visible, query.scores, budgets.scores[query.t, : len(query.visible)]
-            )
-            for query in document.queries
-        ]
+        choices = [_choice(case.geometry, query, budgets.scores[query.t]) for query in document.queries]
         documents.append(ExpectedDocument(document, budgets, choices))
     return Expected(case.geometry, exact.weights, trace.out, documents, dtype)
 
 
-def _choice(geometry: Geometry, visible: list[int], scores: Tensor, tolerances: Tensor) -> Choice:
+def _choice(geometry: Geometry, query: QueryTrace, tolerances: Tensor) -> Choice:
     if geometry.kind is not LayerKind.CSA:
-        return Choice(frozenset(visible), frozenset(), 0)
-    return valid_choice(visible, scores.tolist(), tolerances.tolist(), geometry.top_k)
+        return Choice(frozenset(query.visible), frozenset(), 0)
+    few = tolerances[: len(query.visible)].tolist()
+    return valid_choice(query.visible, query.scores.tolist(), few, geometry.top_k)

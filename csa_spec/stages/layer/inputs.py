@@ -6,7 +6,7 @@ They are moved to the case's device when the candidate is called.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,15 +44,20 @@ class Inputs:
         named = {name: tensor.double() for name, tensor in self.weights.named().items()}
         return Inputs(self.hidden.double(), LayerWeights.from_named(named), self.positions, self.documents)
 
+    def rows(self, rows: list[int]) -> Inputs:
+        """Return some rows of the batch."""
+        return Inputs(self.hidden[rows], self.weights, self.positions[rows], self.documents[rows])
+
+    def prefix(self, columns: int) -> Inputs:
+        """Return the first columns of the batch."""
+        batched = (self.hidden, self.positions, self.documents)
+        hidden, positions, documents = (tensor[:, :columns].contiguous() for tensor in batched)
+        return Inputs(hidden, self.weights, positions, documents)
+
     def arguments(self, geometry: Geometry) -> dict[str, Any]:
         """Return what a layer is called with, by name and in order."""
-        return {
-            "hidden": self.hidden,
-            "weights": self.weights,
-            "geometry": geometry,
-            "positions": self.positions,
-            "documents": self.documents,
-        }
+        rows = {"positions": self.positions, "documents": self.documents}
+        return {"hidden": self.hidden, "weights": self.weights, "geometry": geometry, **rows}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name."""
@@ -60,7 +65,7 @@ class Inputs:
 
 
 def make_inputs(case: LayerCase) -> Inputs:
-    """Make the tensors of a case. The same case gives the same bits on every machine of one torch version."""
+    """Make the tensors of a case; the same bits on every machine with the same version of torch."""
     geometry = case.geometry
     positions, documents = (torch.tensor(rows, dtype=torch.long) for rows in case.layout())
     hidden = _hidden(case)
@@ -83,10 +88,9 @@ def fresh_tokens(case: LayerCase, inputs: Inputs, salt: str) -> Tensor:
 def fresh_weight(case: LayerCase, inputs: Inputs, name: str) -> Inputs:
     """Return the inputs with one weight drawn anew."""
     named = inputs.weights.named()
-    old = named[name]
-    new = gaussian_weight(case.seed, "fresh " + name, name, tuple(old.shape))
-    named[name] = new.to(old.dtype)
-    return Inputs(inputs.hidden, LayerWeights.from_named(named), inputs.positions, inputs.documents)
+    fresh = gaussian_weight(case.seed, "fresh " + name, name, tuple(named[name].shape))
+    named[name] = fresh.to(named[name].dtype)
+    return replace(inputs, weights=LayerWeights.from_named(named))
 
 
 def _hidden(case: LayerCase) -> Tensor:
@@ -162,11 +166,9 @@ def _separate_scores(
     """Keep the indexer weights, out of a few draws, whose narrowest margin is widest."""
     names = ("indexer.wq_b", "indexer.weights_proj")
     best, widest = {name: named[name] for name in names}, -1.0
+    shapes = {name: tuple(named[name].shape) for name in names}
     for draw in range(_SEPARATION_DRAWS):
-        drawn = {
-            name: gaussian_weight(case.seed, f"{name} {draw}", name, tuple(best[name].shape))
-            for name in names
-        }
+        drawn = {name: gaussian_weight(case.seed, f"{name} {draw}", name, shapes[name]) for name in names}
         weights = LayerWeights.from_named(named | drawn)
         narrowest = min(_margin(hidden, document, weights, case.geometry) for document in documents)
         if narrowest > widest:

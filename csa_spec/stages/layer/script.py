@@ -42,7 +42,7 @@ class LayerScript(StageScript):
         return {**super().laws(), **more}
 
     def specification(self, task: Task) -> list[str] | None:
-        """Hold the output, or the selection shown with it, against the specification."""
+        """Compare the output, or the selection shown with it, with the specification."""
         if isinstance(task.failure, WrongSelection):
             return _selection(task)
         return super().specification(task)
@@ -53,12 +53,10 @@ class LayerScript(StageScript):
         That is padding, and queries with several valid selections but for the one that the failure names.
         """
         expected, place = task.trial.expected, task.failure.place
-        out = expected.out.clone()
+        out, allowed = expected.out.clone(), allowed_errors(expected)
         for document in expected.documents:
-            own = document.trace.context.document
-            out[own.row, own.columns] = document.trace.out
-        allowed = allowed_errors(expected)
-        document = None if place is None else document_at(expected, place.row, place.column)
+            document.outputs(out)[:] = document.trace.out
+        document = None if place is None else expected.document_at(place.row, place.column)
         if place is None or document is None:
             return out, allowed, False
         return by_selection(expected, document, place.t, (place.row, place.column), out, allowed)
@@ -95,7 +93,7 @@ class LayerScript(StageScript):
 
 
 def _agree(task: Task, first: str, second: str, what: str, cut: int | None = None) -> list[str]:
-    """Return the lines that hold two runs against each other, up to a column."""
+    """Return the lines that compare two runs up to a column."""
     expected = task.trial.expected
     allowed = 2 * allowed_errors(expected)[:, :cut]
     part = "" if cut is None else f"[:, :{cut}]"
@@ -104,9 +102,9 @@ def _agree(task: Task, first: str, second: str, what: str, cut: int | None = Non
 
 
 def _selection(task: Task) -> list[str] | None:
-    """Hold the selection that a layer shows against those that its scores allow."""
+    """Compare the selection that a layer shows with those that its scores allow."""
     place, plain_call = task.failure.place, task.subject.plain_call
-    document = None if place is None else document_at(task.trial.expected, place.row, place.column)
+    document = None if place is None else task.trial.expected.document_at(place.row, place.column)
     if place is None or document is None or not plain_call or document.choices[place.t].count > _FEW:
         return None
     valid = sorted(map(sorted, document.choices[place.t].selections()))
@@ -119,24 +117,13 @@ def _selection(task: Task) -> list[str] | None:
     ]
 
 
-def document_at(expected: Expected, row: int, column: int) -> ExpectedDocument | None:
-    """Return the document that a token is of; None at padding."""
-    for document in expected.documents:
-        own = document.trace.context.document
-        if own.row == row and own.begin <= column < own.begin + own.length:
-            return document
-    return None
-
-
 def allowed_errors(expected: Expected) -> Tensor:
     """Return allowed errors, ``[B, S, hidden]``: any at padding and where several selections are valid."""
     allowed = torch.full_like(expected.out, torch.inf)
     for document in expected.documents:
-        own = document.trace.context.document
-        allowed[own.row, own.columns] = document.budgets.out
-        for t, choice in enumerate(document.choices):
-            if choice.ambiguous:
-                allowed[own.row, own.begin + t] = torch.inf
+        part = document.outputs(allowed)
+        part[:] = document.budgets.out
+        part[document.ambiguous] = torch.inf
     return allowed
 
 

@@ -67,8 +67,10 @@ _RULES = {
     LayerKind.HCA: ("compress_ratio", "window"),
     LayerKind.SLIDING: ("window",),
 }
-_SIZES = ("heads", "head_dim", "rope_dim", "hidden", "index_heads", "index_head_dim", "q_lora_rank", "o_groups",
-          "o_lora_rank")  # fmt: skip
+_SIZES = (
+    *("heads", "head_dim", "rope_dim", "hidden", "index_heads", "index_head_dim"),
+    *("q_lora_rank", "o_groups", "o_lora_rank"),
+)
 
 
 def _smaller_rules(case: LayerCase) -> Iterator[LayerCase]:
@@ -80,8 +82,12 @@ def _smaller_rules(case: LayerCase) -> Iterator[LayerCase]:
 
 def _fewer_heads(case: LayerCase) -> Iterator[LayerCase]:
     for heads in range(1, case.heads):
-        groups = case.o_groups if heads % case.o_groups == 0 else 1
-        yield from _with(case, heads=heads, o_groups=groups)
+        yield from _with(case, **_of_heads(case, heads))
+
+
+def _of_heads(case: LayerCase, heads: int) -> dict[str, int]:
+    """Return so many heads, in as many groups as before where that is possible."""
+    return {"heads": heads, "o_groups": case.o_groups if heads % case.o_groups == 0 else 1}
 
 
 def _smaller_sizes(case: LayerCase) -> Iterator[LayerCase]:
@@ -123,18 +129,15 @@ def _fewer_tokens(case: LayerCase) -> Iterator[LayerCase]:
 def _smaller_blocks(case: LayerCase) -> Iterator[LayerCase]:
     """As many blocks, of fewer tokens each."""
     m = case.compress_ratio
+
+    def shorter(row: Row, ratio: int) -> Row:
+        lengths = [length // m * ratio + min(length % m, ratio - 1) or 1 for length in row.lengths]
+        return replace(row, lengths=tuple(lengths))
+
     for ratio in range(1, m if case.kind is not LayerKind.SLIDING else 1):
-        rows = tuple(
-            replace(
-                row,
-                lengths=tuple(
-                    length // m * ratio + min(length % m, ratio - 1) or 1 for length in row.lengths
-                ),
-            )
-            for row in case.rows
-        )
+        rows = tuple(shorter(row, ratio) for row in case.rows)
         for window in {case.window, min(case.window, ratio)}:
-            yield from (replace(one, rows=rows) for one in _with(case, compress_ratio=ratio, window=window))
+            yield from _with(case, compress_ratio=ratio, window=window, rows=rows)
 
 
 def _shortened(row: Row) -> Iterator[Row]:
@@ -146,7 +149,8 @@ def _shortened(row: Row) -> Iterator[Row]:
 def _every_smaller_shape(case: LayerCase) -> Iterator[LayerCase]:
     """Every smaller shape, each with a few seeds: a seed that fails here may pass there.
 
-    A length can cost a larger rule: what shows in a window of one token after four shows in one of two after two.
+    A length can cost a larger rule: what shows in a window of one token after four shows in one of two after
+    two.
     """
     shapes = sorted(itertools.islice(_smaller_shapes(case), _MOST_SHAPES), key=lambda smaller: smaller.shape)
     for seed in range(max(2, min(SEEDS, _SWEEP // max(1, len(shapes))))):
@@ -159,11 +163,9 @@ def _smaller_shapes(case: LayerCase) -> Iterator[LayerCase]:
         if longest > _FEW_TOKENS:
             continue
         for rules in _rules_for(case, longest, max(length for row in case.rows for length in row.lengths)):
+            changes = dict(zip(("compress_ratio", "top_k", "window"), rules, strict=True))
             for heads in sorted({1, 2, case.heads}):
-                groups = case.o_groups if heads % case.o_groups == 0 else 1
-                changes = dict(zip(("compress_ratio", "top_k", "window"), rules, strict=True))
-                for smaller in _with(case, heads=heads, o_groups=groups, **changes):
-                    smaller = replace(smaller, rows=rows)
+                for smaller in _with(case, **_of_heads(case, heads), **changes, rows=rows):
                     if smaller.shape < case.shape:
                         yield smaller
 
@@ -174,7 +176,7 @@ def _no_longer(row: Row) -> Iterator[Row]:
 
 
 def _rules_for(case: LayerCase, length: int, before: int) -> Iterator[tuple[int, int, int]]:
-    """Yield m, k and W for a shorter document; what no query can tell from a smaller rule only if it was so before."""
+    """Yield m, k and W for a shorter document; rules beyond its length only if they were so before."""
     m, k, window = case.compress_ratio, case.top_k, case.window
     spare = int(window > before)
     for fewer in range(1, length + spare + 1):

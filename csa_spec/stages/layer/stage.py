@@ -1,9 +1,16 @@
 """The stage ``layer``: a whole attention layer, batched.
 
 ``layer(hidden [B,S,E], weights, geometry, positions [B,S], documents [B,S]) -> out [B,S,E]``
+
+Hidden states come after the layer's input norm; ``weights`` (:class:`csa_spec.LayerWeights`) have their
+dtype, and so has the output. Positions are int64, absolute and 0-based. Documents are int64 too: tokens with
+the same number in a row are one document, attended alone; -1 is padding. Source: the official ``Attention``
+of ``inference/model.py``, rule by rule in :mod:`csa_spec.spec`.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from csa_spec.engine.stage import LIMITS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.spec import LayerKind
@@ -30,6 +37,9 @@ TITLES = {
 }
 
 
+_law: partial[Check[LayerTrial]] = partial(Check, two_runs=True)
+
+
 class _LayerStage(Stage[LayerCase, LayerTrial]):
     def subject(self, variant: str) -> str:
         """Return the layer kind alone: a layer is what most people check."""
@@ -43,28 +53,12 @@ LAYER = _LayerStage(
     trial=LayerTrial,
     checks=(
         Check("specification", "output matches the specification", matches_specification, law=False),
-        Check(
-            "future",
-            "future tokens do not change earlier outputs",
-            future_tokens_do_not_matter,
-            two_runs=True,
-        ),
-        Check("rows", "rows do not change each other", rows_do_not_interact, two_runs=True),
-        Check("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough, two_runs=True),
-        Check(
-            "batch-order",
-            "permuting the batch permutes the output",
-            batch_order_does_not_matter,
-            two_runs=True,
-        ),
+        _law("future", "future tokens do not change earlier outputs", future_tokens_do_not_matter),
+        _law("rows", "rows do not change each other", rows_do_not_interact),
+        _law("prefix", "a prefix gives the same outputs as the whole", prefix_is_enough),
+        _law("batch-order", "permuting the batch permutes the output", batch_order_does_not_matter),
         *SIDE_EFFECTS,
-        Check(
-            "weights",
-            "every weight matters where it should",
-            every_weight_matters,
-            costly=True,
-            two_runs=True,
-        ),
+        _law("weights", "every weight matters where it should", every_weight_matters, costly=True),
         gradients_check(gradients_of_a_layer_match),
         LIMITS,
     ),

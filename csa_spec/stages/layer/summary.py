@@ -1,4 +1,4 @@
-"""Which queries of a layer are wrong, and what is wrong with what they depend on, in one to three sentences."""
+"""Which queries of a layer are wrong, and what is wrong with what they depend on: up to three sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
-from csa_spec.spec import SPEC, Geometry, answer_query
+from csa_spec.spec import SPEC, Geometry
 from csa_spec.stages.layer.expected import ExpectedDocument
 
 if TYPE_CHECKING:
@@ -28,18 +28,9 @@ def summary(trial: LayerTrial, failure: Failure) -> list[str]:
 
     A failure without matrices of dependence is given them.
     """
-    document = None if failure.place is None else _document(trial, failure)
+    place = failure.place
+    document = None if place is None else trial.expected.document_at(place.row, place.column)
     return [] if document is None else _of_document(trial, failure, document)
-
-
-def _document(trial: LayerTrial, failure: Failure) -> ExpectedDocument | None:
-    """Return the document that a failure is about."""
-    assert failure.place is not None
-    for document in trial.expected.documents:
-        place = document.trace.context.document
-        if place.row == failure.place.row and 0 <= failure.place.column - place.begin < place.length:
-            return document
-    return None
 
 
 def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument) -> list[str]:
@@ -49,15 +40,14 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
             failure.dependence = trial.dependence(document)
     except Failure as again:  # it does not answer every time
         return [str(again)]
-    place = document.trace.context.document
-    got = output[place.row, place.columns]
+    got = document.outputs(output)
     ratios = error_ratios(got, document.trace.out, document.budgets.out).amax(1)
     wrong = [t for t, ratio in enumerate(ratios.tolist()) if ratio > 1 and not document.choices[t].ambiguous]
     if not wrong:
         return [f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}"]
     told = failure.place.t if failure.place is not None and failure.place.t in wrong else wrong[0]
-    right = place.length - len(wrong)
-    where = f"{_queries(wrong)} of row {place.row} {'is' if len(wrong) == 1 else 'are'} wrong"
+    right = len(got) - len(wrong)
+    where = f"{_queries(wrong)} of row {document.span.row} {'is' if len(wrong) == 1 else 'are'} wrong"
     if right:
         where += ", the other is right" if right == 1 else f", the other {right} are right"
     other = _other_selection(trial, document, told, got)
@@ -80,20 +70,20 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
 def _other_selection(
     trial: LayerTrial, document: ExpectedDocument, t: int, got: torch.Tensor
 ) -> list[int] | None:
-    """Return the set of entries with which the specification gives what the candidate gave, if there is one alone."""
-    context, count = document.trace.context, len(document.trace.context.entries)
+    """Return the only set of entries that would explain the candidate's answer; None if there are others."""
+    count = len(document.trace.context.entries)
     if not 0 < count <= _MOST_ENTRIES:
         return None
-    expected, found = trial.expected, []
+    explaining = []
     right = sorted(document.trace.queries[t].selection)
     for size in range(count + 1):
-        for chosen in itertools.combinations(range(count), size):
-            if list(chosen) == right:
+        for chosen in map(list, itertools.combinations(range(count), size)):
+            if chosen == right:
                 continue
-            answer = answer_query(t, context, expected.weights, expected.geometry, selection=chosen)
-            if float(error_ratios(got[t], answer.out, 2 * document.budgets.out[t]).max()) <= 1:
-                found.append(list(chosen))
-    return found[0] if len(found) == 1 else None
+            out = trial.expected.answer(document, t, chosen).out
+            if float(error_ratios(got[t], out, 2 * document.budgets.out[t]).max()) <= 1:
+                explaining.append(chosen)
+    return explaining[0] if len(explaining) == 1 else None
 
 
 def _sight(dependence: Dependence | None, geometry: Geometry, document: ExpectedDocument) -> list[str]:
@@ -120,15 +110,13 @@ def _sight(dependence: Dependence | None, geometry: Geometry, document: Expected
 
 def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: ExpectedDocument) -> str:
     """Name the entries that tokens are part of, unless the query sees the tokens in its window."""
-    outside = [token for token in tokens if token not in document.trace.queries[t].window]
-    found = [
-        s
-        for s in range(len(document.trace.context.entries))
-        if any(
-            one.token in outside for one in SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
-        )
-    ]
-    return f" (of {_entries(found)})" if found else ""
+    outside = {token for token in tokens if token not in document.trace.queries[t].window}
+    entries = []
+    for s in range(len(document.trace.context.entries)):
+        pooled = SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)
+        if any(token.token in outside for token in pooled):
+            entries.append(s)
+    return f" (of {_entries(entries)})" if entries else ""
 
 
 def _queries(ts: list[int]) -> str:
@@ -144,12 +132,12 @@ def _tokens(tokens: list[int]) -> str:
     return _named("token", "tokens", tokens)
 
 
-def _named(one: str, many: str, numbers: list[int]) -> str:
+def _named(noun: str, many: str, numbers: list[int]) -> str:
     """Return e.g. ``entry 0``, ``tokens 2 to 5`` or ``no entry``."""
     if not numbers:
-        return f"no {one}"
+        return f"no {noun}"
     if len(numbers) == 1:
-        return f"{one} {numbers[0]}"
+        return f"{noun} {numbers[0]}"
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{many} {numbers[0]} to {numbers[-1]}"
     return f"{many} {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

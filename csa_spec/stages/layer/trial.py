@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -72,7 +73,7 @@ class LayerTrial(Trial[LayerCase]):
         return self._settled(self.ask(inputs.arguments(self.case.geometry)))
 
     def judge(self, answer: Answer) -> Tally:
-        """Hold the output against the specification; say no more than that it is wrong."""
+        """Compare the output with the specification; say no more than that it is wrong."""
         tally, mismatch = compare(self.expected, self._settled(answer))
         if mismatch is not None:
             raise WrongNumbers(
@@ -92,11 +93,8 @@ class LayerTrial(Trial[LayerCase]):
 
     def place(self, row: int, column: int) -> Place | None:
         """Return the name of a query; None at padding."""
-        for document in self.expected.documents:
-            place = document.trace.context.document
-            if place.row == row and 0 <= column - place.begin < place.length:
-                return Place(row, column, column - place.begin)
-        return None
+        document = self.expected.document_at(row, column)
+        return None if document is None else document.place(column - document.span.begin)
 
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification."""
@@ -114,9 +112,8 @@ class LayerTrial(Trial[LayerCase]):
         """Yield the documents."""
         outs = [_wide(main_output(answer), (None, None, None)) for answer in answers]
         for document in self.expected.documents:
-            place = document.trace.context.document
             yield Part(
-                tuple(out[place.row, place.columns] for out in outs),
+                tuple(document.outputs(out) for out in outs),
                 document.trace.out,
                 document.budgets.out,
                 torch.tensor([choice.ambiguous for choice in document.choices]),
@@ -150,31 +147,30 @@ class LayerTrial(Trial[LayerCase]):
 
     def dependence(self, document: ExpectedDocument) -> Dependence | None:
         """Probe which output depends on which token of a document; None where it is too long."""
-        context, place = document.trace.context, document.trace.context.document
-        if place.length > LONGEST:
+        context, span = document.trace.context, document.span
+        if span.length > LONGEST:
             return None
-        fresh = fresh_tokens(self.case, self.inputs, "probe")
+        fresh = document.outputs(fresh_tokens(self.case, self.inputs, "probe"))
         # A perturbation must move an output by more than both runs may be off together.
         threshold = 2 * document.budgets.out
 
         def candidate_out(token: int | None, sign: int) -> Tensor:
             hidden = self.inputs.hidden.clone()
             if token is not None:
-                hidden[place.row, place.begin + token] = sign * fresh[place.row, place.begin + token]
-            changed = Inputs(hidden, self.inputs.weights, self.inputs.positions, self.inputs.documents)
-            return self.run(changed).out[place.row, place.columns]
+                hidden[span.row, span.begin + token] = sign * fresh[token]
+            return document.outputs(self.run(replace(self.inputs, hidden=hidden)).out)
 
         def spec_out(token: int | None, sign: int) -> Tensor:
             hidden = context.hidden.clone()
             if token is not None:
-                hidden[token] = sign * fresh[place.row, place.begin + token].double()
-            return attend_document(hidden, place, self.expected.weights, self.case.geometry).out
+                hidden[token] = sign * fresh[token].double()
+            return attend_document(hidden, span, self.expected.weights, self.case.geometry).out
 
         return Dependence(
             allowed_tokens(document.trace, self.case.geometry),
             # Only what moves the specification clearly is needed of a candidate.
-            probe(place.length, spec_out, 4 * threshold),
-            probe(place.length, candidate_out, threshold),
+            probe(span.length, spec_out, 4 * threshold),
+            probe(span.length, candidate_out, threshold),
         )
 
 

@@ -22,7 +22,7 @@ class ScoreValues(StrEnum):
     EQUAL = "equal"
     """All scores of a query are the same"""
     LOW_BITS = "low-bits"
-    """Neighbouring numbers of the dtype: a radix selection that looks at the high bits first sees one bucket"""
+    """Neighbouring numbers of the dtype: all in one bucket of a radix selection by the high bits"""
     NAN = "nan"
     """Some of those that the query sees are NaN"""
     MINUS_INF = "minus-inf"
@@ -78,12 +78,8 @@ def _scores(case: SelectCase, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     if case.values is ScoreValues.INTEGERS:
         return choice(case.seed, "scores", shape, (-1.0, 0.0, 1.0, 2.0)).to(dtype)
     if case.values is ScoreValues.EQUAL:
-        return (
-            choice(case.seed, "equal", shape[:2], (-1.0, 1.0, 2.0))
-            .to(dtype)[..., None]
-            .expand(shape)
-            .clone()
-        )
+        equal = choice(case.seed, "equal", shape[:2], (-1.0, 1.0, 2.0)).to(dtype)
+        return equal[..., None].expand(shape).clone()
     if case.values is ScoreValues.LOW_BITS:
         steps = torch.randint(0, 256, shape, generator=generator(case.seed, "steps")).double()
         return (1 + steps * torch.finfo(dtype).eps).to(dtype)

@@ -15,7 +15,7 @@ class SelectScript(StageScript):
     """The rules of a selection, since any choice among equal scores is right."""
 
     def right(self, task: Task) -> list[str]:
-        """Return the lines that hold ``got`` against the rules."""
+        """Return the lines that compare ``got`` with the rules."""
         trial = task.trial
         shape, dtypes, _ = trial.form(trial.arguments)
         lines = form(shape, dtypes, task.failure) if has_wrong_form(task.failure) else []
@@ -60,11 +60,9 @@ def _right_picks(trial: SelectTrial) -> torch.Tensor:
     """Return what the specification selects, ``[B, S, k]``, with -1 at the end."""
     case = trial.case
     right = torch.full((case.rows, case.queries, case.top_k), -1)
-    for b in range(case.rows):
-        for t in range(case.queries):
-            visible = trial.visible(b, t)
-            scores = trial.arguments["scores"][b, t, :visible].tolist()
-            numbers = [-torch.inf if score != score else score for score in scores]
-            picks = sorted(SPEC.select(range(visible), numbers, case.top_k))
-            right[b, t, : len(picks)] = torch.tensor(picks, dtype=torch.long)
+    for b, t in trial.places:
+        visible = trial.visible(b, t)
+        scores = trial.arguments["scores"][b, t, :visible].nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        picks = sorted(SPEC.select(range(visible), scores.tolist(), case.top_k))
+        right[b, t, : len(picks)] = torch.tensor(picks, dtype=torch.long)
     return right

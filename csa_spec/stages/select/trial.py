@@ -1,8 +1,8 @@
-"""How an answer of ``select`` is judged: by the rules of a selection, since among equal scores any choice is right."""
+"""How an answer of ``select`` is judged: by rules, since among equal scores any choice is right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import SPEC
+from csa_spec.stages.kinds import kinds_of
 from csa_spec.stages.select.case import SelectCase, make_select_inputs
 
 
@@ -63,16 +64,25 @@ class SelectTrial(Trial[SelectCase]):
         position = int(self.arguments["positions"][b, t])
         return min(self.case.entries, len(SPEC.visible_entries(position, self.case.compress_ratio)))
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Row and number of every query."""
+        return [(b, t) for b in range(self.case.rows) for t in range(self.case.queries)]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many entries each query sees."""
+        return [self.visible(b, t) for b, t in self.places]
+
     def judge(self, answer: Answer) -> Tally:
-        """Hold the picks of every query against the rules."""
+        """Compare the picks of every query with the rules."""
         picks, tally = self.relevant(answer), Tally(queries=self.queries)
-        for b in range(self.case.rows):
-            for t in range(self.case.queries):
-                visible = self.visible(b, t)
-                wrong = self._wrong(picks[b, t], b, t, visible)
-                if wrong is not None:
-                    raise self._failure(wrong, b, t, picks, visible)
-                tally.ambiguous += self._tie(b, t, visible)
+        for b, t in self.places:
+            visible = self.visible(b, t)
+            wrong = self._wrong(picks[b, t], b, t, visible)
+            if wrong is not None:
+                raise self._failure(wrong, b, t, picks, visible)
+            tally.ambiguous += self.tie(b, t)
         return tally
 
     def same(self, first: Answer, second: Answer) -> bool:
@@ -85,47 +95,18 @@ class SelectTrial(Trial[SelectCase]):
 
     def _ranks(self, answer: Answer) -> list[list[tuple[float, float]]]:
         """Return what each query selects, in no order, by scores where they have one."""
-        picks, ranks = self.relevant(answer), []
-        for b in range(picks.shape[0]):
-            for t in range(picks.shape[1]):
-                visible = self.visible(b, t)
-                listed = [self._rank(s, b, t, visible) for s in picks[b, t].tolist() if s != -1]
-                ranks.append(sorted(listed))
-        return ranks
+        picks = self.relevant(answer)
+        return [sorted(self._rank(s, b, t) for s in picks[b, t].tolist() if s != -1) for b, t in self.places]
 
-    def _rank(self, s: int, b: int, t: int, visible: int) -> tuple[float, float]:
-        if not 0 <= s < visible:
+    def _rank(self, s: int, b: int, t: int) -> tuple[float, float]:
+        if not 0 <= s < self.visible(b, t):
             return (1.0, float(s))
         score = float(self.arguments["scores"][b, t, s])
         return (0.0, score) if score == score else (2.0, 0.0)  # a NaN has no rank
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        case, found = self.case, set(self.case.regime)
-        counts = [self.visible(b, t) for b in range(case.rows) for t in range(case.queries)]
-        if case.rows > 1:
-            found.add("several rows")
-        if case.queries > 1:
-            found.add("several queries")
-        if case.entries == 0:
-            found.add("no entries")
-        if case.top_k == 0:
-            found.add("top_k of 0")
-        if case.top_k > case.entries:
-            found.add("top_k over the number of entries")
-        if any(count == 0 < case.entries for count in counts):
-            found.add("a query that sees nothing")
-        if any(0 < case.top_k < count for count in counts):
-            found.add("truncated top-k")
-        if any(0 < count <= case.top_k for count in counts):
-            found.add("everything visible selected")
-        if any(0 < count < case.entries for count in counts):
-            found.add("entries after the query")
-        if any(self._tie(b, t, self.visible(b, t)) for b in range(case.rows) for t in range(case.queries)):
-            found.add("tie across k")
-        if case.entries > 65_536:
-            found.add("more than 65536 entries")
-        return found
+        return kinds_of(self, KINDS)
 
     def _wrong(self, listed: Tensor, b: int, t: int, visible: int) -> Found | None:
         """Return which rule a query's list breaks."""
@@ -141,12 +122,8 @@ class SelectTrial(Trial[SelectCase]):
             return PickedTwice, {"entry": int(counts.argmax()), "times": int(counts.max())}
         wanted = min(case.top_k, visible)
         if len(picks) != wanted:
-            return WrongCount, {
-                "count": len(picks),
-                "top_k": case.top_k,
-                "visible": visible,
-                "wanted": wanted,
-            }
+            facts = {"count": len(picks), "top_k": case.top_k, "visible": visible, "wanted": wanted}
+            return WrongCount, facts
         taken = torch.zeros(case.entries, dtype=torch.bool)
         taken[picks] = True
         return self._wrong_by_score(taken[:visible], self.arguments["scores"][b, t, :visible].double())
@@ -170,9 +147,10 @@ class SelectTrial(Trial[SelectCase]):
                 return TieNotLowestFirst, {"selected": int(later[-1]), "left_out": int(earlier[0])}
         return None
 
-    def _tie(self, b: int, t: int, visible: int) -> bool:
-        """Whether there is more than one right choice."""
-        scores, k = self.arguments["scores"][b, t, :visible], self.case.top_k
+    def tie(self, b: int, t: int) -> bool:
+        """Whether a query has more than one right choice."""
+        visible, k = self.visible(b, t), self.case.top_k
+        scores = self.arguments["scores"][b, t, :visible]
         if not 0 < k < visible:
             return False
         ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
@@ -191,8 +169,24 @@ class SelectTrial(Trial[SelectCase]):
             got=[float(s) for s in picks],
             answer=answer,
             context=(
-                f"the query             position {position}, sees {first_entries(visible)}, selects {top_k} at most",
+                f"the query             position {position}, sees {first_entries(visible)}, "
+                f"selects {top_k} at most",
                 f"scores                [{shown}]",
             ),
             **facts,
         )
+
+
+KINDS: dict[str, Callable[[SelectTrial], bool]] = {
+    "several rows": lambda trial: trial.case.rows > 1,
+    "several queries": lambda trial: trial.case.queries > 1,
+    "no entries": lambda trial: trial.case.entries == 0,
+    "top_k of 0": lambda trial: trial.case.top_k == 0,
+    "top_k over the number of entries": lambda trial: trial.case.top_k > trial.case.entries,
+    "a query that sees nothing": lambda trial: any(n == 0 < trial.case.entries for n in trial.counts),
+    "truncated top-k": lambda trial: any(0 < trial.case.top_k < n for n in trial.counts),
+    "everything visible selected": lambda trial: any(0 < n <= trial.case.top_k for n in trial.counts),
+    "entries after the query": lambda trial: any(0 < n < trial.case.entries for n in trial.counts),
+    "tie across k": lambda trial: any(trial.tie(b, t) for b, t in trial.places),
+    "more than 65536 entries": lambda trial: trial.case.entries > 65_536,
+}
