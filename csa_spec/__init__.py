@@ -1,4 +1,4 @@
-"""An executable specification of DeepSeek-V4's attention, and a suite that holds implementations against it.
+"""An executable specification of DeepSeek-V4's attention, and a suite that tests implementations against it.
 
 >>> import csa_spec
 >>> report = csa_spec.check("transformers", profile="smoke")  # doctest: +SKIP
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csa_spec.checking import check, check_case
-    from csa_spec.engine.case import CaseError
+    from csa_spec.engine.case import Case, CaseError
     from csa_spec.engine.failures import Failure
     from csa_spec.engine.results import Report, Verdict
     from csa_spec.plug.candidate import Candidate, CandidateError
-    from csa_spec.plug.capabilities import Capabilities
+    from csa_spec.plug.capabilities import AllBut, Capabilities
     from csa_spec.resolving import UsageError
     from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
     from csa_spec.stages import parse_case
@@ -67,7 +67,7 @@ _HOMES = {name: home for home, names in _IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: the pytest plugin lives in this package, and must not cost every session torch."""
+    """Import a name when it is used: the pytest plugin is in this package, and must not import torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

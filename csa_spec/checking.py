@@ -46,7 +46,7 @@ def check(
     progress: Progress = lambda result: None,
     **stages: Any,
 ) -> Report:
-    """Hold a candidate against the specification and the laws.
+    """Compare a candidate with the specification, and check what must hold without it.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def check(
         ``"package.module:object"``, a function, or an object or module with stages as attributes (see
         ``docs/stages.md``).
     stage
-        Which of the candidate's stages, or ``all`` that it offers. A bare function is this stage; a layer, where
-        nothing is said.
+        Which of the candidate's stages, or ``all`` that it offers. A bare function is this stage; with
+        ``all`` it is the stage that it is named after, else a layer.
     layer
         Layer kinds, for stages that have some: ``csa``, ``hca``, ``sliding`` or ``all``.
     profile
@@ -72,13 +72,13 @@ def check(
     time_limit
         Seconds for one call of an isolated candidate.
     known
-        A TOML file of known issues (see :mod:`csa_spec.engine.known_issues`), beside those that the candidate
-        declares itself.
+        A TOML file of known issues (see :mod:`csa_spec.engine.known_issues`), beside those that the
+        candidate declares itself.
     progress
         Called after each case.
     stages
-        Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of a
-        candidate. The names are those of :data:`csa_spec.stages.STAGES`.
+        Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of
+        a candidate. The names are those of :data:`csa_spec.stages.STAGES`.
 
     Raises
     ------
@@ -89,17 +89,17 @@ def check(
     """
     begin = time.perf_counter()
     amounts = resolve_profile(profile)
-    found = _resolve(candidate, stages, stage)
-    resolve_stages(stage, found)
+    resolved = _resolve(candidate, stages, stage)
+    resolve_stages(stage, resolved)
     resolve_kinds(layer)
     if known is not None:
-        found = with_known_issues(found, known)
+        resolved = with_known_issues(resolved, known)
     if isolate:
-        found = isolated(found, candidate, stage, time_limit)
+        resolved = isolated(resolved, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
     results, missing, left_out, known_issues = [], {}, {}, []
     try:
-        targets, declined = make_targets(found, stage, layer, dtypes, device, amounts, seed)
+        targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
         for target in targets:
             failed = False
             for each in target.checks:
@@ -113,11 +113,11 @@ def check(
             if target.dtype == dtypes[0]:
                 known_issues += target.known_issues()
     finally:
-        if isinstance(found.caller, WorkerCaller):
-            found.caller.close()
-    environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **found.environment}
+        if isinstance(resolved.caller, WorkerCaller):
+            resolved.caller.close()
+    environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment}
     return Report(
-        candidate=found.name,
+        candidate=resolved.name,
         environment=environment,
         profile=profile,
         dtypes=dtypes,
@@ -133,7 +133,7 @@ def check(
 
 
 def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
-    """Try one case, as a failure report prints it; say nothing if the candidate is right.
+    """Run one case, as a failure report prints it; return if the candidate passes.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     case
         A case, or its one line.
     check
-        Name of the check: ``specification``, or that of a law.
+        Name of the check, one of those of the case's stage.
 
     Raises
     ------
@@ -151,35 +151,35 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     """
     parsed = parse_case(case) if isinstance(case, str) else case
     stage = stage_of(parsed)
-    found = resolve_candidate(candidate, stage.name)
-    resolve_stages(stage.name, found)
-    names = {one.name: one for one in stage.checks}
+    resolved = resolve_candidate(candidate, stage.name)
+    resolve_stages(stage.name, resolved)
+    names = {known.name: known for known in stage.checks}
     if check not in names:
         raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
-    modes = found.modes(stage.name)
+    modes = resolved.modes(stage.name)
     if parsed.mode not in modes:
         raise UsageError(
-            f"{found.name} has no mode {parsed.mode!r}; choose from {', '.join(map(repr, modes))}"
+            f"{resolved.name} has no mode {parsed.mode!r}; choose from {', '.join(map(repr, modes))}"
         )
     resolve_device(parsed.device)
-    reason = unsupported(found, stage, parsed.dtype, parsed.device)
+    reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:
         raise UsageError(reason)
     with one_thread():
         try:
-            if names[check].run(stage.trial(found, parsed)) is None:
-                raise UsageError(f"check {check!r} does not apply to this case")
+            if names[check].run(stage.trial(resolved, parsed)) is None:
+                raise UsageError(
+                    f"check {check!r} does not apply to this case; choose another check or another case"
+                )
         except Failure as failure:
-            failure.diagnosis = diagnose(found, names[check], failure)
-            failure.add_note("\n" + describe(failure, found.name, check))
+            failure.diagnosis = diagnose(resolved, names[check], failure)
+            failure.add_note("\n" + describe(failure, resolved.name, check))
             raise
 
 
 def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:
     if (candidate is None) == (not single):
-        raise UsageError(
-            "give one candidate, or single stages such as attend=function, not both and not neither"
-        )
+        raise UsageError("give either one candidate, or single stages such as attend=function")
     if candidate is not None:
         return resolve_candidate(candidate, stage)
     return resolve_single(single)

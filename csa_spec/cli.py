@@ -1,7 +1,7 @@
 """The command ``csa-spec``.
 
-Exit codes of ``check``: 0 conformant, 1 not conformant, 2 the command or the candidate cannot be used as given (or
-the run is inconclusive), 3 internal error. ``vectors`` exits 0 only if every case agrees.
+Exit codes of ``check``: 0 conformant; 1 not conformant; 2 the command or the candidate cannot be used as
+given, or the run is inconclusive; 3 internal error. ``--help`` of each command has its own.
 """
 
 from __future__ import annotations
@@ -52,45 +52,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-_CANDIDATE = "a shipped name (transformers, gather, ...), an entry point's, or package.module:object"
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help lists what the registries hold: ``{stages}``, ``{dtypes}`` and so on."""
+
+    def format_help(self) -> str:
+        """Fill the lists in only where they are shown: to know them costs an import of torch."""
+        unfilled = [action for action in self._actions if action.help and "{" in action.help]
+        if unfilled:
+            from csa_spec.resolving import choices
+
+            lists = choices()
+            for action in unfilled:
+                action.help = str(action.help).format_map(lists)
+        return super().format_help()
+
+
+_CANDIDATE = "one of {candidates}; the name of an entry point; or package.module:object"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="csa-spec",
-        description="Hold DeepSeek-V4 attention implementations against an executable specification.",
+        description="Compare implementations of DeepSeek-V4's attention with an executable specification.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     check = commands.add_parser(
         "check",
         help="check an implementation",
-        description="Exit codes: 0 conformant, 1 not conformant, 2 cannot be used as given or inconclusive, "
-        "3 internal error.",
+        description="Check an implementation. Exit codes: 0 conformant; 1 not conformant; 2 the command or "
+        "the candidate cannot be used as given, or the run is inconclusive; 3 internal error.",
     )
     check.add_argument("candidate", metavar="CANDIDATE", help=_CANDIDATE)
     check.add_argument(
         "--stage",
         default="all",
         metavar="NAME",
-        help="one of the candidate's stages, or all that it offers (default); a bare function is this stage, or a "
-        "layer. An unknown name lists the stages",
+        help="{stages}, or all that the candidate offers (default). A bare function is the stage given "
+        "here, else the stage that it is named after, else a layer",
     )
-    check.add_argument("--layer", default="all", metavar="KIND", help="csa, hca, sliding or all (default)")
+    check.add_argument("--layer", default="all", metavar="KIND", help="{layers} or all (default)")
     check.add_argument(
-        "--profile", default="default", metavar="NAME", help="smoke, default, gpu or thorough"
+        "--profile",
+        default="default",
+        metavar="NAME",
+        help="{profiles}: how many cases are tried (default: default)",
     )
     check.add_argument(
         "--dtype",
         default="float32",
         metavar="NAME[,NAME]",
-        help="float32 (default), float64, bfloat16, float16",
+        help="{dtypes}: one or several (default: float32)",
     )
-    check.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
+    check.add_argument("--device", default="cpu", metavar="NAME", help="{devices} (default: cpu)")
     check.add_argument(
         "--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)"
     )
-    check.add_argument("--known", type=Path, metavar="FILE", help="known issues of the candidate, as TOML")
+    check.add_argument(
+        "--known", type=Path, metavar="FILE", help="a TOML file of the candidate's known issues"
+    )
     check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
     check.add_argument(
         "--time-limit",
@@ -101,63 +121,84 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the report as one HTML page with pictures too"
+        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
     )
     check.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write it as a comment for a pull request too"
+        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
     )
     check.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="write a bundle of every failure into this folder"
+        "--bundle", type=Path, metavar="DIR", help="write a bundle for each failure into this folder"
     )
     check.set_defaults(run=_check)
 
     again = commands.add_parser(
         "replay",
-        help="try the failures of bundles again",
-        description="Exit codes: 0 all are fixed, 1 something still fails or fails in another way, 2 a bundle could "
-        "not be decided.",
+        help="run the failing cases of bundles again",
+        description="Run the failing cases of bundles again. Exit codes: 0 all are fixed; 1 at least one "
+        "still fails, or fails in another way; 2 at least one could not be run.",
     )
     again.add_argument(
         "bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle, or a folder of bundles"
     )
     again.add_argument(
-        "--candidate", metavar="OTHER", help="whom to try in place of the candidate of each bundle"
+        "--candidate", metavar="OTHER", help="run this candidate in place of that of each bundle"
     )
     again.set_defaults(run=_replay)
 
     case = commands.add_parser(
-        "case", help="try one case", description="Try one case, written as a failure report prints it."
+        "case",
+        help="run one case",
+        description="Run one case, written as a failure report prints it. Exit codes: 0 it passes; 1 it "
+        "fails; 2 the case or the candidate cannot be used as given.",
     )
     case.add_argument("candidate", metavar="CANDIDATE", help=_CANDIDATE)
     case.add_argument("case", metavar="CASE", help="the case, one line in quotes")
     case.add_argument(
-        "--check", default="specification", metavar="NAME", help="specification, or the name of a law"
+        "--check",
+        default="specification",
+        metavar="NAME",
+        help="one of the checks of the case's stage (default: specification). Of all stages: {checks}",
     )
     case.set_defaults(run=_case)
 
     selftest = commands.add_parser(
         "selftest",
-        help="put the suite itself to the test: it must find every known bug and pass right candidates",
-        description="Exit codes: 0 every bug that is not equivalent is found and right candidates pass, "
-        "1 otherwise, 2 cannot be used as given.",
+        help="test the suite itself: it must find every known bug, and right candidates must pass",
+        description="Run every known bug as a candidate, and right candidates on the same cases. Exit "
+        "codes: 0 every bug is found, but for those marked as equivalent, and right candidates pass; 1 "
+        "otherwise; 2 the command cannot be used as given.",
     )
-    selftest.add_argument("--profile", default="default", metavar="NAME", help="smoke or default (default)")
+    selftest.add_argument(
+        "--profile",
+        default="default",
+        metavar="NAME",
+        help="{profiles}: how many cases are tried (default: default)",
+    )
     selftest.add_argument(
         "--seeds", default="0", metavar="N,N,...", help="seeds of the drawn cases (default 0)"
     )
     selftest.add_argument(
-        "--jobs", default=os.cpu_count() or 1, type=int, metavar="N", help="processes (all cores)"
+        "--jobs",
+        default=os.cpu_count() or 1,
+        type=int,
+        metavar="N",
+        help="processes (default: one per core)",
     )
     selftest.add_argument(
-        "--bug", action="append", default=[], metavar="NAME", help="this bug only; may be repeated"
+        "--bug",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run only this bug; may be given several times",
     )
     selftest.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown too")
     selftest.set_defaults(run=_selftest)
 
     vectors = commands.add_parser(
         "vectors",
-        help="hold the specification against recorded figures",
-        description="Exit codes: 0 every case agrees, 1 some do not, 2 the folder cannot be used.",
+        help="compare the specification with recorded figures",
+        description="Compare the specification, or an attention core, with recorded figures. Exit codes: "
+        "0 every case agrees; 1 at least one does not; 2 the folder or the candidate cannot be used.",
     )
     vectors.add_argument(
         "folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files"
@@ -165,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     vectors.add_argument(
         "--attend",
         metavar="CANDIDATE",
-        help="hold a candidate's attend against the figures in place of the specification",
+        help="compare this candidate's attend with the figures in place of the specification",
     )
     vectors.set_defaults(run=_vectors)
     return parser
@@ -177,9 +218,9 @@ def _check(options: argparse.Namespace) -> int:
     from csa_spec.resolving import UsageError, resolve_candidate
 
     for name in ("json", "html", "markdown"):
-        _hold_writable(f"--{name}", getattr(options, name))
+        _require_writable(f"--{name}", getattr(options, name))
     if options.bundle is not None and options.bundle.exists() and not options.bundle.is_dir():
-        raise UsageError(f"--bundle: {options.bundle} is not a folder")
+        raise UsageError(f"--bundle: {options.bundle} is not a folder; name a folder, or one to make")
     line = ProgressLine()
     try:
         report = check(
@@ -217,14 +258,14 @@ def _replay(options: argparse.Namespace) -> int:
     return exit_code(replayed)
 
 
-def _hold_writable(option: str, path: Path | None) -> None:
-    """Complain of a file that cannot be written before the work is done."""
+def _require_writable(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work is done."""
     from csa_spec.resolving import UsageError
 
     if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: there is no folder {path.absolute().parent}")
+        raise UsageError(f"{option}: there is no folder {path.absolute().parent}; make it first")
     if path is not None and path.exists() and not path.is_file():
-        raise UsageError(f"{option}: {path} is not a file")
+        raise UsageError(f"{option}: {path} is not a file; name another")
 
 
 def _write(report: Report, options: argparse.Namespace) -> None:
@@ -267,25 +308,27 @@ def _selftest(options: argparse.Namespace) -> int:
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
-        raise UsageError(f"--seeds takes whole numbers separated by commas, not {options.seeds!r}") from None
+        raise UsageError(
+            f"--seeds takes whole numbers separated by commas, not {options.seeds!r}; write e.g. 0,1,2"
+        ) from None
     if options.jobs < 1:
-        raise UsageError("--jobs must be at least 1")
-    _hold_writable("--markdown", options.markdown)
+        raise UsageError(f"--jobs must be at least 1, not {options.jobs}")
+    _require_writable("--markdown", options.markdown)
     line = ProgressLine()
     try:
-        found = selftest(
+        outcome = selftest(
             options.bug,
             options.profile,
             seeds,
             options.jobs,
-            lambda done, total: line.say(f"{done} of {total} pieces of work done"),
+            lambda done, total: line.say(f"{done} of {total} parts done"),
         )
     finally:
         line.clear()
     if options.markdown is not None:
-        write_text(options.markdown, as_markdown(found, " ".join(["csa-spec", *sys.argv[1:]])))
-    print(as_text(found))
-    return 0 if found.passed else 1
+        write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
+    print(as_text(outcome))
+    return 0 if outcome.passed else 1
 
 
 def _vectors(options: argparse.Namespace) -> int:
@@ -297,16 +340,18 @@ def _vectors(options: argparse.Namespace) -> int:
     else:
         results = list(check_attend(options.folder, stage_function(options.attend, STAGE)))
     for name in dict.fromkeys(result.file for result in results):
-        mine = [result for result in results if result.file == name]
+        of_file = [result for result in results if result.file == name]
         errors = {
-            key: max((r.errors.get(key, 0.0) for r in mine), key=lambda e: (e != e, e))
-            for r in mine
-            for key in r.errors
+            key: max(
+                (result.errors.get(key, 0.0) for result in of_file),
+                key=lambda error: (error != error, error),
+            )
+            for key in dict.fromkeys(key for result in of_file for key in result.errors)
         }
         worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
-        wrong = [result.case for result in mine if not result.agrees]
+        wrong = [result.case for result in of_file if not result.agrees]
         state = f"cases {wrong} DISAGREE" if wrong else "agree"
-        print(f"{name:<36} {len(mine):>3} cases {state}; largest error: {worst}")
+        print(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
     wrong_cases = sum(not result.agrees for result in results)
     print(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
     return 1 if wrong_cases else 0

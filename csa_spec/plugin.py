@@ -1,8 +1,8 @@
 """The pytest plugin: ``pytest --pyargs csa_spec.conformance --csa-candidate NAME``.
 
-Options choose what is checked; the test of ``csa_spec.conformance`` is parametrised with it, one test per candidate,
-stage or layer kind, dtype and check, so that they run under pytest-xdist. Nothing heavy is imported unless a
-candidate is asked for.
+Options choose what is checked. The test of ``csa_spec.conformance`` is parametrised with it: one test per
+candidate, stage or layer kind, dtype and check, so that they run under pytest-xdist. Torch is imported only
+if a candidate is given.
 
 A ``conftest.py`` may give names of its own to candidates, with the hook ``pytest_csa_candidates``.
 """
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _SUMMARY = "csa_spec"
 _CHECKS = pytest.StashKey[list[Any]]()
-_NO_CANDIDATE = "csa-spec: say what to check with --csa-candidate NAME (transformers, or pkg.mod:object)"
+_NO_CANDIDATE = (
+    "csa-spec: say what to check with --csa-candidate NAME (e.g. transformers, or package.module:object)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class CandidateHooks:
     def pytest_csa_candidates(self, config: pytest.Config) -> dict[str, Any]:  # type: ignore[empty-body]
         """Return candidates by the names that ``--csa-candidate`` takes.
 
-        A value is what ``csa_spec.check`` takes (a function is a layer), or a mapping of stages to functions.
+        A value is what ``csa_spec.check`` takes as a candidate, or a dict of functions by stage.
         """
 
 
@@ -57,52 +59,44 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options."""
-    offered = _choices(pluginmanager)
-    group = parser.getgroup("csa-spec", "DeepSeek-V4 attention conformance")
+    listed = _choices(pluginmanager)
+    group = parser.getgroup("csa-spec", "conformance of DeepSeek-V4's attention")
     group.addoption(
         "--csa-candidate",
         action="append",
         metavar="NAME",
-        help="a shipped name (transformers, gather, ...), a name from conftest.py or an entry point, or "
-        "package.module:object; may be given several times",
+        help=f"one of {listed['candidates']}; a name from conftest.py or of an entry point; or "
+        "package.module:object. May be given several times",
     )
-    for option, metavar, default in (
-        ("--csa-stage", "NAME", "all"),
-        ("--csa-layer", "KIND", "all"),
-        ("--csa-profile", "NAME", "default"),
-        ("--csa-dtype", "NAME[,NAME]", "float32"),
-        ("--csa-device", "NAME", "cpu"),
+    for option, metavar, default, text in (
+        ("--csa-stage", "NAME", "all", f"{listed['stages']}, or all that the candidate offers"),
+        ("--csa-layer", "KIND", "all", f"{listed['layers']} or all"),
+        ("--csa-profile", "NAME", "default", f"{listed['profiles']}: how many cases are tried"),
+        ("--csa-dtype", "NAME[,NAME]", "float32", f"{listed['dtypes']}: one or several"),
+        ("--csa-device", "NAME", "cpu", listed["devices"]),
     ):
-        text = f"{offered[option]} (default: {default})"
-        group.addoption(option, default=default, metavar=metavar, help=text)
-    group.addoption("--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases")
+        group.addoption(option, default=default, metavar=metavar, help=f"{text} (default: {default})")
+    group.addoption(
+        "--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default: 0)"
+    )
     group.addoption("--csa-isolate", action="store_true", help="run candidates in a process of their own")
     group.addoption(
         "--csa-time-limit",
         default=30.0,
         type=float,
         metavar="S",
-        help="seconds for one call with --csa-isolate",
+        help="seconds for one call with --csa-isolate (default: 30)",
     )
 
 
 def _choices(pluginmanager: pytest.PytestPluginManager) -> Mapping[str, str]:
-    """Return what options can be, in words: only for ``--help``, since to know it costs an import of torch."""
+    """Return what options can be, only for ``--help``, since to know it costs an import of torch."""
     config = pluginmanager.get_plugin("pytestconfig")
     if config is None or not {"-h", "--help"} & set(config.invocation_params.args):
         return defaultdict(str)
-    from csa_spec.plug.capabilities import DEVICES, DTYPES
-    from csa_spec.profiles import PROFILES
-    from csa_spec.spec import LayerKind
-    from csa_spec.stages import STAGES
+    from csa_spec.resolving import choices
 
-    return {
-        "--csa-stage": ", ".join([*STAGES, "all"]),
-        "--csa-layer": ", ".join([*LayerKind, "all"]),
-        "--csa-profile": ", ".join(PROFILES),
-        "--csa-dtype": ", ".join(DTYPES),
-        "--csa-device": ", ".join(DEVICES),
-    }
+    return choices()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -160,7 +154,7 @@ def _parameters(config: pytest.Config) -> list[Any]:
 
 
 def _parameters_of(config: pytest.Config, name: str) -> Iterator[Any]:
-    """Yield a parameter for every check of a candidate, those that it cannot be held to with the reason."""
+    """Yield a parameter for every check of a candidate; those that do not apply are marked as skipped."""
     from csa_spec.resolving import resolve_kinds, resolve_profile, resolve_stages
     from csa_spec.stages import STAGES
     from csa_spec.target import make_targets
@@ -177,7 +171,7 @@ def _parameters_of(config: pytest.Config, name: str) -> Iterator[Any]:
     for target in targets:
         for check in target.stage.checks:
             parameter = _Parameter(target.stage, check, target)
-            reason = f"the candidate declares nothing that {check.name} could hold it to"
+            reason = f"check {check.name!r} does not apply: the candidate declares nothing that it is about"
             marks = () if target.offers(check) else pytest.mark.skip(reason=reason)
             yield pytest.param(
                 parameter, id=f"{name}-{target.subject}-{target.dtype}-{check.name}", marks=marks
@@ -195,19 +189,19 @@ def _candidate(config: pytest.Config, name: str) -> Any:
     from csa_spec.resolving import isolated, resolve_candidate, resolve_single
 
     stage = config.getoption("csa_stage")
-    own: dict[str, Any] = {}
+    from_conftest: dict[str, Any] = {}
     for named in config.hook.pytest_csa_candidates(config=config):
-        own |= named
-    source = own.get(name, name)
+        from_conftest |= named
+    source = from_conftest.get(name, name)
     if isinstance(source, dict):
-        found, source = resolve_single(source), None
+        candidate, source = resolve_single(source), None
     else:
-        found = resolve_candidate(source, stage)
-    if name in own:
-        found = replace(found, name=name)
+        candidate = resolve_candidate(source, stage)
+    if name in from_conftest:
+        candidate = replace(candidate, name=name)
     if config.getoption("csa_isolate"):
-        found = isolated(found, source, stage, config.getoption("csa_time_limit"))
-    return found
+        candidate = isolated(candidate, source, stage, config.getoption("csa_time_limit"))
+    return candidate
 
 
 @pytest.fixture
@@ -241,13 +235,13 @@ def _judge(target: Target, check: Check[Any], result: CheckResult) -> None:
 
     if result.failures:
         texts = [describe(failure, target.candidate.name, check.name) for failure in result.failures]
-        pytest.fail(f"{check.sentence}, but not here:\n" + "\n\n".join(texts), pytrace=False)
+        pytest.fail(f"FAILED: {check.sentence}\n" + "\n\n".join(texts), pytrace=False)
     missing = target.missing(result) if check is target.stage.checks[0] else []
     if missing:
         names = ", ".join(missing)
         pytest.fail(f"inconclusive: no case of these kinds was reached: {names}", pytrace=False)
     if not result.cases:
-        pytest.skip("no drawn case gave this check anything to do")
+        pytest.skip(f"check {check.name!r} does not apply to any case that was tried")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -267,10 +261,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for where, cases, queries, ambiguous, worst, not_applicable in sorted(rows):
         line = f"{where:<{width}}  {cases:>5} cases {queries:>7} queries"
         line += f"  {ambiguous} ambiguous" if ambiguous else ""
-        line += f"  error/budget up to {worst}" if worst else ""
-        line += (
-            f"  not applicable: {', '.join(f'{n} {name}' for name, n in not_applicable)}"
-            if not_applicable
-            else ""
-        )
+        line += f"  largest error {worst} of the tolerance" if worst else ""
+        skipped = ", ".join(f"{count} with {name}" for name, count in not_applicable)
+        line += f"  cases skipped: {skipped} (declared unsupported)" if skipped else ""
         terminalreporter.write_line(line)

@@ -1,4 +1,4 @@
-"""How much a run tries."""
+"""Profiles: how many cases a run tries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Cases drawn per stage and layer kind, beside the corner cases."""
+    """How many cases are drawn per stage and layer kind, beside the corner cases."""
 
     name: str
     light: int
-    """To compare with the specification, for stages whose cases cost little: single kernels"""
+    """For the specification check of stages whose cases cost little: single kernels"""
     medium: int
     """The same for whole layers"""
     heavy: int
@@ -19,11 +19,11 @@ class Profile:
     law: int
     """For each law"""
     costly: int
-    """For costly laws: that every weight matters (one case replaces every weight in turn), that gradients agree"""
+    """For costly laws: every weight matters (a case replaces each weight in turn), gradients agree"""
     shrinks: bool = True
-    """Whether known issues are shown with the smallest case found"""
+    """Whether the failing case of a known issue is shrunk"""
     production: bool = False
-    """Whether stages are tried at the sizes of the released models too"""
+    """Whether stages are tried at the sizes of the released models, too"""
 
 
 PROFILES = {

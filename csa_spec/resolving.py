@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from csa_spec.candidates import find_candidate
+from csa_spec.candidates import SHIPPED, find_candidate
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
@@ -25,11 +25,26 @@ class UsageError(Exception):
     """The run cannot be done as asked; the message is one clear sentence."""
 
 
+def choices() -> dict[str, str]:
+    """Return what can be chosen from, by what it is called in the plural: for help texts."""
+    checks = dict.fromkeys(check.name for stage in STAGES.values() for check in stage.checks)
+    names: dict[str, Iterable[str]] = {
+        "candidates": SHIPPED,
+        "stages": STAGES,
+        "layers": LayerKind,
+        "profiles": PROFILES,
+        "dtypes": DTYPES,
+        "devices": DEVICES,
+        "checks": checks,
+    }
+    return {what: ", ".join(listed) for what, listed in names.items()}
+
+
 def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
     """Return the candidate that a name, a function or an object stands for; a bare function is ``stage``."""
     wanted = None if stage in (None, "all") else stage
     if wanted is not None:
-        _hold_stage(wanted)
+        _require_stage(wanted)
     if isinstance(candidate, str):
         return find_candidate(candidate, wanted)
     named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
@@ -54,7 +69,7 @@ def resolve_single(single: Mapping[str, Any]) -> Candidate:
     unknown = [name for name in single if name not in STAGES]
     if unknown:
         raise UsageError(f"unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
-    parts = {name: resolve_candidate(one, name) for name, one in single.items()}
+    parts = {name: resolve_candidate(function, name) for name, function in single.items()}
     for name, part in parts.items():
         if name not in part.offers:
             raise UsageError(
@@ -68,16 +83,29 @@ def resolve_single(single: Mapping[str, Any]) -> Candidate:
     )
 
 
-def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) -> Candidate:
+def isolated(candidate: Candidate, source: Any, stage: str, time_limit: float) -> Candidate:
     """Return a candidate whose calls are made in a process of its own.
+
+    Parameters
+    ----------
+    candidate
+        In this process.
+    source
+        What it was made of: its name, or what only this process has.
+    stage
+        As it was asked for.
+    time_limit
+        Seconds for one call.
 
     Raises
     ------
     UsageError
         If the candidate cannot be imported there by its name.
     """
-    if not isinstance(candidate, str):
-        name = found.name
+    if time_limit <= 0:
+        raise UsageError(f"the time limit must be more than 0 seconds, not {time_limit:g}")
+    if not isinstance(source, str):
+        name = candidate.name
         if name.startswith("__main__:"):
             raise UsageError(
                 f"an isolated candidate is imported by name in another process; move {name} to a module"
@@ -86,20 +114,21 @@ def isolated(found: Candidate, candidate: Any, stage: str, time_limit: float) ->
             same = find_candidate(name, None if stage == "all" else stage)
         except CandidateError:
             same = None
-        if same is None or same.offers != found.offers:
+        if same is None or same.offers != candidate.offers:
             raise UsageError(
-                f"an isolated candidate is imported by name in another process; {name} cannot be"
+                f"an isolated candidate is imported by name in another process, and {name} cannot be; "
+                "put it at the top level of a module"
             )
-        candidate = name
-    loader = partial(resolve_candidate, candidate, None if stage == "all" else stage)
-    return replace(found, caller=WorkerCaller(loader, time_limit))
+        source = name
+    loader = partial(resolve_candidate, source, None if stage == "all" else stage)
+    return replace(candidate, caller=WorkerCaller(loader, time_limit))
 
 
 def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
     """Return the stages of a candidate that ``--stage`` stands for."""
     if stage == "all":
         return list(candidate.offers)
-    _hold_stage(stage)
+    _require_stage(stage)
     if stage not in candidate.offers:
         raise UsageError(
             f"{candidate.name} does not offer the stage {stage}; it offers {', '.join(candidate.offers)}"
@@ -107,7 +136,7 @@ def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
     return [stage]
 
 
-def _hold_stage(stage: str) -> None:
+def _require_stage(stage: str) -> None:
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}, all")
 
@@ -145,7 +174,7 @@ def resolve_device(device: str) -> None:
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}; choose from {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch finds no CUDA device here")
+        raise UsageError("device cuda was asked for, but torch finds no CUDA device here; use cpu")
 
 
 def unsupported(candidate: Candidate, stage: AnyStage, dtype: str, device: str) -> str:

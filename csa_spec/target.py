@@ -55,12 +55,12 @@ class Target:
 
     @property
     def subject(self) -> str:
-        """What is checked: the layer kind, or the stage."""
+        """The layer kind, or the stage, as reports call it."""
         return self.stage.subject(self.variant)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Of the stage."""
+        """What the candidate declares of this stage."""
         return self.candidate.capabilities_of(self.stage.name)
 
     @property
@@ -80,7 +80,10 @@ class Target:
         shrinking: bool = True,
         naming: bool = True,
     ) -> CheckResult:
-        """Run one check, up to ``enough`` failing cases; each kind is made small if ``shrinking``, then diagnosed."""
+        """Run one check, up to ``enough`` failing cases.
+
+        One failure of each kind is shrunk if ``shrinking``, and diagnosed if ``naming``.
+        """
         with one_thread():
             result = run_check(
                 check,
@@ -126,25 +129,21 @@ class Target:
         return [*draws.corners(self.variant, self._setting), *production]
 
     def known_issues(self) -> list[KnownIssue]:
-        """Try what the candidate is known not to support; in the smoke profile without making cases small."""
+        """Try what the candidate is known not to support; the smoke profile does not shrink what fails."""
         first = self.stage.checks[0]
         # Corner cases take turns with the candidate's modes; here each is tried in all of them.
         modes = self.candidate.modes(self.stage.name)
         written = [replace(case, mode=mode) for case in self._corners(first) for mode in modes]
-        own = {
-            place
-            for place in self.stage.case.may_lack()
-            if place in (self.variant, self.stage.name, self.subject)
-        }
+        places = {self.variant, self.stage.name, self.subject} & set(self.stage.case.may_lack())
         with one_thread():
             return [
                 probe(self.candidate, self.stage, self.subject, place, written, self.profile.shrinks)
                 for place in self.capabilities.lacks
-                if place[0] in own
+                if place[0] in places
             ]
 
     def missing(self, result: CheckResult) -> list[str]:
-        """Return what a result of the specification check never reached of what it must reach to mean anything."""
+        """Return the required kinds of case that a result of the specification check never reached."""
         left_out = self.left_out(result)
         names = [name for name in self._unreached(result) if name not in left_out]
         return names + self.stage.wanting(result, self.dtype)

@@ -1,7 +1,8 @@
-"""Hold the specification, or somebody's ``attend``, against a folder of recorded figures: ``csa-spec vectors DIR``.
+"""Compare the specification, or a candidate's ``attend``, with recorded figures: ``csa-spec vectors DIR``.
 
-The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer, with weights by
-their official names and, per case, the layer's input and output and the tensors of the attention core.
+The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer. A file has
+the weights by their official names and, per case, the layer's input and output and the tensors of the
+attention core.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from csa_spec.spec import (
 )
 
 TOLERANCE = 2e-5
-"""Absolute. The figures are float32 runs of the official code; they agree with a float64 evaluation of the same
-formulas to better than this."""
+"""Absolute. The figures are float32 runs of the official code; a float64 evaluation of the same formulas is
+closer to them than this."""
 
 
 STAGE = "attend"
-"""The stage of candidates that there are figures for."""
+"""The stage of candidates that can be compared with the figures."""
 
 
 class VectorsError(Exception):
@@ -87,7 +88,7 @@ def check_attend(folder: Path, attend: Callable[..., Tensor]) -> Iterator[Vector
     for name, case, tensors, weights, geometry in _cases(folder):
         q, kv, indices, expected = (tensors[f"case{case}.core.{key}"] for key in ("q", "kv", "idx", "o"))
         got = attend(q.float(), kv.float(), indices.long(), weights.attn_sink.float(), geometry.scale)
-        _hold_shape(got, tuple(expected.shape), f"{name}: what attend returns for case {case}")
+        _require_shape(got, tuple(expected.shape), f"{name}: what attend returns for case {case}")
         yield VectorResult(name, case, {"core": _distance(got.double(), expected)})
 
 
@@ -111,19 +112,19 @@ def _cases(folder: Path) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWei
                 }
             )
             for key, shape in weight_shapes(geometry).items():
-                _hold_shape(weights.named()[key], shape, f"{folder / name}: {key}")
+                _require_shape(weights.named()[key], shape, f"{folder / name}: {key}")
             cases = _field(entry, "cases", list, name)
             if not cases:
                 raise VectorsError(f"{folder / 'index.json'} lists no case for {name}")
             for case in cases:
                 number = _field(case, "case", int, name)
-                _hold_case(name, number, tensors, geometry)
+                _require_case(name, number, tensors, geometry)
                 yield name, number, tensors, weights, geometry
         except KeyError as error:
             raise VectorsError(f"{folder / name} has no tensor {error}") from None
 
 
-def _hold_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Geometry) -> None:
+def _require_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Geometry) -> None:
     """Refuse a case that lacks a tensor (KeyError), or has one of another shape."""
 
     def recorded(key: str) -> Tensor:
@@ -142,7 +143,7 @@ def _hold_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Geome
         "core.kv": (rows, keys_there, g.head_dim),
     }
     for key, shape in shapes.items():
-        _hold_shape(recorded(key), shape, f"{name}: case{case}.{key}")
+        _require_shape(recorded(key), shape, f"{name}: case{case}.{key}")
     recorded_indices = recorded("core.idx")
     if recorded_indices.is_floating_point() or recorded_indices.shape[:2] != (rows, length):
         raise VectorsError(f"{name}: case{case}.core.idx is not [B, S, n] of integers")
@@ -178,8 +179,8 @@ def _check_case(
                     spec.softmax_scale(geometry),
                 )[0]
             )
-            own = query.window + [length + s for s in query.selection]
-            if set(own) != set(indices[indices >= 0].tolist()):
+            attended = query.window + [length + s for s in query.selection]
+            if set(attended) != set(indices[indices >= 0].tolist()):
                 errors["core keys"] = float("inf")
     errors["core q"] = _distance(torch.stack(q).view_as(recorded("core.q")), recorded("core.q"))
     errors["core kv"] = _distance(torch.stack(kv), recorded("core.kv"))
@@ -187,7 +188,7 @@ def _check_case(
     return VectorResult(name, case, errors)
 
 
-def _hold_shape(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+def _require_shape(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
     if tuple(tensor.shape) != shape:
         raise VectorsError(f"{where} has the shape {list(tensor.shape)}, the geometry says {list(shape)}")
 
@@ -198,11 +199,11 @@ def _distance(ours: Tensor, recorded: Tensor) -> float:
 
 def _read_index(folder: Path) -> list[Any]:
     if not folder.is_dir():
-        raise VectorsError(f"{folder} is not a folder")
+        raise VectorsError(f"{folder} is not a folder; name one with an index.json")
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise VectorsError(f"{folder} has no index.json; is it a folder of vectors?") from None
+        raise VectorsError(f"{folder} has no index.json; name a folder of recorded figures") from None
     except OSError as error:
         raise VectorsError(f"{folder / 'index.json'} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -129,10 +129,10 @@ def test_functions_given_together_keep_their_own_capabilities(tiny: str) -> None
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "give one candidate, or single stages such as attend=function, not both and not neither"),
+        ({}, "give either one candidate, or single stages such as attend=function"),
         (
             {"candidate": RIGHT, "attend": cli_candidates.attend},
-            "give one candidate, or single stages such as attend=function, not both and not neither",
+            "give either one candidate, or single stages such as attend=function",
         ),
         (
             {"compressor": cli_candidates.kernels},

@@ -122,7 +122,7 @@ def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: 
     result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(
         [
-            "the output equals the specification's, but not here:",
+            "FAILED: output matches the specification",
             "  The output is not finite:",
             "  smallest case found   sliding *",
             '    check_case("cli_candidates:not_finite", "sliding *")',
@@ -226,8 +226,8 @@ def test_a_stage_alone_passes_and_the_header_says_which(pytester: pytest.Pyteste
         [
             "csa-spec: candidates cli_candidates:kernels; stage attend, layer all, *",
             "cli_candidates:kernels attend float32: the output equals the specification's *",
-            "SKIPPED*the candidate declares nothing that gradients could hold it to",
-            "SKIPPED*the candidate declares nothing that limits could hold it to",
+            "SKIPPED*check 'gradients' does not apply: the candidate declares nothing that it is about",
+            "SKIPPED*check 'limits' does not apply: the candidate declares nothing that it is about",
         ]
     )
 
