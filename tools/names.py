@@ -51,11 +51,7 @@ def black_box(bug: Bug) -> Candidate:
         returned = bug.function(*arguments)
         return returned.out if isinstance(returned, LayerOutput) else returned
 
-    own = bug.candidate
-    capabilities = own.capabilities_of(bug.stage)
-    if bug.stage == LAYER:
-        return Candidate("black box", {"": function}, capabilities)
-    return Candidate("black box", {}, capabilities, stages={bug.stage: function})
+    return Candidate("black box", {bug.stage: function}, bug.candidate.capabilities_of(bug.stage))
 
 
 def name_bugs(names: Sequence[str], profile: Profile, seed: int) -> list[Named]:
