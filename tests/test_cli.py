@@ -140,7 +140,7 @@ def test_an_internal_error_is_not_blamed_on_the_candidate(monkeypatch: pytest.Mo
     def broken(*arguments: object, **options: object) -> list[object]:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("csa_spec.target.draw_cases", broken)
+    monkeypatch.setattr("csa_spec.target._drawn", broken)
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 3
     assert "ZeroDivisionError: ours" in outcome.err

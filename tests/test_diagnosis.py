@@ -128,7 +128,7 @@ def test_where_no_known_bug_is_like_it_place_and_dependence_are_told() -> None:
     """The set is right, the numbers of one query are wrong."""
     found = diagnosis(as_candidate(_odd, "black box", "layer"), "csa m=2 k=1 rows=2 values=gaussian seed=1")
     assert not found.behaves_like
-    assert "Query 1 is wrong, the other is right" in found.summary
+    assert "Query 1 of row 0 is wrong, the other is right" in found.summary
     assert "query 1 must attend to entry 0 (of 1) and to token 1 in its window" in found.summary
     assert "the set is right, the numbers are wrong" in found.summary
 
@@ -167,7 +167,7 @@ def test_a_stage_without_a_likeness_says_what_is_wrong_with_its_set() -> None:
 def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
     """The stage's own check does not probe."""
     found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
-    assert "It sees too little: of query 0" in found.summary
+    assert "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; the score of entry 4 does not" in found.summary
 
 
 def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:

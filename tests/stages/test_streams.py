@@ -84,7 +84,8 @@ def test_manners_are_held_to_too() -> None:
     report = csa_spec.check(candidate_of(Cache), stage="cache", profile="default", layer="hca")
     assert kinds(report) == set()
     assert str(report.verdict) == "conformant"
-    assert [result.check for result in report.results] == [check.name for check in STAGES["cache"].checks]
+    without_sizes = [check.name for check in STAGES["cache"].checks if check.name != "limits"]
+    assert [result.check for result in report.results] == without_sizes
     assert all(result.cases >= 20 for result in report.results)
 
 
