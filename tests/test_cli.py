@@ -140,7 +140,7 @@ def test_an_internal_error_is_not_blamed_on_the_candidate(monkeypatch: pytest.Mo
     def broken(*arguments: object, **options: object) -> list[object]:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("csa_spec.target.draw_cases", broken)
+    monkeypatch.setattr("csa_spec.target._drawn", broken)
     outcome = run("check", "cli_candidates:right", *TINY)
     assert outcome.code == 3
     assert "ZeroDivisionError: ours" in outcome.err
@@ -536,9 +536,9 @@ def test_a_case_that_fails_is_explained_and_its_code_runs() -> None:
     """What it prints to see it again raises the same failure."""
     outcome = run("case", "cli_candidates:leaky", "hca m=3 rows=4")
     assert outcome.code == 1
-    assert "Queries see tokens or entries that they must not see:" in outcome.out
+    assert "Output depends on what it must not depend on:" in outcome.out
     code = "\n".join(line.strip() for line in outcome.out.split("to see it again")[1].splitlines())
-    with pytest.raises(AssertionError, match="must not see"):
+    with pytest.raises(AssertionError, match="must not depend on"):
         exec(code)
 
 

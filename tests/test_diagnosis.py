@@ -18,9 +18,9 @@ from csa_spec.diagnosis.further import further_cases
 from csa_spec.engine.failures import Diagnosis, Failure
 from csa_spec.engine.running import failure_of
 from csa_spec.plug.candidate import Candidate
-from csa_spec.selftest.naming import black_box
 from csa_spec.spec import SPEC
 from csa_spec.stages import parse_case, stage_of
+from tools.names import black_box
 
 
 def fail(candidate: Candidate, line: str, check: str = "specification") -> Failure:
@@ -128,15 +128,15 @@ def test_where_no_known_bug_is_like_it_place_and_dependence_are_told() -> None:
     """The set is right, the numbers of one query are wrong."""
     found = diagnosis(as_candidate(_odd, "black box", "layer"), "csa m=2 k=1 rows=2 values=gaussian seed=1")
     assert not found.behaves_like
-    assert "Query B (t=1) of row 0 is wrong, the other is right" in found.summary
-    assert "query B (t=1) must attend to entry 0 (of 1) and to token 1 in its window" in found.summary
+    assert "Query 1 of row 0 is wrong, the other is right" in found.summary
+    assert "query 1 must attend to entry 0 (of 1) and to token 1 in its window" in found.summary
     assert "the set is right, the numbers are wrong" in found.summary
 
 
 def test_what_is_seen_and_must_not_be_is_named() -> None:
     """The map of dependence is put into words."""
     found = diagnosis(black_box(find_bug("sees_every_entry")), "csa rows=2 seed=3")
-    assert "It sees too much: query A (t=0) depends on token 1 (of entry 1)" in found.summary
+    assert "It sees too much: query 0 depends on token 1 (of entry 1)" in found.summary
 
 
 def test_a_wrong_selection_is_told_by_what_it_would_explain() -> None:
@@ -161,13 +161,13 @@ def test_a_stage_without_a_likeness_says_what_is_wrong_with_its_set() -> None:
 
     found = diagnosis(as_candidate(none, "black box", "select"), "select T=2 k=1 start=4")
     assert not found.behaves_like
-    assert found.summary.startswith("It counts an entry twice: query A (t=0) of row 0")
+    assert found.summary.startswith("It counts an entry twice: query 0")
 
 
 def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
     """The stage's own check does not probe."""
     found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
-    assert "It sees too little: of query A (t=0)" in found.summary
+    assert "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; the score of entry 4 does not" in found.summary
 
 
 def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:

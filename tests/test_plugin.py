@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.drawing import leave_out_corners
 
 from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.profiles import PROFILES, Profile
@@ -85,7 +86,7 @@ def test_a_right_candidate_passes_and_the_summary_shows_what_was_covered(pyteste
             f"collected {CHECKS} items",
             "*csa-spec: what was covered*",
             "cli_candidates:right sliding float32: inputs are not mutated * 2 cases *",
-            "cli_candidates:right sliding float32: the output equals the specification's * 2? cases * queries*",
+            "cli_candidates:right sliding float32: output matches the specification * 2? cases * queries*",
         ]
     )
 
@@ -123,7 +124,7 @@ def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: 
     result.stdout.fnmatch_lines(
         [
             "FAILED: output matches the specification",
-            "  The output is not finite:",
+            "  Output is not finite:",
             "  smallest case found   sliding *",
             '    check_case("cli_candidates:not_finite", "sliding *")',
         ]
@@ -171,7 +172,7 @@ def test_a_run_that_misses_a_required_kind_fails(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two drawn cases alone do not reach everything."""
-    monkeypatch.setattr("csa_spec.target.corner_cases", lambda *_, **__: [])
+    leave_out_corners(monkeypatch)
     result = suite(pytester, "--csa-candidate", "cli_candidates:right", *TINY, "-k", "specification")
     result.assert_outcomes(failed=1, deselected=CHECKS - 1)
     result.stdout.fnmatch_lines(["inconclusive: no case of these kinds was reached: *extreme sink*"])
@@ -225,7 +226,7 @@ def test_a_stage_alone_passes_and_the_header_says_which(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines(
         [
             "csa-spec: candidates cli_candidates:kernels; stage attend, layer all, *",
-            "cli_candidates:kernels attend float32: the output equals the specification's *",
+            "cli_candidates:kernels attend float32: output matches the specification *",
             "SKIPPED*check 'gradients' does not apply: the candidate declares nothing that it is about",
             "SKIPPED*check 'limits' does not apply: the candidate declares nothing that it is about",
         ]
@@ -263,7 +264,8 @@ def pytest_csa_candidates(config):
     return {
         "mine": cli_candidates.right,
         "pair": {"attend": cli_candidates.attend, "select": "cli_candidates:selects_the_lowest"},
-        "odd": {"attend": cli_candidates.attend, "layer": cli_candidates.right},
+        "both": {"attend": cli_candidates.attend, "layer": cli_candidates.right},
+        "odd": {"attend": cli_candidates.attend, "layers": cli_candidates.right},
         "typo": {"atend": cli_candidates.attend},
         "number": 3,
         "gather": cli_candidates.kernels,
@@ -296,6 +298,9 @@ def test_a_conftest_names_stages(pytester: pytest.Pytester) -> None:
     failed = [line for line in result.outlines if line.startswith("FAILED")]
     assert failed
     assert all("[pair-select-float32-" in line for line in failed)
+    both = names_of(own(pytester, "both", "--collect-only", "-q"))
+    subjects = {name.split("-")[1] for name in both}
+    assert subjects == {"attend", *map(str, LayerKind)}
 
 
 def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pytester) -> None:
@@ -310,8 +315,8 @@ def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pyteste
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("odd", "unknown stage 'layer': it is none of compressor, index_scores, select, attend"),
-        ("typo", "unknown stage 'atend': it is none of compressor, index_scores, select, attend"),
+        ("odd", "unknown stage 'layers'; choose from compressor, index_scores, select, attend, layer, cache"),
+        ("typo", "unknown stage 'atend'; choose from compressor, index_scores, select, attend, layer, cache"),
         ("number", "builtins:int offers no stage: it is neither callable nor"),
         ("nosuch", "unknown candidate 'nosuch'"),
     ],
@@ -335,11 +340,11 @@ def test_what_a_conftest_names_wrongly_is_a_usage_error(
         (["--csa-candidate", "cli_candidates:cuda_only"], "cli_candidates:cuda_only does not run on cpu"),
         (
             ["--csa-profile", "nosuch"],
-            "unknown profile 'nosuch': it is none of smoke, default, gpu, thorough",
+            "unknown profile 'nosuch'; choose from smoke, default, gpu, thorough",
         ),
         (
             ["--csa-stage", "nosuch"],
-            "unknown stage 'nosuch': it is none of compressor, index_scores, select, attend,",
+            "unknown stage 'nosuch'; choose from compressor, index_scores, select, attend,",
         ),
         (
             ["--csa-candidate", "cli_candidates:kernels", "--csa-stage", "layer"],
@@ -351,7 +356,7 @@ def test_what_a_conftest_names_wrongly_is_a_usage_error(
         ),
         (["--csa-layer", "nosuch"], "unknown layer 'nosuch'"),
         (["--csa-dtype", "float32,nosuch"], "unknown dtype 'nosuch'"),
-        (["--csa-device", "nosuch"], "unknown device 'nosuch': it is none of cpu, cuda"),
+        (["--csa-device", "nosuch"], "unknown device 'nosuch'; choose from cpu, cuda"),
         (["--csa-device", "cuda"], "no CUDA device"),
         (["--csa-profile", "nosuch", "-n", "2"], "unknown profile 'nosuch'"),
     ],
@@ -433,9 +438,10 @@ def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester)
     covered = done.stdout.split("csa-spec: what was covered")[1].splitlines()
     assert (
         len([line for line in covered if line.startswith("cli_candidates:right sliding float32: ")])
-        == CHECKS - 1
+        == CHECKS - 2
     )
-    assert "gradients" not in "".join(covered)  # which the candidate does not declare
+    for undeclared in ("gradients", "declared limits"):
+        assert undeclared not in "".join(covered)
     outcomes = pytest.RunResult.parse_summary_nouns(covered)
     assert set(outcomes) <= {"passed", "skipped"}  # a single drawn case may give a law nothing to do
     assert sum(outcomes.values()) == CHECKS
@@ -482,7 +488,8 @@ def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) ->
     for name in (
         "py.typed",
         "conformance/test_conformance.py",
-        "strategies/cases.py",
+        "strategies/layer.py",
+        "stages/layer/stage.py",
         "spec/layer.py",
         "plugin.py",
     ):

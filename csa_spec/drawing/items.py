@@ -18,6 +18,8 @@ LESS = looking(TOO_LITTLE, "the output does not change with it and must")
 FEW = 12
 """With no more columns there is room for numbers in the squares."""
 _HEADER = 40
+_BESIDE_NUMBERS = 14
+"""Around the number in a square, whose digits are wider than the average letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Relation:
     """A column of text: its heading, and what stands there for an item"""
     errors: str = "the output"
     """What the errors beside the grid are of; empty: they are not drawn"""
+    inside_are_errors: bool = False
+    """Whether the squares themselves show errors, which their legend then explains"""
     notes: Sequence[str] = ()
 
     def draw(self, numbers: Sequence[str]) -> str:
@@ -63,7 +67,7 @@ class Relation:
             above=f"{self.others[0].lower()}, row {row_of(self.failure)}",
             current=item_of(self.failure),
             square=square,
-            wide=max(square, int(widest) + 6),
+            wide=max(square, int(widest) + _BESIDE_NUMBERS),
         )
         stray = _stray(self.failure)
         looks = [*self.looks, *([] if stray is None else [stray[1]])]
@@ -72,7 +76,8 @@ class Relation:
             grids.cut_note(self.others[0], columns, self.others[1]),
         ]
         body = self._body(grid)
-        return frame(self.failure, numbers, body, looks, [*cuts, *self.notes], errors=bool(self.errors))
+        errors = bool(self.errors) or self.inside_are_errors
+        return frame(self.failure, numbers, body, looks, [*cuts, *self.notes], errors=errors)
 
     def _look(self, item: int, other: int) -> Look:
         stray = _stray(self.failure)

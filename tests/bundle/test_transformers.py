@@ -23,12 +23,12 @@ from csa_spec.stages.layer.case import LayerCase
 def failure_on(line: str) -> Failure:
     """Return a failure on a case: that of 5.8.0, as the suite finds it there, or that of the last call of a stream."""
     if line.startswith("cache"):
-        last = CacheCase.parse(line).steps[-1].call
-        return StreamDiffers(
-            "extend", "differs", CacheCase.parse(line), context=(f"(tokens_{last})  <-- wrong",)
-        )
-    detail = "the output of query A (t=0) changes when token 1 changes; token 1 comes after it, so it must not see it"
-    return SeesTooMuch(detail, LayerCase.parse(line), place=Place(0, 0, 0))
+        case = CacheCase.parse(line)
+        last = case.steps[-1].call
+        facts = {"call": last, "calls": len(case.calls), "op": "1 token", "row": 0, "tokens": 1}
+        return StreamDiffers(case, context=(f"(tokens_{last})  <-- wrong",), after="after extend", **facts)
+    place = Place(0, 0, 0)
+    return SeesTooMuch(LayerCase.parse(line), place=place, what="token", number=1, why="later")
 
 
 def test_scripts_pass_on_the_installed_release(tmp_path: Path) -> None:

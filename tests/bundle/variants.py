@@ -224,7 +224,7 @@ VARIANTS = {
         "select", SELECT, "compress_ratio", "1", "select S=3 T=2 m=2 k=1 values=gaussian", "PickNotVisible",
     ),
     "smallest": Variant(
-        "select", LARGEST, "False", "True", "select S=2 T=4 m=1 k=2 start=3", "BetterLeftOut",
+        "select", LARGEST, "False", "True", "select S=2 T=4 m=1 k=2 start=3", "MissedHigherScore",
     ),
     "relu": Variant(
         "index_scores", INDEX_SCORES, "", ".relu()", "index_scores S=2 T=2 HI=2 DI=2 values=gaussian", "WrongNumbers",

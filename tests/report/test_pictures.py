@@ -105,7 +105,7 @@ def test_the_marked_squares_are_those_where_the_dependence_is_wrong(name: str) -
         (dependence.too_little, "does not depend on it and must", "?"),
     ):
         marked = squares(svg, meaning)
-        assert sorted((int(row.split()[-1]), int(column)) for row, column in marked) == sorted(pairs)
+        assert sorted((int(row.removeprefix("t=")), int(column)) for row, column in marked) == sorted(pairs)
         legend = 1
         assert words(svg).split("\n").count(sign) == len(pairs) + legend
 
@@ -140,8 +140,8 @@ def test_the_errors_of_all_queries_are_drawn() -> None:
         for rect in svg.findall(f"{_SVG}rect")
         if (title := rect.find(f"{_SVG}title")) is not None and "times the tolerance" in (title.text or "")
     }
-    assert fills["A 0"] == fills["F 5"] == "#ffffff"
-    assert len({fills[row] for row in ("A 0", "B 1", "C 2", "D 3")}) == 4
+    assert fills["t=0"] == fills["t=5"] == "#ffffff"
+    assert len({fills[row] for row in ("t=0", "t=1", "t=2", "t=3")}) == 4
     lines = words(svg).split("\n")
     assert "5" in lines
     assert "2e+05" in lines
@@ -153,21 +153,21 @@ def test_an_attend_picture_marks_the_key_that_the_sentence_is_about() -> None:
     """And says how often a query names no key."""
     failure = fail("attend")
     assert isinstance(failure, SeesTooMuch)
-    failure.about = 0
+    assert failure.facts["number"] == 0
     assert failure.place is not None
     svg = parsed(failure)
     ((row, column),) = squares(svg, "the output changes with it and must not")
-    assert (int(row.split()[-1]), column) == (failure.place.t, "0")
+    assert (row, column) == (f"t={failure.place.t}", "0")
     assert "2 ×" in words(svg)
 
 
 def test_a_selection_that_may_not_be_is_marked() -> None:
-    """Query A sees no entry, so both of its picks are wrong; query H sees all."""
+    """Query 0 sees no entry, so both of its picks are wrong; query 7 sees all."""
     failure = fail("select")
     failure.answer = torch.tensor([[[2, 0], [0, -1], [0, -1], [1, 1], [0, 1], [1, 0], [1, 0], [1, 2]]])
     svg = parsed(failure)
-    assert sorted(squares(svg, "selected and must not be")) == [("A 0", "e0"), ("A 0", "e2"), ("D 3", "e1")]
-    assert squares(svg, "left out and must not be") == [("D 3", "e0")]
+    assert sorted(squares(svg, "selected and must not be")) == [("t=0", "e0"), ("t=0", "e2"), ("t=3", "e1")]
+    assert squares(svg, "left out and must not be") == [("t=3", "e0")]
 
 
 def test_of_other_queries_a_selection_may_not_be_recorded() -> None:
@@ -182,8 +182,7 @@ def test_of_other_queries_a_selection_may_not_be_recorded() -> None:
 def test_a_tie_may_be_broken_either_way() -> None:
     """Picks among equal scores are right whichever they are."""
     case = parse_case("select S=4 T=4 m=1 k=1 values=equal")
-    failure = WrongNumbers("no matter", case)
-    failure.place = fail("select").place
+    failure = WrongNumbers(case, place=fail("select").place, wrong=1, total=4, items="queries")
     failure.answer = torch.tensor([[[0], [1], [2], [0]]])
     svg = parsed(failure)
     assert not squares(svg, "selected and must not be")
@@ -224,7 +223,7 @@ def test_where_there_is_nothing_to_draw_there_is_no_picture() -> None:
     """An exception, and a failure that says no place."""
     for line in ("csa rows=2", "attend S=1 N=1 n=1"):
         assert picture(CandidateRaised(ValueError("no"), parse_case(line))) is None
-        assert picture(WrongNumbers("somewhere", parse_case(line))) is None
+        assert picture(WrongNumbers(parse_case(line), wrong=1, total=1, items="queries")) is None
 
 
 def test_a_dependence_that_is_right_has_no_marks() -> None:

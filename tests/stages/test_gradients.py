@@ -106,7 +106,8 @@ def test_a_wrong_gradient_is_named(name: str) -> None:
     if "StrayGradient[kv]" in kinds:
         assert set(found) == kinds
     for failure in found.values():
-        assert f"of {failure.of} at [" in failure.detail or f"to {failure.of}" in failure.detail
+        assert failure.kind == f"{type(failure).__name__}[{failure.facts['of']}]"
+        assert f"of {failure.facts['of']} at [" in failure.detail or f"to {failure.facts['of']}" in failure.detail
 
 
 @pytest.mark.parametrize("name", WRONG)

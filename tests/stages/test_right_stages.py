@@ -270,7 +270,7 @@ def test_scores_that_round_to_the_same_number_are_equal_where_that_is_declared()
     assert kinds(smoke(select_rounded, "select", tie_tolerance=2**-7)) == set()
     for too_little in (0.0, 2**-12):
         found = result_of(smoke(select_rounded, "select", tie_tolerance=too_little)).failures
-        assert {failure.kind for failure in found} == {"BetterLeftOut"}
+        assert {failure.kind for failure in found} == {"MissedHigherScore"}
 
 
 def test_a_promise_of_the_lowest_index_is_held() -> None:
@@ -289,7 +289,7 @@ def test_a_promise_of_the_lowest_index_is_held() -> None:
 
     assert str(smoke(select_sort, "select", lowest_index_first=True).verdict) == "conformant"
     assert str(smoke(takes_the_last, "select").verdict) == "conformant"
-    assert kinds(smoke(takes_the_last, "select", lowest_index_first=True)) == {"TieBrokenOtherwise"}
+    assert kinds(smoke(takes_the_last, "select", lowest_index_first=True)) == {"TieNotLowestFirst"}
 
 
 def test_other_bits_in_every_run_must_be_declared() -> None:

@@ -138,7 +138,7 @@ def test_the_answer_to_another_token_is_called_that() -> None:
     """In the words of the stage: its items are tokens."""
     with pytest.raises(Failure, match="token 0 has the output of token 1 of row 0"):
         csa_spec.check_case(swaps_tokens, "norm S=2 D=3 values=gaussian")
-    with pytest.raises(Failure, match="2 of 2 tokens differ, token"):
+    with pytest.raises(Failure, match="2 of 2 tokens differ from the reference, token"):
         csa_spec.check_case(ignores_weight, "norm S=2 D=3 values=gaussian")
 
 

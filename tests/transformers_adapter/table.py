@@ -410,7 +410,7 @@ def _shown(cell: Cell, notes: dict[str, int]) -> str:
 def _said(finding: Finding) -> str:
     if finding.kind.startswith(CandidateRaised.__name__):
         return _short(f"raises {finding.detail}")
-    return f"{finding.kind}: {_short(finding.detail.partition(' otherwise than the specification')[0])}"
+    return f"{finding.kind}: {_short(finding.detail)}"
 
 
 def _short(text: str, most: int = 160) -> str:

@@ -43,6 +43,7 @@ def index_scores_picture(failure: Failure, numbers: Sequence[str]) -> str | None
         other_name=lambda s: f"e{s}",
         inside=inside,
         errors="",
+        inside_are_errors=True,
         notes=["The squares show the error of each score."],
     )
     return relation.draw(numbers)

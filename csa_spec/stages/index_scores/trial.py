@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic, index_score_budget
-from csa_spec.engine.failures import Failure, Place
+from csa_spec.engine.failures import Failure, Place, counted
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
 from csa_spec.engine.trial import Form, of_case
@@ -83,7 +83,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         got = self.relevant(self.answer).double()[b, i]
         expected, budget = (numbers[b, i] for numbers in self.expected)
         wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
-        where = f"query {i} has {len(wrong)} wrong scores of {len(got)}, the first of entry {wrong[0]}"
+        where = f"query {i} has {counted(len(wrong), 'wrong score')} of {len(got)}, the first of entry {wrong[0]}"
         for s in wrong[:_MOST]:
             changed = {**self.arguments, "index_k": keys.clone()}
             changed["index_k"][b, s] = -self.sibling().arguments["index_k"][b, s]
