@@ -89,7 +89,11 @@ def _compare_drawn_cases(kind: LayerKind, ratios: Collection[int], examples: int
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(cases(kind, Setting(ratios=frozenset(ratios))).filter(lambda case: len(case.rows) * case.columns <= 16 * max(ratios)))
+    @given(
+        cases(kind, Setting(ratios=frozenset(ratios))).filter(
+            lambda case: len(case.rows) * case.columns <= 16 * max(ratios)
+        )
+    )
     def compare(case: LayerCase) -> None:
         _compare(case, tally)
 

@@ -221,7 +221,9 @@ NOT_OF_RATIOS = {
 
 @pytest.mark.parametrize("ratios", NOT_OF_RATIOS, ids=str)
 @pytest.mark.parametrize("kind", LayerKind)
-def test_corner_cases_alone_reach_every_required_kind(kind: LayerKind, ratios: frozenset[int] | None) -> None:
+def test_corner_cases_alone_reach_every_required_kind(
+    kind: LayerKind, ratios: frozenset[int] | None
+) -> None:
     """So no run depends on luck, whatever ratios a candidate supports."""
     reached: set[str] = set()
     for case in corner_cases(kind, Setting(ratios=ratios)):
