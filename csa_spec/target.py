@@ -159,9 +159,11 @@ class Target:
     def _taken_away(self, result: CheckResult) -> bool:
         """Whether kinds that were not reached are out of reach, because cases had to be made to fit the candidate.
 
-        The corner cases reach every required kind, and all of them were tried.
+        The corner cases reach every required kind, and all of them were tried; cases of compression ratios and of
+        static shapes that fit are made in the first place.
         """
-        return bool(result.not_applicable) and not result.failing
+        declares = self._setting.ratios is not None or self.capabilities.static_shapes
+        return (declares or bool(result.not_applicable)) and not result.failing
 
 
 @lru_cache(maxsize=512)
