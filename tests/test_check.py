@@ -78,7 +78,7 @@ def test_the_same_seed_draws_the_same_cases_and_each_check_draws_its_own() -> No
 def test_a_failure_outweighs_what_was_not_reached(reached: bool, failed: bool, verdict: Verdict) -> None:
     """Inconclusive is for runs that found nothing and could not have."""
     result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
-    result.failures = [Failure("wrong", LayerCase())] if failed else []
+    result.failures = [Failure(LayerCase(), message="wrong")] if failed else []
     missing = {("float32", LayerKind.CSA): [] if reached else ["partial tail"]}
     report = Report("x", {}, "tiny", ("float32",), "cpu", 0, [result], missing, {}, {}, 0.0)
     assert report.verdict is verdict

@@ -22,12 +22,6 @@ EXPORTS = {
     "__init__.py": "exports what users write: Feature, LayerCase, Row, LayerOutput, LayerStage",
 }
 """Modules that may import from the rooms of stages all the same, and why; they may not branch on a stage"""
-PENDING = {
-    "bundle/": "scripts of failures are being rewritten",
-    "selftest/": "moves out of the package",
-    "cli.py": "is being rewritten",
-}
-"""To be removed: what may name stages until it is rewritten."""
 BRANCHES: dict[str, str] = {}
 """``module: class``, and why it must know the class of a trial or case; at most ``MOST``."""
 MOST = 4
@@ -48,7 +42,7 @@ def modules() -> dict[str, ast.Module]:
 
 def checked(allowed: dict[str, str] | None = None) -> Iterator[tuple[str, str, ast.Module]]:
     """Yield the modules that must not name stages: path, the room of a stage that it is in, and syntax tree."""
-    free = (*MAY_NAME, *PENDING, *(allowed or {}))
+    free = (*MAY_NAME, *(allowed or {}))
     for path, tree in modules().items():
         if not path.startswith(free):
             parts = path.split("/")
@@ -146,7 +140,7 @@ def test_few_places_ask_of_what_class_a_trial_or_case_is() -> None:
 
 def test_what_is_allowed_is_still_there() -> None:
     """No allowance outlives what it is for."""
-    for allowed in (*MAY_NAME, *PENDING, *EXPORTS, *(entry.partition(":")[0] for entry in BRANCHES)):
+    for allowed in (*MAY_NAME, *EXPORTS, *(entry.partition(":")[0] for entry in BRANCHES)):
         assert any(path.startswith(allowed) for path in modules()), allowed
     assert set(STAGES) <= ROOMS
 
