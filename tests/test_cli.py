@@ -566,7 +566,9 @@ def test_a_case_that_gives_a_law_nothing_to_do_does_not_pass() -> None:
 
 
 LINES = {
-    "": ["a case starts with compressor, index_scores, select, attend, csa, hca, sliding, cache, not with ''"],
+    "": [
+        "a case starts with compressor, index_scores, select, attend, csa, hca, sliding, cache, not with ''"
+    ],
     "dense rows=4": ["a case starts with ", "csa, hca, sliding, ", ", not with 'dense'"],
     "layer rows=4": ["a case starts with ", "csa, hca, sliding, ", ", not with 'layer'"],
     "attend rows=4": ["'rows=4' is not part of a case"],

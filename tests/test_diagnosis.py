@@ -167,7 +167,10 @@ def test_a_stage_without_a_likeness_says_what_is_wrong_with_its_set() -> None:
 def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
     """The stage's own check does not probe."""
     found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
-    assert "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; the score of entry 4 does not" in found.summary
+    assert (
+        "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; the score of entry 4 does not"
+        in found.summary
+    )
 
 
 def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:

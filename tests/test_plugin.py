@@ -315,8 +315,14 @@ def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pyteste
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("odd", "unknown stage 'layers'; choose from compressor, index_scores, select, attend, layer, cache"),
-        ("typo", "unknown stage 'atend'; choose from compressor, index_scores, select, attend, layer, cache"),
+        (
+            "odd",
+            "unknown stage 'layers'; choose from compressor, index_scores, select, attend, layer, cache",
+        ),
+        (
+            "typo",
+            "unknown stage 'atend'; choose from compressor, index_scores, select, attend, layer, cache",
+        ),
         ("number", "builtins:int offers no stage: it is neither callable nor"),
         ("nosuch", "unknown candidate 'nosuch'"),
     ],

@@ -1,4 +1,4 @@
-"""The picture of a single stage: its queries or entries in rows, by the keys, entries or tokens that they are about."""
+"""The picture of a single stage: queries or entries in rows, by the keys, entries or tokens they are about."""
 
 from __future__ import annotations
 

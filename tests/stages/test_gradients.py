@@ -107,7 +107,10 @@ def test_a_wrong_gradient_is_named(name: str) -> None:
         assert set(found) == kinds
     for failure in found.values():
         assert failure.kind == f"{type(failure).__name__}[{failure.facts['of']}]"
-        assert f"of {failure.facts['of']} at [" in failure.detail or f"to {failure.facts['of']}" in failure.detail
+        assert (
+            f"of {failure.facts['of']} at [" in failure.detail
+            or f"to {failure.facts['of']}" in failure.detail
+        )
 
 
 @pytest.mark.parametrize("name", WRONG)

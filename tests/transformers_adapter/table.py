@@ -256,7 +256,9 @@ def measure() -> dict[str, Any]:
     bare = replace(candidate, capabilities=replace(candidate.capabilities, lacks={}))
     recording = replace(
         candidate,
-        stages={"cache": lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)},
+        stages={
+            "cache": lambda weights, geometry, batch: adapter.open_as(RecordingStream, weights, geometry)
+        },
     )
     cells: dict[str, dict[str, Cell]] = {}
     for kind in LayerKind:
@@ -284,7 +286,9 @@ def measure() -> dict[str, Any]:
             found[name] = _joined(parts)
         for name, make in MASKS.items():
             masked = replace(candidate, stages={"layer": partial(run_masked, make, adapter)})
-            found[name] = look(masked, "layer", layer_cases_of(kind, BATCHES), lambda case: not case.features)
+            found[name] = look(
+                masked, "layer", layer_cases_of(kind, BATCHES), lambda case: not case.features
+            )
     return {
         "versions": {**candidate.environment, "torch": torch.__version__},
         "cells": {
