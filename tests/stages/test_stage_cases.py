@@ -1,4 +1,4 @@
-"""Cases of single stages: their text, what they become for a candidate that supports less, and their tensors."""
+"""Cases of single stages: their text, what becomes of them where less is supported, and their tensors."""
 
 from __future__ import annotations
 
