@@ -825,7 +825,7 @@ def test_a_folder_that_cannot_be_used_is_refused(recorded: Recorded, state: str)
 
 
 def test_the_installed_command_finds_candidates_in_its_folder(folder: Path) -> None:
-    """The entry point; the module lies beside, not on the Python path. Hypothesis alone may leave its own."""
+    """The module lies beside, not on the Python path. Hypothesis alone may leave its own."""
     command = shutil.which("csa-spec", path=str(Path(sys.executable).parent))
     assert command is not None
     (folder / "my_layer.py").write_text("from cli_candidates import raises as layer\n")
@@ -841,7 +841,7 @@ def test_the_installed_command_finds_candidates_in_its_folder(folder: Path) -> N
 def test_python_m_runs_the_command_and_survives_a_reader_that_leaves(
     recorded: Recorded, buffered: bool
 ) -> None:
-    """``python -m csa_spec ... | true``: no complaint about the pipe, be it at a print or at the last flush."""
+    """``python -m csa_spec ... | true``: no complaint about the pipe, at a print or at the last flush."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     if not buffered:
         environment["PYTHONUNBUFFERED"] = "1"
@@ -873,7 +873,7 @@ def test_transformers_that_are_not_installed_are_named(folder: Path) -> None:
 
 
 def test_an_interrupted_run_decides_nothing_and_leaves_files_as_they_were(folder: Path) -> None:
-    """Ctrl-C in the middle of a check: one sentence, exit 130, the old report is still there, and nothing new."""
+    """Ctrl-C in the middle of a check: one sentence, exit 130, the old report is still there."""
     (folder / "report.json").write_text("old")
     # A shell's background job may hand down an ignored SIGINT, and Python would keep it so.
     start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -1,4 +1,4 @@
-"""What a failure looks like: known bugs behind another name are recognised, and place and dependence are told."""
+"""What a failure looks like: known bugs behind another name are recognised, place and dependence told."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_known_bug_behind_another_name_is_named_first(name: str, line: str, ch
 def test_further_cases_tell_bugs_apart_that_answer_alike_on_the_failing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With one entry more than a query may see, two wrong bounds are the same; on longer rows they are not."""
+    """With one entry more than a query may see two wrong bounds are the same; on longer rows they differ."""
     bounds: dict[str, Callable[[int, int], list[int]]] = {
         "sees_every_entry_of_all": lambda t, m: list(range(2**16)),
         "sees_one_entry_too_many": lambda t, m: list(range((t + 1) // m + 1)),
@@ -168,8 +168,8 @@ def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
     """The stage's own check does not probe."""
     found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
     assert (
-        "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; the score of entry 4 does not"
-        in found.summary
+        "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; "
+        "the score of entry 4 does not change with its key" in found.summary
     )
 
 

@@ -72,7 +72,7 @@ def test_the_only_fault_is_the_one_that_is_named() -> None:
     ],
 )
 def test_the_smallest_case_of_a_crash_is_true(name: str, smallest: AttendCase) -> None:
-    """It dies on that case in a new process, and on none that is smaller; all else is as small as it can be."""
+    """It dies on that case in a new process, and on none that is smaller."""
     fault = FAULTS[name]
     case = found(run(name, True))[fault.check, fault.kind].case
     assert case == smallest

@@ -47,8 +47,8 @@ OF_0_1_0 = (
     "select values=equal seed=7",
     "select values=gaussian",
     "select values=nan",
-    "attend B=2 S=3 H=2 D=4 N=9 n=6 indices=shuffled values=gaussian sinks=drawn-sinks unused=nan-unused scale=scale-root seed=1 "
-    "dtype=bfloat16 device=cuda",
+    "attend B=2 S=3 H=2 D=4 N=9 n=6 indices=shuffled values=gaussian sinks=drawn-sinks unused=nan-unused "
+    "scale=scale-root seed=1 dtype=bfloat16 device=cuda",
     "attend N=1 n=1 indices=empty sinks=no-sinks unused=huge-unused scale=scale-root",
     "attend indices=holes values=overflow sinks=extreme-sinks",
     "attend indices=leading",

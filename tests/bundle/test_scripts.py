@@ -1,4 +1,4 @@
-"""The scripts of bundles: they fail for the wrong implementation, and pass for the right one in its place."""
+"""The scripts of bundles: they fail for the wrong implementation, and pass for the right one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
 
 
 def run(scripts: dict[str, Path], modules: Path, warnings: str = "error") -> dict[str, tuple[str, str]]:
-    """Run scripts in one process, with the modules of a folder; say what each ended with, and what it printed."""
+    """Run scripts in one process, with the modules of a folder; say how each ended, and what it printed."""
     result = subprocess.run(
         [sys.executable, "-W", warnings, "-c", RUN],
         input=json.dumps({name: str(one) for name, one in scripts.items()}),

@@ -21,7 +21,7 @@ from csa_spec.stages.layer.case import LayerCase
 
 
 def failure_on(line: str) -> Failure:
-    """Return a failure on a case: that of 5.8.0, as the suite finds it there, or that of the last call of a stream."""
+    """Return a failure on a case: that of 5.8.0, or that of the last call of a stream."""
     if line.startswith("cache"):
         case = CacheCase.parse(line)
         last = case.steps[-1].call
@@ -32,7 +32,7 @@ def failure_on(line: str) -> Failure:
 
 
 def test_scripts_pass_on_the_installed_release(tmp_path: Path) -> None:
-    """Also in 16 bits, with padding, YaRN and a cache, and a stream on a cache that is copied, reordered and reset."""
+    """Also in 16 bits, with padding, YaRN and a cache, and where a cache is copied, reordered and reset."""
     lines = {
         "short": "csa rows=2",
         "stream": "cache csa B=2 calls=3,reorder:1.0,1,fork,2,save,1,restore,1 m=2 W=3 values=gaussian",

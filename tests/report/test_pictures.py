@@ -61,7 +61,7 @@ def words(svg: ElementTree.Element) -> str:
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_picture_stands_alone_and_nothing_in_it_is_cut_off(name: str) -> None:
-    """It parses, has a title, reads nothing from elsewhere, and every letter is large enough and on the paper."""
+    """It parses, has a title, reads nothing from elsewhere; every letter is large and on the paper."""
     failure = fail(name)
     text = picture(failure)
     assert text is not None

@@ -1,7 +1,7 @@
 """Right implementations of every stage: plain loops over the specification, and kernels in the dtype itself.
 
-They share nothing with what ships in ``csa_spec.candidates``. The vectorised ones are built of small parts, so that
-a wrong one is a right one with one part replaced.
+They share nothing with what ships in ``csa_spec.candidates``. The vectorised ones are built of small parts, so
+that a wrong one is a right one with one part replaced.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ compressor_loops.__name__ = compressor_loops.__qualname__ = "compressor_loops"
 
 
 def gathered(kv: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every query's own keys ``[B, S, n, D]``, rows of zeros for none, and which of them there are."""
+    """Return every query's own keys ``[B, S, n, D]``, zeros for none, and which of them there are."""
     named = (indices >= 0) & (indices < kv.shape[1])
     padded = torch.nn.functional.pad(kv, (0, 0, 0, 1))
     rows = torch.where(named, indices, kv.shape[1])
@@ -128,7 +128,7 @@ TILE = 16
 
 
 def attend_tiles(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
-    """Online softmax over tiles of 16 indices, as kernels have it; probabilities are rounded before they are used."""
+    """Online softmax over tiles of 16 indices, as kernels have it; probabilities are rounded before use."""
     keys, named = gathered(kv, indices)
     accumulate = wide(q.dtype)
     peak = torch.full(q.shape[:3], -math.inf, dtype=accumulate)

@@ -134,7 +134,7 @@ WRONG = {
         ("ResetKeepsTheEntries", HCA),
         ("ResetKeepsTheUnfinishedBlock", HCA),
         "ResetKeepsThePreviousBlock",
-        # Only a first call of less than a block does not clear it, so the block has to be finished by another call.
+        # Only a first call of less than a block does not clear it, so another call must finish the block.
         ("ResetKeepsThePreviousBlockBeforeAShortRequest", FOUR),
         ("ResetKeepsTheKeys", SLIDING),
     ),

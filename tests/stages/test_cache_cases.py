@@ -1,4 +1,4 @@
-"""Schedules of calls: their text, what is refused, what the model says, what they become, and how they get smaller."""
+"""Schedules of calls: their text, what is refused, what the model says, and how they get smaller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of single stages: right ones pass in every dtype, and each mistake in a backward pass is named."""
+"""Gradients of single stages: right ones pass in every dtype, each mistake in a backward pass is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right stage functions pass, in every dtype; what they declare changes what they are tried on, and nothing else."""
+"""Right stage functions pass in every dtype; what they declare changes what is tried, and nothing else."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_invalid_indices_are_tried_where_they_are_declared() -> None:
 
 
 def test_scores_that_round_to_the_same_number_are_equal_where_that_is_declared() -> None:
-    """2**-7 of the larger one for a selection in bfloat16, where each score may be off by 2**-8 of itself."""
+    """2**-7 of the larger one for a selection in bfloat16, where each score may be off by 2**-8."""
     assert kinds(smoke(select_rounded, "select", tie_tolerance=2**-7)) == set()
     for too_little in (0.0, 2**-12):
         found = result_of(smoke(select_rounded, "select", tie_tolerance=too_little)).failures
@@ -274,7 +274,7 @@ def test_scores_that_round_to_the_same_number_are_equal_where_that_is_declared()
 
 
 def test_a_promise_of_the_lowest_index_is_held() -> None:
-    """A stable sort keeps it; the last of equal entries breaks it, and is right where nothing is promised."""
+    """A stable sort keeps it; the last of equal entries breaks it, and is right without the promise."""
 
     def takes_the_last(scores: Tensor, positions: Tensor, compress_ratio: int, top_k: int) -> Tensor:
         visible = ((positions + 1) // compress_ratio)[..., None]

@@ -1,4 +1,4 @@
-"""Cases of single stages: their text, what they become for a candidate that supports less, and their tensors."""
+"""Cases of single stages: their text, what becomes of them where less is supported, and their tensors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_hashes_tell_cases_apart() -> None:
         ("compressor device=tpu", "unknown device 'tpu'; choose from"),
         (
             "attention n=1",
-            "a case starts with compressor, index_scores, select, attend, csa, hca, sliding, cache, not with 'attention'",
+            "a case starts with compressor, index_scores, select, attend, csa, hca, sliding, cache, "
+            "not with 'attention'",
         ),
         ("", "a case starts with compressor, "),
         ("index_scores seed=x", "'seed=x' has no value that can be read"),

@@ -1,4 +1,4 @@
-"""Right streams pass under any schedule; every wrong one is found, by a schedule of a few calls that names it."""
+"""Right streams pass under any schedule; every wrong one is found and named by a schedule of a few calls."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_list_of_tokens_passes(kind: str) -> None:
 
 
 def first_failure(name: str) -> Failure:
-    """Hold a wrong stream to the ready-made schedules, which every profile tries first; return what fails first."""
+    """Return what fails first of the ready-made schedules, which every profile tries first."""
     target = target_of(WRONG[name].stream, WRONG[name].layer)
     result = replace(target, profile=replace(target.profile, heavy=0)).run(
         STAGES["cache"].checks[0], enough=1, naming=False
@@ -142,7 +142,7 @@ def test_a_wrong_stream_is_found_by_a_few_calls_and_named_by_its_operation(name:
 
 
 def the_printed_program_shows_it(failure: Failure, stream: type[Any]) -> None:
-    """Executed line by line, it gives the numbers of the report; on the right stream those of the specification."""
+    """It gives the numbers of the report; on the right stream those of the specification."""
     got, expected = execute(failure, stream), execute(failure, Cache)
     assert failure.got is not None
     assert failure.expected is not None

@@ -1,4 +1,4 @@
-"""A stage that is one module and one line gets everything: checks, shrinking, texts, a picture, a bundle, a test."""
+"""A stage that is one module and one line gets everything: checks, shrinking, texts, a picture, a bundle."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_it_has_a_picture_and_reports() -> None:
 
 
 def test_declared_limits_are_tried() -> None:
-    """What raises an error outside is conformant, what is silently wrong is found, as is what is not declared."""
+    """An error outside is conformant; what is silently wrong is found, as is what is not declared."""
     limits = {"S": 1}
     report = csa_spec.check(norm=declaring(one_token, limits=limits), profile="few")
     assert report.verdict is Verdict.CONFORMANT, summarise(report)

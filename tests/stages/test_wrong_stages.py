@@ -1,4 +1,4 @@
-"""Every mistake in a single stage is rejected, in every dtype, with the failure that names it, on a small case."""
+"""Every mistake in a single stage is rejected in every dtype, with the failure that names it, on a small case."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def small_cases(stage: str, dtype: str) -> list[Any]:
 
 
 def kinds_found(name: str, dtype: str) -> list[str]:
-    """Return the kinds of failure on corner cases and a few draws, until those that must be found are found."""
+    """Return the kinds of failure on corner cases and a few draws, until all that must be found are."""
     wrong, found = WRONG[name], []
     for case in small_cases(wrong.stage, dtype):
         try:
@@ -129,7 +129,7 @@ def test_rounding_to_the_dtype_of_the_inputs_is_no_mistake(name: str, dtype: str
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_16_bits_cannot_tell_is_within_their_budgets(dtype: str) -> None:
-    """Gates near -20000 are 64 or 16 apart, so no budget holds a softmax over them; 4096 equal high bits are equal."""
+    """Gates near -20000 are 64 or 16 apart: no budget holds a softmax; 4096 equal high bits are equal."""
     assert kinds_found("masks_the_block_before_the_first_with_a_finite_number", dtype) == []
     wrong: Wrong = WRONG["keeps_at_most_4096_candidates"]
     large = [case for case in stage_corners("select", dtype) if case.entries > 4096]

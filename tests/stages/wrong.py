@@ -145,7 +145,7 @@ WRONG: dict[str, Wrong] = {
             {"also": ("ReturnsZeros",)},
         ),  # a negative product is no score
     ),
-    # Where another token wins a nearly one-hot pooling, what should have won has no effect: SeesTooLittle beside.
+    # Where another token wins a nearly one-hot pooling, what should have won has no effect: SeesTooLittle.
     **_table(
         "compressor",
         ("swaps_the_halves", "WrongNumbers"),

@@ -95,7 +95,7 @@ def test_hooks_are_gone_after_a_call() -> None:
 
 @pytest.mark.parametrize("head_dim", range(2, 65))
 def test_the_rotary_factor_gives_back_every_rope_dim(head_dim: int) -> None:
-    """Transformers computes ``int(head_dim * factor)``; a factor of rope_dim / head_dim sometimes loses one."""
+    """Transformers computes ``int(head_dim * factor)``; rope_dim / head_dim sometimes loses one."""
     for rope_dim in range(2, head_dim + 1, 2):
         geometry = Geometry(head_dim=head_dim, rope_dim=rope_dim, index_head_dim=head_dim)
         factor = adapter.configuration_of(geometry)["partial_rotary_factor"]

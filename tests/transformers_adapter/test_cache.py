@@ -1,4 +1,4 @@
-"""The stage ``cache`` of the transformers adapter: streams on the real cache, right, refused and wrong as measured."""
+"""The stage ``cache`` of the transformers adapter: streams on the real cache, as measured."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ WRONG = {
     "cache csa calls=1,repeat:2,1 k=0 W=2": RAISES,
     "cache hca calls=1,repeat:2,1 W=2": RAISES,
 }
-"""Case: kind of failure. A window of 1, ``crop`` within the window, ``batch_select_indices``, ``batch_repeat_...``."""
+"""Case: kind of failure. A window of 1, ``crop`` within it, ``batch_select_indices``, ``batch_repeat_...``."""
 
 
 @measured
@@ -176,7 +176,7 @@ def outputs(case: CacheCase) -> Iterator[torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_streams_do_not_share_anything(kind: LayerKind) -> None:
-    """Two of one geometry, with other weights, taking turns, give what each gives alone; so does one after another."""
+    """Two of one geometry, with other weights, taking turns, give what each gives alone; so do turns."""
     first = case_of(kind, "3,2,1,1")
     second = replace(first, seed=1)
     alone = [list(outputs(first)), list(outputs(second))]

@@ -47,7 +47,7 @@ def release(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.second_release
 def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_path: Path) -> None:
-    """Not conformant for CSA and HCA, with a case as small as it can be, and a text that says what is wrong."""
+    """Not conformant for CSA and HCA, with the smallest case, and a text that says what is wrong."""
     report_path = tmp_path / "report.json"
     command = [sys.executable, "-m", "csa_spec", "check", "transformers", "--profile", "smoke"]
     result = subprocess.run(
@@ -73,7 +73,7 @@ def test_queries_of_5_8_0_see_entries_that_they_must_not_see(release: Path, tmp_
         case = LayerCase.parse(leak["case_line"])
         assert len(case.rows) == 1
         assert case.columns <= 3
-        # With m = 1 every token is an entry; k = 1 is the least selection; two tokens make a past and a future.
+        # With m = 1 every token is an entry; k = 1 is the least selection; two tokens: a past and a future.
         assert (case.columns, case.geometry.compress_ratio, case.geometry.top_k) == (2, 1, 1)
         assert (leak["facts"]["number"], leak["facts"]["why"]) == (1, "later")
         assert "the output of query 0 changes when token 1 changes" in leak["detail"]

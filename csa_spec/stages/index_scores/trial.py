@@ -83,7 +83,8 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         got = self.relevant(self.answer).double()[b, i]
         expected, budget = (numbers[b, i] for numbers in self.expected)
         wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
-        where = f"query {i} has {counted(len(wrong), 'wrong score')} of {len(got)}, the first of entry {wrong[0]}"
+        many = counted(len(wrong), "wrong score")
+        where = f"query {i} has {many} of {len(got)}, the first of entry {wrong[0]}"
         for s in wrong[:_MOST]:
             changed = {**self.arguments, "index_k": keys.clone()}
             changed["index_k"][b, s] = -self.sibling().arguments["index_k"][b, s]
