@@ -33,7 +33,7 @@ BROKEN = {
 }
 
 
-FOUND = LayerCase.parse("csa m=2 k=2 W=3 E=4 H=2 D=4 HI=2 DI=4 rows=2,6 values=gaussian sinks=drawn seed=3")
+FOUND = LayerCase.parse("csa m=2 k=2 W=3 E=4 H=2 D=4 HI=2 DI=4 rows=2,8 values=gaussian sinks=drawn seed=3")
 """Where the search starts: all of these bugs show"""
 
 
