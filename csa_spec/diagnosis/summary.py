@@ -45,7 +45,7 @@ def summary(trial: Trial[Any], failure: Failure) -> str:
         What it did there.
     """
     if isinstance(failure, kinds.WrongNumbers):
-        head = f"It differs: {failure.detail}"
+        head = f"{failure.detail[0].upper()}{failure.detail[1:]}"
     else:
         says = next((text for kind, text in _SAYS.items() if isinstance(failure, kind)), "")
         head = f"{says}: {failure.detail}" if says else str(failure)[0].upper() + str(failure)[1:]
