@@ -35,15 +35,7 @@ _SAYS = {
 
 
 def summary(trial: Trial[Any], failure: Failure) -> str:
-    """Say where a candidate goes wrong, and whether it reads too much, too little, or the right set.
-
-    Parameters
-    ----------
-    trial
-        Of the candidate, on the failure's case.
-    failure
-        What it did there.
-    """
+    """Say where a candidate goes wrong, and whether it reads too much, too little, or the right set."""
     if isinstance(failure, kinds.WrongNumbers):
         head = f"{failure.detail[0].upper()}{failure.detail[1:]}"
     else:

@@ -65,19 +65,7 @@ def probe(
     cases: Iterable[Any],
     shrinking: bool = True,
 ) -> KnownIssue:
-    """Try the cases that have one known issue.
-
-    Parameters
-    ----------
-    candidate, stage, subject
-        Who, which stage, and what to call it.
-    place
-        The key of ``lacks``.
-    cases
-        Tried are those that have this issue and no other.
-    shrinking
-        Whether to look for the smallest case that fails.
-    """
+    """Try cases that have one known issue, the key ``place`` of ``lacks``, and no other; shrink what fails."""
     declared = candidate.capabilities_of(stage.name)
     others = {key: reason for key, reason in declared.lacks.items() if key != place}
     lifted = replace(declared, lacks=others)
