@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from csa_spec.engine.failures import CandidateRaised, Failure
 from csa_spec.engine.stage import SPECIFICATION
-from csa_spec.report.content import call_line, compared, listed
+from csa_spec.report.content import call_line, numbers_lines, sides
 from csa_spec.scripting.stage_script import StageScript
 from csa_spec.stages import stage_of
 
@@ -79,18 +79,12 @@ def _numbers(failure: Failure, check: str, context: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
         raised = f"{type(failure.error).__name__}: {failure.error}"
         return [f"**Expected:** an output.\n\n**Got:**\n\n```\n{raised}\n```"]
-    sides = compared(failure, check)
-    if sides is None:
+    lines = numbers_lines(failure, check, _SHOWN)
+    if not lines:
         return []
-    place = "" if failure.place is None else f" at {failure.place}"
-    first = f"{sides.first.capitalize()}{place}"
-    rows = [(first, listed(sides.expected, _SHOWN)), (sides.second.capitalize(), listed(sides.got, _SHOWN))]
-    if sides.over_budget is not None:
-        rows.append(("Off by", f"{sides.over_budget:.3g} times the allowed rounding error"))
-    lines = [f"{name:<40} {value}" for name, value in rows]
     lines += failure.context if context else ()  # of a stream these are its calls, which the script has
-    heading = f"**{sides.first.capitalize()} and {sides.second}:**"
-    return [f"{heading}\n\n```\n" + "\n".join(lines) + "\n```"]
+    first, second = sides(failure, check)
+    return [f"**{first.capitalize()} and {second}:**\n\n```\n" + "\n".join(lines) + "\n```"]
 
 
 def _looks_like(failure: Failure) -> list[str]:

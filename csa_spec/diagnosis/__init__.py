@@ -24,23 +24,10 @@ SECONDS = 10.0
 def diagnose(
     candidate: Candidate, check: Check[Any] | str, failure: Failure, seconds: float = SECONDS
 ) -> Diagnosis | None:
-    """Say what a failure looks like.
+    """Say what a failure of a candidate looks like; None where the candidate cannot be asked again.
 
-    Parameters
-    ----------
-    candidate
-        Who failed.
-    check
-        In which check, or its name.
-    failure
-        Best with the smallest case that was found: on it little but the bug is at work.
-    seconds
-        After which no further case is looked at.
-
-    Returns
-    -------
-    Diagnosis | None
-        None where the candidate cannot be asked again.
+    Its case is best the smallest that was found: on it little but the bug is at work. After ``seconds`` no
+    further case is looked at.
     """
     stage = stage_of(failure.case)
     named = check if isinstance(check, Check) else stage.check(check)

@@ -56,16 +56,8 @@ def likenesses(
 ) -> tuple[Likeness, ...]:
     """Return the known bugs that a candidate behaves like, the likeliest first.
 
-    Parameters
-    ----------
-    candidate, check, stage
-        Who failed in what.
-    known
-        Its trial on the failing case.
-    bugs
-        The catalogue; only bugs of the stage, and of the case's layer kind, are tried.
-    seconds
-        After which no further case is looked at.
+    ``known`` is its trial on the failing case. Of ``bugs``, the catalogue, only those of the stage, and of
+    the case's layer kind, are tried. After ``seconds`` no further case is looked at.
     """
     begin = time.monotonic()
     got = outcome_on(check, known, candidate)

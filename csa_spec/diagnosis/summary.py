@@ -35,17 +35,9 @@ _SAYS = {
 
 
 def summary(trial: Trial[Any], failure: Failure) -> str:
-    """Say where a candidate goes wrong, and whether it reads too much, too little, or the right set.
-
-    Parameters
-    ----------
-    trial
-        Of the candidate, on the failure's case.
-    failure
-        What it did there.
-    """
+    """Say where a candidate goes wrong, and whether it reads too much, too little, or the right set."""
     if isinstance(failure, kinds.WrongNumbers):
-        head = f"It differs: {failure.detail}"
+        head = f"{failure.detail[0].upper()}{failure.detail[1:]}"
     else:
         says = next((text for kind, text in _SAYS.items() if isinstance(failure, kind)), "")
         head = f"{says}: {failure.detail}" if says else str(failure)[0].upper() + str(failure)[1:]

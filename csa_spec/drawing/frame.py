@@ -20,20 +20,10 @@ def frame(
     notes: Sequence[str] = (),
     errors: bool = True,
 ) -> str:
-    """Draw a picture.
+    """Draw a picture: sentences, body, legend, notes, and the ``numbers`` that were expected and came.
 
-    Parameters
-    ----------
-    failure, numbers
-        What it is of, and the lines that say what was expected and what came.
-    body
-        Draws the grids from a corner on and returns where they end below.
-    looks
-        For the legend.
-    notes
-        Sentences under the legend.
-    errors
-        Whether errors are drawn.
+    ``body`` draws the grids from a corner on, and returns where they end below. ``looks`` are for the
+    legend, which has the scale of errors too where ``errors`` are drawn.
     """
     trial = Sheet()
     body(trial, MARGIN, 0)

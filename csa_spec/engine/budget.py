@@ -145,17 +145,7 @@ class Arithmetic:
 def document_budgets(
     trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype
 ) -> Budgets:
-    """Return the budgets of one document.
-
-    Parameters
-    ----------
-    trace
-        What the specification says.
-    weights, geometry
-        The layer, in float64.
-    dtype
-        In which the candidate computes.
-    """
+    """Return the budgets of one document, given the specification's trace of it."""
     do, context = Arithmetic(dtype), trace.context
     hidden = Rounded.exact(context.hidden)
     positions = context.document.start + torch.arange(len(context.hidden), dtype=torch.float64)
@@ -186,18 +176,8 @@ def core_budget(
 ) -> Tensor:
     """Return the budget ``[heads, d]`` of the attention core alone, for one query.
 
-    Parameters
-    ----------
-    arithmetic
-        Of the candidate.
-    q
-        ``[heads, d]``, exact: the specification gets the numbers that the candidate gets.
-    keys
-        ``[n, d]``, those that the query attends to.
-    probabilities
-        ``[heads, n]``.
-    sinks, scale
-        ``[heads]``, and the factor on ``q . k``.
+    ``q`` is ``[heads, d]``, keys (those that it attends to) ``[n, d]``, probabilities ``[heads, n]``, sinks
+    ``[heads]``. They are exact: the specification gets the numbers that the candidate gets.
     """
     attended = torch.ones(1, len(keys), dtype=torch.bool)
     given = Rounded.exact(q), Rounded.exact(keys)

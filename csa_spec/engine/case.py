@@ -130,7 +130,6 @@ class Case:
         return {}, words[1:]
 
     def _head(self) -> list[str]:
-        """Return the first words of the text."""
         return [self.stage]
 
     def __str__(self) -> str:
@@ -290,7 +289,6 @@ class Case:
         return wanted, reasons
 
     def _nearest(self, letter: str, size: int, rule: SizeRule) -> int:
-        """Return the nearest size that is legal and supported."""
         multiples = {field.metadata["letter"]: field.metadata["multiple"] for field in self._size_fields()}
         legal = rule.within(self.letters()[letter], multiples.get(letter, 1))
         nearest = legal.nearest(size)

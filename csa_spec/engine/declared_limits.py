@@ -31,16 +31,8 @@ def limits_check(trial: Trial[Any]) -> Tally | None:
         except (CandidateRaised, NotOffered):
             state = "raises an error"
         except Failure as failure:
-            raise SilentlyWrong(
-                trial.case,
-                limit=limit,
-                outside=str(case),
-                inner=failure.detail,
-                place=failure.place,
-                expected=failure.expected,
-                got=failure.got,
-                over_budget=failure.over_budget,
-                context=failure.context,
-            ) from None
+            facts: dict[str, Any] = {"limit": limit, "outside": str(case), "inner": failure.detail}
+            facts |= {"context": failure.context, **failure.numbers}
+            raise SilentlyWrong(trial.case, **facts) from None
         tally.seen[f"{limit}: {state}"] += 1
     return tally if tally.queries else None

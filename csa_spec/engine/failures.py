@@ -146,6 +146,12 @@ class Failure(AssertionError):
         several = self.case.sizes.get("B", 1) > 1
         return self.place.name + (f" of row {self.place.row}" if several else "")
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Where it is wrong and by how much, for a failure that follows from this one."""
+        names = ("place", "expected", "got", "over_budget")
+        return {name: getattr(self, name) for name in names}
+
     @cached_property
     def detail(self) -> str:
         """The sentence."""
@@ -313,13 +319,13 @@ class NotZero(Failure):
 
 class WrongGradient(Failure):
     title = "a gradient is wrong"
-    says = "the gradient of {of} at {at} is {theirs:.6g}, expected {ours:.6g}"
+    says = "the gradient of {of} at {at} is {gradient:.6g}, expected {reference:.6g}"
     told_apart_by = "of"
 
 
 class StrayGradient(WrongGradient):
     title = "a gradient that must be zero is not"
-    says = "the gradient of {of} at {at} is {theirs:.6g}, expected exactly 0"
+    says = "the gradient of {of} at {at} is {gradient:.6g}, expected exactly 0"
 
 
 class NoGradient(WrongGradient):

@@ -114,42 +114,47 @@ def gradients_match(trial: Trial[Any]) -> Tally | None:
     exact = map_tensors(lambda _, x: x.double() if x.is_floating_point() else x, trial.arguments)
     expected = _gradient(trial, exact, cotangent)
     answer = trial.ask(trial.arguments, cotangent=cotangent)
-    for name, ours in expected.items():
-        if answer.gradients.get(name) is None and ours.any():
+    for name, reference in expected.items():
+        if answer.gradients.get(name) is None and reference.any():
             raise NoGradient(trial.case, of=name)
     arithmetic = Arithmetic.of(cotangent.dtype, trial.capabilities.internal_dtype)
     squares = {name: torch.zeros_like(gradient) for name, gradient in expected.items()}
     for run in range(RUNS):
         noise = RoundingNoise(arithmetic, trial.case.seed, run)
-        for name, gradient in _gradient(trial, exact, cotangent, noise).items():
-            squares[name] += (gradient - expected[name]).square() / RUNS
+        for name, noisy in _gradient(trial, exact, cotangent, noise).items():
+            squares[name] += (noisy - expected[name]).square() / RUNS
     tally = Tally(queries=len(expected))
-    for name, ours in expected.items():
-        theirs = answer.gradients.get(name)
-        if theirs is not None and ours.numel():
-            tally.worst = max(tally.worst, _compare(trial, name, ours, theirs, squares[name], arithmetic))
+    for name, reference in expected.items():
+        gradient = answer.gradients.get(name)
+        if gradient is not None and reference.numel():
+            worst = _compare(trial, name, reference, gradient, squares[name], arithmetic)
+            tally.worst = max(tally.worst, worst)
     return tally
 
 
 def _compare(
-    trial: Trial[Any], name: str, ours: Tensor, theirs: Tensor, squares: Tensor, arithmetic: Arithmetic
+    trial: Trial[Any],
+    name: str,
+    reference: Tensor,
+    gradient: Tensor,
+    squares: Tensor,
+    arithmetic: Arithmetic,
 ) -> float:
     """Return the largest error of a gradient over its budget; ``squares`` are the variances measured."""
-    nothing = (squares == 0) & (ours == 0)
+    nothing = (squares == 0) & (reference == 0)
     typical = squares.mean() * 0.1  # for an element whose few runs happened to agree
-    floor = arithmetic.underflow * 64 + arithmetic.unit**2 * ours.abs().amax()
+    floor = arithmetic.underflow * 64 + arithmetic.unit**2 * reference.abs().amax()
     floor = floor + 1e-150  # squares of smaller spreads underflow in float64
     budget = MARGIN * (squares + typical).sqrt() + floor
-    ratios = error_ratios(theirs.double(), ours, torch.where(nothing, 0.0, budget))
+    ratios = error_ratios(gradient.double(), reference, torch.where(nothing, 0.0, budget))
     worst = float(ratios.max())
     if worst <= 1:
         return worst
     at = [int(i) for i in torch.unravel_index(ratios.argmax(), ratios.shape)]
-    want, got = float(ours[tuple(at)]), float(theirs[tuple(at)])
+    want, got = float(reference[tuple(at)]), float(gradient[tuple(at)])
     kind = StrayGradient if bool(nothing[tuple(at)]) else WrongGradient
-    raise kind(
-        trial.case, of=name, at=at, ours=want, theirs=got, expected=[want], got=[got], over_budget=worst
-    )
+    facts: dict[str, Any] = {"of": name, "at": at, "reference": want, "gradient": got}
+    raise kind(trial.case, expected=[want], got=[got], over_budget=worst, **facts)
 
 
 def cotangent_of(trial: Trial[Any]) -> Tensor | None:

@@ -65,19 +65,7 @@ def probe(
     cases: Iterable[Any],
     shrinking: bool = True,
 ) -> KnownIssue:
-    """Try the cases that have one known issue.
-
-    Parameters
-    ----------
-    candidate, stage, subject
-        Who, which stage, and what to call it.
-    place
-        The key of ``lacks``.
-    cases
-        Tried are those that have this issue and no other.
-    shrinking
-        Whether to look for the smallest case that fails.
-    """
+    """Try cases that have one known issue, the key ``place`` of ``lacks``, and no other."""
     declared = candidate.capabilities_of(stage.name)
     others = {key: reason for key, reason in declared.lacks.items() if key != place}
     lifted = replace(declared, lacks=others)
@@ -85,7 +73,7 @@ def probe(
     issue = KnownIssue(subject, str(place[1]), declared.lacks[place])
     check = stage.checks[0]
 
-    def has_it(case: Any) -> bool:
+    def has_it(case: Any) -> bool:  # it fits as it is once this issue is not declared, and not before
         return bool(case.fit(lifted)[0] == case != case.fit(declared)[0])
 
     refusals: list[Any] = []
@@ -108,7 +96,7 @@ def probe(
             continue
         issue = replace(issue, cases=issue.cases + 1)
         failure = judge(case)
-        if failure is not None:
+        if failure is not None:  # one is enough to show it
             if shrinking:
                 failure = shrink(failure, judge, stage.passes, SHRUNK)
             return replace(issue, failure=failure)

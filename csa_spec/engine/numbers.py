@@ -85,7 +85,6 @@ class NumbersTrial(Trial[C]):
     def _named(
         self, got: Tensor, expected: Tensor, wrong: list[tuple[int, int]], most: tuple[int, int]
     ) -> tuple[Found, tuple[int, int]]:
-        """Return what kind of failure it is, and the item that shows it."""
         for place in wrong:
             if not got[place].isfinite().all() and expected[place].isfinite().all():
                 return (kinds.NotFinite, {}), place

@@ -71,7 +71,6 @@ def _least(case: Case) -> dict[str, Any]:
 
 
 def _larger(case: Case) -> list[str]:
-    """Return the names of sizes that can be smaller."""
     return [name for name, least in _least(case).items() if getattr(case, name) > least]
 
 

@@ -44,7 +44,7 @@ def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
         # Uninitialised memory is filled with NaN this time: what was right must stay right.
         wrong = _wrong(trial, trial.ask(trial.arguments, fill=True))
         if wrong is not None:
-            raise kinds.ReadsUninitialised(trial.case, inner=wrong.detail, **_sides(wrong))
+            raise kinds.ReadsUninitialised(trial.case, inner=wrong.detail, **wrong.numbers)
     return Tally(queries=trial.queries)
 
 
@@ -89,7 +89,7 @@ def rows_do_not_interact(trial: Trial[Any]) -> Tally | None:
     whole = _side_by_side(alone)
     wrong = _wrong(trial, Answer(whole))
     if wrong is not None:
-        raise kinds.RowsInteract(trial.case, over_budget=wrong.over_budget, **_sides(wrong))
+        raise kinds.RowsInteract(trial.case, **wrong.numbers)
     check_bits(trial, whole, batch)
     return Tally(queries=trial.queries)
 
@@ -98,10 +98,6 @@ def check_bits(trial: Trial[Any], alone: torch.Tensor, batch: torch.Tensor) -> N
     """Compare the bits of rows run alone and in the batch, unless the candidate declares otherwise."""
     if trial.capabilities.batch_invariant and not same_bits(alone, batch):
         raise kinds.NotBatchInvariant(trial.case)
-
-
-def _sides(wrong: Failure) -> dict[str, Any]:
-    return {"place": wrong.place, "expected": wrong.expected, "got": wrong.got}
 
 
 def _first_difference(

@@ -200,43 +200,38 @@ class _filled:  # noqa: N801 - read as a with-clause
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
+_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch's random generator": (torch.get_rng_state, torch.set_rng_state),
+    "Python's random generator": (random.getstate, random.setstate),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "working directory": (os.getcwd, os.chdir),
+}
+"""What a call must leave as it is: how it is read, and put back"""
+
+
 def process_state() -> dict[str, Any]:
     """Return what a call must leave as it is."""
-    state: dict[str, Any] = {
-        "torch's random generator": torch.get_rng_state(),
-        "Python's random generator": random.getstate(),
-        "default dtype": torch.get_default_dtype(),
-        "number of threads": torch.get_num_threads(),
-        "grad mode": torch.is_grad_enabled(),
-        "float32 matmul precision": torch.get_float32_matmul_precision(),
-        "working directory": os.getcwd(),
-    }
-    if "numpy" in sys.modules:
-        state["numpy's random generator"] = sys.modules["numpy"].random.get_state()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["CUDA's random generator"] = torch.cuda.get_rng_state()
-    return state
+    return {name: read() for name, (read, _) in _known_state().items()}
 
 
 def restore_state(state: Mapping[str, Any]) -> None:
     """Put back what :func:`process_state` returned, where it is no longer so."""
-    now = process_state()
-    for name, value in state.items():
-        if name in now and not _same(now[name], value):
-            _SETTERS[name](value)
+    for name, (read, write) in _known_state().items():
+        if name in state and not _same(read(), state[name]):
+            write(state[name])
 
 
-_SETTERS: dict[str, Callable[[Any], Any]] = {
-    "torch's random generator": torch.set_rng_state,
-    "Python's random generator": random.setstate,
-    "default dtype": torch.set_default_dtype,
-    "number of threads": torch.set_num_threads,
-    "grad mode": torch.set_grad_enabled,
-    "float32 matmul precision": torch.set_float32_matmul_precision,
-    "working directory": os.chdir,
-    "numpy's random generator": lambda state: sys.modules["numpy"].random.set_state(state),
-    "CUDA's random generator": lambda state: torch.cuda.set_rng_state(state),
-}
+def _known_state() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    state = dict(_STATE)
+    if "numpy" in sys.modules:
+        numpy = sys.modules["numpy"].random
+        state["numpy's random generator"] = (numpy.get_state, numpy.set_state)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["CUDA's random generator"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+    return state
 
 
 def _same(a: Any, b: Any) -> bool:

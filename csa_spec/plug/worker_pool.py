@@ -203,20 +203,28 @@ def serve(control_fd: int, words_fd: int, modules: list[str]) -> None:
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # as the worker does: whoever comes first
         os.close(fds[0])
-        ended = 0
-        while not ended:
-            if control in wait([control, wake]):
-                number = control.recv(1)
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, number[0] if number else signal.SIGKILL)
-                if not number:
-                    return
-            else:
-                wake.recv(64)
-            ended, status = os.waitpid(pid, os.WNOHANG)
+        status = _wait_for(pid, control, wake)
+        if status is None:
+            return
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)  # its own children
         control.sendall(status.to_bytes(4))
+
+
+def _wait_for(pid: int, control: socket.socket, wake: socket.socket) -> int | None:
+    """Pass signals on to a worker until it ends; None, and it is killed, where our parent has gone."""
+    while True:
+        if control in wait([control, wake]):
+            number = control.recv(1)
+            with contextlib.suppress(OSError):
+                os.killpg(pid, number[0] if number else signal.SIGKILL)
+            if not number:
+                return None
+        else:
+            wake.recv(64)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
 
 
 def _work(channel: socket.socket) -> NoReturn:

@@ -15,47 +15,29 @@ from csa_spec.report.maps import maps
 from csa_spec.stages import STAGES, stage_of
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """The two sides of a failure."""
-
-    first: str
-    """What the first side is: ``expected``, or ``one run`` where two runs are compared"""
-    second: str
-    expected: list[float]
-    got: list[float]
-    over_budget: float | None
-    """By how many tolerances they differ, where that is more than one"""
-
-
-def compared(failure: Failure, check: str) -> Compared | None:
-    """Return the two sides of a failure; None where they are not known."""
-    if failure.expected is None or failure.got is None:
-        return None
-    two_runs = stage_of(failure.case).check(check).two_runs
-    first, second = ("one run", "the other") if two_runs else ("expected", "got")
-    over = None if failure.over_budget is None or failure.over_budget <= 1 else failure.over_budget
-    return Compared(first, second, failure.expected, failure.got, over)
-
-
 def listed(values: list[float], shown: int = 6) -> str:
     """Return the first numbers as text."""
     more = ", ..." if len(values) > shown else ""
     return f"[{', '.join(f'{value:.7g}' for value in values[:shown])}{more}]"
 
 
-def numbers_lines(failure: Failure, check: str) -> list[str]:
+def sides(failure: Failure, check: str) -> tuple[str, str]:
+    """Return what the two sides of a failure are: expected and got, or two runs that are compared."""
+    two_runs = stage_of(failure.case).check(check).two_runs
+    return ("one run", "the other") if two_runs else ("expected", "got")
+
+
+def numbers_lines(failure: Failure, check: str, shown: int = 6) -> list[str]:
     """Return lines that say where it is wrong, what is expected and what came; none where not known."""
-    sides = compared(failure, check)
-    if sides is None or failure.place is None:
+    if failure.expected is None or failure.got is None:
         return []
-    lines = [
-        f"{stage_of(failure.case).words.output:<22}{failure.place}",
-        f"  {sides.first:<20}{listed(sides.expected)}",
-        f"  {sides.second:<20}{listed(sides.got)}",
-    ]
-    if sides.over_budget is not None:
-        lines.append(f"  {'off by':<20}{sides.over_budget:.4g} times the tolerance")
+    first, second = sides(failure, check)
+    place = failure.place
+    lines = [] if place is None else [f"{stage_of(failure.case).words.output:<22}{place}"]
+    lines.append(f"  {first:<20}{listed(failure.expected, shown)}")
+    lines.append(f"  {second:<20}{listed(failure.got, shown)}")
+    if failure.over_budget is not None and failure.over_budget > 1:
+        lines.append(f"  {'off by':<20}{failure.over_budget:.4g} times the tolerance")
     return lines
 
 
@@ -145,7 +127,6 @@ def tables(report: Report) -> Iterator[Table]:
 
 
 def _count(result: CheckResult | None) -> str:
-    """Return what a table shows of one check of one subject."""
     if result is None:
         return ""
     if result.failures:

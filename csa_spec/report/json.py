@@ -150,7 +150,6 @@ def _number(value: float | None) -> float | str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a fact as plain JSON data."""
     if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
         return value
     if isinstance(value, float):

@@ -14,20 +14,7 @@ _WRONG_FORM = (kinds.WrongShape, kinds.WrongDtype)
 
 
 def picture(failure: Failure, check: str = SPECIFICATION) -> str | None:
-    """Draw a failure.
-
-    Parameters
-    ----------
-    failure
-        What is wrong; the more it recorded, the more is drawn.
-    check
-        Name of the check that found it: some compare two runs.
-
-    Returns
-    -------
-    str or None
-        SVG text; None where there is nothing to draw, as for an exception.
-    """
+    """Draw a failure that a check found, as SVG text; None where there is nothing to draw."""
     if isinstance(failure, _NO_ANSWER + _WRONG_FORM):
         return None
     return (stage_of(failure.case).picture or plain_picture)(failure, numbers_lines(failure, check))

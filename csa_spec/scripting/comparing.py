@@ -34,18 +34,10 @@ def form(shape: Sequence[int | None], dtypes: Sequence[torch.dtype], failure: Fa
 def within(
     expected: Tensor, allowed: Tensor, several: bool, at: Place | None, literals: Literals
 ) -> list[str]:
-    """Return the lines that compare ``got`` with numbers.
+    """Return the lines that compare ``got`` with numbers, each with its allowed error.
 
-    Parameters
-    ----------
-    expected, allowed
-        Numbers and allowed errors.
-    several
-        Whether their first dimension counts valid selections, each of which is right.
-    at
-        What is printed, where the whole is large.
-    literals
-        Those of the script.
+    With ``several``, the first dimension counts valid selections, each of which is right. ``at`` is printed
+    where the whole is large.
     """
     expected, allowed = shorten(expected, allowed)
     comment = "  # by valid selection, as scores tie" if several else ""
@@ -96,26 +88,12 @@ def two_runs(
     part: str = "",
     elementwise: bool = False,
 ) -> list[str]:
-    """Return the lines that compare two runs.
+    """Return the lines that compare two runs, given as expressions of their outputs.
 
-    Parameters
-    ----------
-    first, second
-        Expressions of their outputs.
-    what
-        What is different in the second run, in words.
-    allowed
-        By how much they may differ as both may be off; what is large rounds more.
-    dtype
-        In which both run.
-    literals
-        Those of the script.
-    at
-        What is printed, where the whole is large.
-    part
-        An index of what is compared; empty for everything.
-    elementwise
-        Whether each number rounds by itself, and not with its neighbours.
+    ``what`` says in words how the second run is different. Both may be off by a budget each, so they may
+    differ by ``allowed``, and what is large in ``dtype`` rounds more: each number by itself if
+    ``elementwise``, else with its neighbours. The index ``part`` is compared, ``at`` is printed where the
+    whole is large.
     """
     _, allowed = shorten(torch.zeros_like(allowed), allowed)
     size = "first.abs()" if elementwise else "first.abs().amax(-1, keepdim=True)"
