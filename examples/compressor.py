@@ -26,7 +26,7 @@ def rotations(positions, rope, theta, yarn):
 
 
 def compress(x, wkv, wgate, ape, norm, freqs_cis, overlap, eps):
-    """Return [b, t, d]; x [b, s, e], wkv and wgate [c, e], ape [m, c], norm [d], freqs_cis [t, rope / 2] complex."""
+    """Return [b, t, d]; x [b, s, e], wkv, wgate [c, e], ape [m, c], norm [d], freqs_cis [t, rope / 2]."""
     (m, _), d, t = ape.shape, len(norm), len(freqs_cis)
     blocks = x[:, : t * m].float().unflatten(1, (t, m))
     kv, gate = blocks @ wkv.float().T, blocks @ wgate.float().T + ape.float()
@@ -49,7 +49,7 @@ def compress(x, wkv, wgate, ape, norm, freqs_cis, overlap, eps):
 
 
 def compressor(hidden, weights, geometry):
-    """Make the table: entry s is rotated to the first token of its block, s * m."""
+    """Make the table of rotations: entry s is rotated to the first token of its block, s * m."""
     w, g = weights, geometry
     positions = g.compress_ratio * torch.arange(g.entry_count(hidden.shape[1]))
     freqs_cis = rotations(positions, g.rope_dim, g.compress_rope_theta, g.yarn)

@@ -1,4 +1,4 @@
-"""A kernel with the signature of DeepGEMM's ``fp8_mqa_logits``, which has no batch, in plain precision.
+"""A kernel with the signature of DeepGEMM's ``fp8_mqa_logits``, without FP8. It has no batch dimension.
 
 csa-spec check deep_gemm_logits:index_scores --stage index_scores
 """
@@ -11,7 +11,7 @@ from csa_spec import Capabilities
 
 
 def mqa_logits(q, kv, weights, ks, ke, clean_logits=True):
-    """Return [s, t] float32; q [s, h, d], kv ([t, d], scales [t] float32), weights [s, h] float32, ks, ke [s] int32."""
+    """Return [s, t] float32; q [s, h, d], kv ([t, d], scales [t]), weights [s, h], ks, ke [s] int32."""
     keys, scales = kv
     products = torch.einsum("shd,td->sht", q.float(), keys.float() * scales[:, None]).relu()
     logits = torch.einsum("sh,sht->st", weights, products)
@@ -24,7 +24,7 @@ def mqa_logits(q, kv, weights, ks, ke, clean_logits=True):
 
 
 def index_scores(index_q, index_k, head_weights):
-    """Run each row alone, over all of its entries: which of them a query may see is the business of ``select``."""
+    """Run each row alone, over all of its entries; ``select`` decides which of them a query may see."""
     queries, entries = index_q.shape[1], index_k.shape[1]
     ks, ke = torch.zeros(queries).int(), torch.full((queries,), entries).int()
     rows = zip(index_q, index_k, head_weights.float(), strict=True)

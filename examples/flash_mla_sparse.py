@@ -1,9 +1,10 @@
-"""A kernel with the signature of FlashMLA's sparse prefill. It has no batch: the adapter loops over the rows.
+"""A kernel with the signature of FlashMLA's sparse prefill. It has no batch dimension, so the adapter loops.
 
     csa-spec check flash_mla_sparse:attend --stage attend
 
-The real kernel takes bfloat16 on CUDA, 64 or 128 heads of 512 channels, and says so with ``dtypes={"bfloat16"}``,
-``devices={"cuda"}``, ``head_dims={512}``, ``multiples={"H": 64}``, ``limits={"H": 128}``.
+The real kernel takes bfloat16 on CUDA, and 64 or 128 heads of 512 channels. An adapter for it would declare
+``dtypes={"bfloat16"}``, ``devices={"cuda"}``, ``head_dims={512}``, ``multiples={"H": 64}``,
+``limits={"H": 128}``.
 """
 
 import torch
@@ -14,7 +15,7 @@ from csa_spec import Capabilities
 
 
 def flash_mla_sparse_fwd(q, kv, indices, sm_scale, d_v=512, attn_sink=None, topk_length=None):
-    """Return out [s_q, h_q, d_v], max_logits, lse; kv [s_kv, 1, d_qk], indices [s_q, 1, topk] int32, sink [h_q]."""
+    """Return out [s_q, h_q, d_v], max_logits, lse; kv [s_kv, 1, d_qk], indices [s_q, 1, k], sink [h_q]."""
     assert indices.shape[2] in range(128, 1 << 20, 128)
     kv, none = torch.nn.functional.pad(kv[:, 0], (0, 0, 0, 1)).float(), len(kv)
     rows = torch.where((indices < 0) | (indices >= none), none, indices)[:, 0]

@@ -16,7 +16,7 @@ from csa_spec import Capabilities
 @jax.jit
 def sparse_attention(q, kv, indices, sinks, scale):
     """Return [b, s, h, d]; q [b, s, h, d], kv [b, n, d], indices [b, s, k] int32, -1 = none, sinks [h]."""
-    kv = jnp.pad(kv, ((0, 0), (0, 1), (0, 0))).astype(jnp.float32)  # a row of zeros, which -1 names
+    kv = jnp.pad(kv, ((0, 0), (0, 1), (0, 0))).astype(jnp.float32)  # a row of zeros, for -1
     keys = jax.vmap(lambda rows, named: rows[named])(kv, indices)
     logits = scale * jnp.einsum("bshd,bskd->bshk", q.astype(jnp.float32), keys, precision="highest")
     logits = jnp.where((indices < 0)[:, :, None], -jnp.inf, logits)

@@ -1,4 +1,4 @@
-"""A selection with ``jax.lax.top_k``; among equal scores it takes the lowest entries, and promises so.
+"""A selection with ``jax.lax.top_k``. It declares that among equal scores it takes the lowest entries.
 
 csa-spec check jax_select:select --stage select --dtype float32,bfloat16
 """
@@ -15,7 +15,7 @@ from csa_spec import Capabilities
 
 @partial(jax.jit, static_argnums=2)
 def top_k_visible(scores, visible, k):
-    """Return indices [b, s, min(k, t)] int32, -1 = none; the first visible [b, s] of scores [b, s, t] count."""
+    """Return [b, s, min(k, t)] int32, -1 = none, out of the first visible [b, s] of scores [b, s, t]."""
     hidden = jnp.arange(scores.shape[2]) >= visible[..., None]
     # Equal scores keep their order, so a visible -inf still comes before the hidden entries behind it.
     ranked = jnp.where(hidden | jnp.isnan(scores), -jnp.inf, scores)

@@ -1,4 +1,4 @@
-"""A whole layer that takes a state dict and an attention mask. It is a sliding-window layer, and says so.
+"""A whole sliding-window layer that takes a state dict and an attention mask.
 
 csa-spec check layer:layer
 """
@@ -19,7 +19,7 @@ def rotate(x, angles):
 
 
 def sliding_attention(x, state, mask, positions, config):
-    """Return [b, s, e]; x [b, s, e], state by official names, mask [b, s, s] of who sees whom, positions [b, s]."""
+    """Return [b, s, e]; x [b, s, e], state by official names, mask [b, s, s], positions [b, s]."""
     dtype, x, w = x.dtype, x.float(), {name: tensor.float() for name, tensor in state.items()}
     h, d, rope, eps = config.heads, config.head_dim, config.rope_dim, config.norm_eps
     frequencies = config.rope_theta ** -(torch.arange(0, rope, 2).double() / rope)

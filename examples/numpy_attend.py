@@ -1,4 +1,4 @@
-"""A kernel that takes and returns numpy's arrays. numpy has no bfloat16, so that is refused.
+"""A kernel that takes and returns numpy's arrays. numpy has no bfloat16, so csa-spec refuses that dtype.
 
 csa-spec check numpy_attend:attend --stage attend --dtype float32,float64
 """

@@ -12,7 +12,7 @@ from csa_spec import Capabilities
 
 def sparse_attn(q, kv, attn_sink, topk_idxs, softmax_scale):
     """Return [b, s, h, d]; kv [b, n, d], attn_sink [h] float32, topk_idxs [b, s, topk] int32, -1 = none."""
-    kv = torch.nn.functional.pad(kv, (0, 0, 0, 1)).float()  # a row of zeros for none
+    kv = torch.nn.functional.pad(kv, (0, 0, 0, 1)).float()  # a row of zeros, for -1
     keys = kv[torch.arange(len(kv))[:, None, None], torch.where(topk_idxs < 0, kv.shape[1] - 1, topk_idxs)]
     logits = softmax_scale * (q.float()[:, :, :, None] * keys[:, :, None]).sum(-1)
     logits = logits.masked_fill((topk_idxs < 0)[:, :, None], -torch.inf)

@@ -1,4 +1,4 @@
-"""One object with several stages: every attribute that has the name of a stage is one.
+"""One object with several stages: every attribute with the name of a stage is one.
 
 csa-spec check several_stages:kernels
 csa-spec check several_stages:kernels --stage select

@@ -1,4 +1,4 @@
-"""A layer with a cache, as a stream. This one keeps all tokens, of sliding-window layers; the rest it does not offer.
+"""A sliding-window layer with a cache, as a stream. It keeps all tokens, and lacks some operations.
 
 csa-spec check stream:cache --stage cache
 """
@@ -31,7 +31,7 @@ class CachedAttention:
         self.past = self.past[:, :length]
 
     def reorder_cache(self, beams):
-        """Go on with these sequences."""
+        """Continue with these sequences."""
         self.past = None if self.past is None else self.past[beams]
 
 
@@ -39,17 +39,17 @@ class CachedAttention:
 
 
 class Stream(CachedAttention):
-    """What is missing, and what raises NotImplementedError, counts as not applicable."""
+    """Operations that are missing, or raise NotImplementedError, are skipped and counted."""
 
     extend, reorder = CachedAttention.forward, CachedAttention.reorder_cache
 
     def rollback(self, n):
-        """Say how many tokens stay."""
+        """Crop to the number of tokens that stay."""
         self.crop(self.past.shape[1] - n)
 
 
 def cache(weights, geometry, batch):
-    """Open a stream; rows are those of the first call."""
+    """Open a stream; the first call decides how many rows it has."""
     return Stream(weights.named(), geometry)
 
 

@@ -9,9 +9,9 @@ import torch
 
 
 def top_k_per_row(logits, lengths, k):
-    """Return indices [rows, k] int32, -1 = none; the first lengths [rows] of logits [rows, t] count."""
+    """Return indices [rows, k] int32, -1 = none, out of the first lengths [rows] of logits [rows, t]."""
     outside = torch.arange(logits.shape[1]) >= lengths[:, None]
-    # A logit that counts may be NaN or -inf too; it still comes before those that do not count.
+    # A visible logit may be NaN or -inf, too; it still comes before those that are not visible.
     lowest = torch.finfo(logits.dtype).min
     logits = logits.nan_to_num(lowest, torch.inf, lowest).masked_fill(outside, -torch.inf)
     picks = torch.topk(logits, min(k, logits.shape[1])).indices

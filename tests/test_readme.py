@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import csa_spec
-from csa_spec.cli import _parser
-from csa_spec.resolving import resolve_candidate, resolve_profile
+from csa_spec import plugin
+from csa_spec.cli import main
+from csa_spec.resolving import choices, resolve_candidate, resolve_profile
 from csa_spec.spec import LayerKind
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
@@ -34,14 +37,43 @@ def test_its_python_plugs_a_layer_in_and_declares_what_it_lacks() -> None:
         Target(candidate, LAYER, LayerKind.CSA, "float16", "cpu", resolve_profile("smoke"), 0)
 
 
-def test_its_options_are_those_of_the_command() -> None:
-    """Every option in the table is one that the parser knows."""
-    arguments = (
-        "check transformers --layer csa --profile smoke --dtype float32 --device cpu --seed 1 --json FILE"
-    )
-    for option in arguments.split()[2::2]:
-        assert f"`{option}" in README
-    assert _parser().parse_args(arguments.split()).seed == 1
+def rows() -> dict[str, str]:
+    """Return the rows of the table of commands, by the command."""
+    lines = [line for line in README.splitlines() if line.startswith(("| `csa-spec ", "| `pytest "))]
+    return {line.split("`")[1].split()[1]: line for line in lines}
+
+
+def options(text: str) -> set[str]:
+    """Return the long options that a text names, without ``--help`` and pytest's own."""
+    return set(re.findall(r"--[a-z][a-z-]*", text)) - {"--help", "--pyargs"}
+
+
+def test_its_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its table names every option that a subcommand has, and no other."""
+    for command in ("check", "case", "replay", "selftest", "vectors"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert options(rows()[command]) == options(capsys.readouterr().out), command
+
+
+def test_its_options_are_those_of_the_pytest_plugin() -> None:
+    """Likewise; ``--csa-candidate`` is in the command."""
+    added = options(inspect.getsource(plugin.pytest_addoption))
+    assert options(rows()["--pyargs"]) == added
+    assert len(added) == 9
+
+
+def test_what_its_options_can_be_is_what_there_is() -> None:
+    """Stages, layer kinds, profiles and devices, each list in full."""
+    lists = choices()
+    for option, what, last in (
+        ("stage", "stages", ["all"]),
+        ("layer", "layers", ["all"]),
+        ("profile", "profiles", []),
+        ("device", "devices", []),
+    ):
+        names = "\\|".join([*lists[what].split(", "), *last])
+        assert f"`--{option} {names}`" in rows()["check"]
 
 
 def test_its_links_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""A module with a stage. Its package registers it, so a name is enough.
+"""A module with a stage. Its package registers it, so csa-spec knows it by name.
 
 csa-spec check my-kernels
 """
@@ -18,6 +18,6 @@ def relu_scores(q, k, w):
 
 
 def index_scores(index_q, index_k, head_weights):
-    """Compute in float32 at least, and return that: scores may be in the dtype of the queries or in float32."""
+    """Compute in float32 at least: scores may have the dtype of the queries or float32."""
     wide = torch.promote_types(index_q.dtype, torch.float32)
     return relu_scores(index_q.to(wide), index_k.to(wide), head_weights.to(wide))

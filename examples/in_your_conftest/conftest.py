@@ -1,4 +1,4 @@
-"""Names for candidates of your own test suite. Nothing has to be importable from outside of it.
+"""Names for candidates in your own test suite. They need not be importable from outside of it.
 
 pytest --pyargs csa_spec.conformance --csa-candidate mine
 """
