@@ -18,7 +18,6 @@ from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.running import CheckResult, run_check
 from csa_spec.engine.stage import Check
 from csa_spec.profiles import PROFILES
-from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
 from csa_spec.target import Target
 
@@ -29,15 +28,15 @@ WRONG = [name for name in OURS if name not in EQUIVALENT and name not in GRADIEN
 
 
 @cache
-def target_of(stage: str, kind: LayerKind | None, name: str) -> Target:
+def target_of(stage: str, variant: str, name: str) -> Target:
     """Return a run of the default profile, for what one bug declares."""
-    return Target(OURS[name].candidate, STAGES[stage], kind, "float32", "cpu", PROFILES["default"], 0)
+    return Target(OURS[name].candidate, STAGES[stage], variant, "float32", "cpu", PROFILES["default"], 0)
 
 
 @cache
-def cases(stage: str, kind: LayerKind | None, check: str, name: str) -> list[Any]:
+def cases(stage: str, variant: str, check: str, name: str) -> list[Any]:
     """Return what the default profile tries."""
-    return target_of(stage, kind, name).cases(check_of(stage, check))
+    return target_of(stage, variant, name).cases(check_of(stage, check))
 
 
 def check_of(stage: str, name: str) -> Check:
@@ -48,16 +47,16 @@ def check_of(stage: str, name: str) -> Check:
 
 def held(one: Bug, check: str) -> CheckResult:
     """Hold a bug to a check until it fails, in the layer kind in which it shows most plainly."""
-    kind, stage = one.kinds[0] if one.kinds else None, STAGES[one.stage]
+    variant, stage = str(one.kinds[0]) if one.kinds else "", STAGES[one.stage]
     # Cases do not depend on who is asked, but for the declared gradients: those of the first are taken for all.
     first = next(
         o.name
         for o in OURS.values()
         if o.stage == one.stage and (check != "gradients" or o.name in GRADIENTS)
     )
-    tried = cases(one.stage, kind, check, first)
+    tried = cases(one.stage, variant, check, first)
     return run_check(
-        check_of(one.stage, check), one.candidate, stage, kind, tried, enough=1, shrinking=False
+        check_of(one.stage, check), one.candidate, stage, tried, variant=variant, enough=1, shrinking=False
     )
 
 
