@@ -163,7 +163,7 @@ class Target:
         static shapes that fit are made in the first place.
         """
         declares = self._setting.ratios is not None or self.capabilities.static_shapes
-        return (declares or bool(result.not_applicable)) and not result.failing
+        return bool(result.cases) and (declares or bool(result.not_applicable)) and not result.failing
 
 
 @lru_cache(maxsize=512)
