@@ -158,9 +158,8 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
         raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
     modes = resolved.modes(stage.name)
     if parsed.mode not in modes:
-        raise UsageError(
-            f"{resolved.name} has no mode {parsed.mode!r}; choose from {', '.join(map(repr, modes))}"
-        )
+        known = " or ".join([*map(repr, filter(None, modes)), "leave mode= out"])
+        raise UsageError(f"{resolved.name} has no mode {parsed.mode!r}; choose {known}")
     resolve_device(parsed.device)
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:

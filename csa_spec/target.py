@@ -17,7 +17,7 @@ from csa_spec.engine.known_issues import KnownIssue, probe
 from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
-from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
 from csa_spec.profiles import Profile
 from csa_spec.resolving import (
     UsageError,
@@ -208,7 +208,9 @@ def make_targets(
                 if variant and variant not in offered:
                     declined[name, subject] = f"{candidate.name} does not offer {variant} layers"
                     if layer != "all":
-                        raise UsageError(declined[name, subject])
+                        raise UsageError(
+                            f"{declined[name, subject]}; it offers {', '.join(sorted(offered))}"
+                        )
                     continue
                 reason = unsupported(candidate, STAGES[name], dtype, device)
                 if reason:
@@ -216,8 +218,16 @@ def make_targets(
                 else:
                     targets.append(Target(candidate, STAGES[name], variant, dtype, device, profile, seed))
         if len(targets) == before:
-            raise UsageError(next(iter(reversed(declined.values()))))
+            (name, _), reason = next(reversed(declined.items()))
+            raise UsageError(f"{reason}; {_supported(candidate.capabilities_of(name))}")
     return targets, declined
+
+
+def _supported(capabilities: Capabilities) -> str:
+    """Say what can be asked for in place of what is not supported."""
+    dtypes = [dtype for dtype in DTYPES if dtype in capabilities.dtypes]
+    devices = [device for device in DEVICES if device in capabilities.devices]
+    return f"it supports {', '.join(dtypes)} on {', '.join(devices)}"
 
 
 @contextmanager

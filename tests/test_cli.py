@@ -322,13 +322,13 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_candidate_does_not_declare_is_refused() -> None:
     """A layer kind and a dtype asked for by name."""
     assert refusal("check", "cli_candidates:sliding_only", "--layer", "hca") == (
-        "cli_candidates:sliding_only does not offer hca layers"
+        "cli_candidates:sliding_only does not offer hca layers; it offers sliding"
     )
     assert refusal("check", "cli_candidates:float32_only", "--dtype", "float64", *TINY) == (
-        "cli_candidates:float32_only does not support float64"
+        "cli_candidates:float32_only does not support float64; it supports float32 on cpu, cuda"
     )
     assert refusal("check", "cli_candidates:kernels", "--stage", "attend", "--dtype", "float64", *TINY) == (
-        "attend of cli_candidates:kernels does not support float64"
+        "attend of cli_candidates:kernels does not support float64; it supports float32 on cpu, cuda"
     )
     assert refusal("check", "cli_candidates:kernels", "--stage", "compressor") == (
         "cli_candidates:kernels does not offer the stage compressor; it offers select, attend"
