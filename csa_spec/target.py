@@ -152,10 +152,10 @@ class Target:
         """Return the required kinds that what the candidate declares has put out of reach.
 
         The corner cases reach every required kind. Those that are lost where a corner case must be changed to fit the
-        candidate are out of reach.
+        candidate are out of reach. Where nothing was tried, nothing is excused.
         """
         names = self._unreached(result)
-        if not names:
+        if not names or not result.cases:
             return []
         lost: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):

@@ -295,7 +295,7 @@ def test_a_conftest_names_stages(pytester: pytest.Pytester) -> None:
     result = own(pytester, "pair")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*pair attend float32: inputs are not mutated *"])
-    failed = [line for line in result.outlines if line.startswith("FAILED")]
+    failed = [line for line in result.outlines if line.startswith("FAILED test_")]
     assert failed
     assert all("[pair-select-float32-" in line for line in failed)
     both = names_of(own(pytester, "both", "--collect-only", "-q"))

@@ -26,7 +26,7 @@ def stage_corners(stage: str, dtype: str = "float32") -> list[Any]:
 
 def case_of_json(data: Mapping[str, Any]) -> Any:
     """Return the case that plain JSON data are of: what they hold are the words of its line."""
-    head = [data["stage"]] * (data["stage"] != "layer") + [data["kind"]] * ("kind" in data)
+    head = [data["stage"]] * (data["stage"] != "layer") + ([data["kind"]] if "kind" in data else [])
     rest = {name: value for name, value in data.items() if name not in ("stage", "kind")}
     empty = {"mode": "", "yarn": "none"}
     words = [f"{name}={value}" for name, value in rest.items() if value != empty.get(name)]

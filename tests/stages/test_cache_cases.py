@@ -215,14 +215,14 @@ def test_fit_drops_operations_that_are_lacking_and_leaves_a_legal_schedule(kind:
         assert parse_case(str(fitting)) == fitting
 
 
-def test_what_cannot_be_kept_becomes_the_smallest_schedule() -> None:
+def test_what_rests_on_an_operation_goes_with_it() -> None:
     """Restoring without saving is not legal."""
     case = schedule("2,save,1,restore,1")
-    assert str(case.fit(Capabilities(lacks={("cache", Op.SAVE): "no"}))[0]) == "cache csa calls=1"
+    assert str(case.fit(Capabilities(lacks={("cache", Op.SAVE): "no"}))[0]) == "cache csa calls=2,1,1"
     assert case.fit(Capabilities(lacks={("cache", Op.RESTORE): "no"}))[0] == schedule("2,save,1,1")
     assert schedule("1,repeat:2,select:1,1").fit(Capabilities(lacks={("cache", Op.REPEAT): "no"}))[
         0
-    ] == schedule("1")
+    ] == schedule("1,1")
 
 
 def test_fit_takes_the_nearest_ratio() -> None:

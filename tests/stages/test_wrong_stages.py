@@ -106,7 +106,8 @@ def test_the_case_in_the_report_is_small_and_fails_again(name: str) -> None:
     for failure in specification(name).failures:
         if failure.kind not in wrong.kinds:
             continue
-        assert sum(failure.case.sizes.values()) <= wrong.size
+        # The rotary width comes on top: it was no size of a case when the bounds were set.
+        assert sum(n for letter, n in failure.case.sizes.items() if letter != "R") <= wrong.size
         with pytest.raises(type(failure)) as again:
             csa_spec.check_case(as_candidate(wrong.function, name, wrong.stage), str(failure.case))
         assert str(again.value) == str(failure)
