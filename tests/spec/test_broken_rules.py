@@ -179,6 +179,7 @@ def _chosen_and_drawn() -> list[tuple[LayerCase, Inputs, Array]]:
     # to it that the verdicts do not.
     found = [small_case("csa", "18", scores=scores) for scores in Scores]
     found += [case for case in corner_cases(LayerKind.SLIDING) if case.values is Values.INTEGERS]
+    found.append(LayerCase.parse("sliding D=4 rows=1+1,1+1 sinks=drawn seed=1"))  # a logit is exactly zero
     found += [small_case("sliding", "9", window=1), small_case("sliding", "9", sinks=Sinks.ZERO)]
     for kind in LayerKind:
         found.append(small_case(kind, "18", "1<7+6@4", yarn=Yarn(4.0, 16)))
