@@ -151,8 +151,8 @@ class Target:
     def left_out(self, result: CheckResult) -> list[str]:
         """Return the required kinds that what the candidate declares has put out of reach.
 
-        The corner cases reach every required kind. Those that are lost where a corner case must be changed to fit the
-        candidate are out of reach. Where nothing was tried, nothing is excused.
+        The corner cases reach every required kind. Those that are lost where a corner case must be changed to
+        fit the candidate are out of reach. Where nothing was tried, nothing is excused.
         """
         names = self._unreached(result)
         if not names or not result.cases:

@@ -112,4 +112,4 @@ PASSES = (
     partial(_layers, DATA),
     _everything_a_little_smaller,
 )
-"""Schedules come again after the rules: smaller ones need fewer tokens, and show more in data not yet simple"""
+"""Schedules come again after the rules: smaller ones need fewer tokens, and show more while data are rich"""
