@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from csa_spec.stages.cache.stream import Call, Op
@@ -48,18 +48,23 @@ class Schedule:
             What is done to each answer; an expression with ``{out}`` and ``{tokens}``.
         """
         lines = [f"{self.stream} = {self.opened}"]
-        for number, call in enumerate(calls[: last + 1]):
+        for number, line, tokens in self.steps(calls[: last + 1]):
+            if tokens:
+                line = checked.format(out=line, tokens=tokens)
+            lines.append(f"got = {line}" if tokens and number == got else line)
+        return lines
+
+    def steps(self, calls: Sequence[Call]) -> Iterator[tuple[int, str, str]]:
+        """Yield the number of a call, an expression or statement of it, and the tokens that it extends by."""
+        for number, call in enumerate(calls):
             if call.op is Op.OTHER and call.op not in {earlier.op for earlier in calls[:number]}:
-                lines.append(f"other = {self.opened}")
+                yield number, f"other = {self.opened}", ""
             elif call.op not in (Op.EXTEND, Op.OTHER):
-                lines.append(self._op(call))
+                yield number, self._op(call), ""
             stream = {Op.EXTEND: self.stream, Op.FORK: "original", Op.OTHER: "other"}.get(call.op)
             if stream is not None:
                 tokens = tokens_name(number)
-                out = self.extend.format(stream=stream, tokens=tokens)
-                line = checked.format(out=out, tokens=tokens)
-                lines.append(f"got = {line}" if number == got else line)
-        return lines
+                yield number, self.extend.format(stream=stream, tokens=tokens), tokens
 
     def _op(self, call: Call) -> str:
         numbers = ", ".join(map(str, call.numbers))

@@ -17,6 +17,7 @@ from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.case import CacheCase, Token, make_cache_inputs
+from csa_spec.stages.cache.schedule import Schedule
 from csa_spec.stages.cache.stream import Call, Op, drive
 from csa_spec.stages.layer.comparison import Mismatch, compare
 from csa_spec.stages.layer.expected import Expected, expect
@@ -222,26 +223,12 @@ class CacheTrial(Trial[CacheCase]):
 
     def _program(self, wrong: int) -> Iterator[str]:
         """Print the schedule as a short program."""
-        yield f"stream = open(weights, geometry, batch={self.case.batch})"
-        first_other = next(
-            (number for number, call in enumerate(self.case.calls) if call.op is Op.OTHER), None
-        )
-        for number, call in enumerate(self.case.calls):
-            tokens = f"tokens_{number}" if call.op is Op.EXTEND else ", ".join(map(str, call.numbers))
-            if call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
-                tokens = f"[{tokens}]"
-            remark = f"  # {_said(call)}" if call.op is Op.EXTEND else ""
-            prefix = {Op.FORK: "original, stream = stream, ", Op.SAVE: "state = "}.get(call.op, "")
-            tokens = "state" if call.op is Op.RESTORE else tokens
-            line = f"{prefix}stream.{call.op}({tokens}){remark}"
-            if call.op is Op.FORK:
-                yield line
-                line = f"original.extend(tokens_{number})  # {self.case.turn} tokens"
-            if call.op is Op.OTHER:
-                if number == first_other:
-                    yield f"other = open(weights, geometry, batch={self.case.batch})"
-                line = f"other.extend(tokens_{number})  # {self.case.turn} tokens"
-            yield line + ("  <-- wrong" if number == wrong else "")
+        opened = f"open(weights, geometry, batch={self.case.batch})"
+        brought = {step.call: counted(step.tokens, "token") for step in self.case.steps}
+        yield f"stream = {opened}"
+        for number, line, tokens in Schedule(opened, "{stream}.extend({tokens})").steps(self.case.calls):
+            remark = f"  # {brought[number]}" if tokens else ""
+            yield line + remark + ("  <-- wrong" if tokens and number == wrong else "")
 
 
 def _said(call: Call) -> str:
