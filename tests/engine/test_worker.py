@@ -271,7 +271,7 @@ def test_an_interrupt_ends_the_worker_and_the_run(monkeypatch: pytest.MonkeyPatc
     before = children()
     caller = WorkerCaller(misbehaving.load, 60)
     worker = process_of(caller)
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         ask(caller, "hang")
     assert children() == before
