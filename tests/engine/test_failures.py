@@ -47,7 +47,7 @@ def found_failure(name: str, bug: Bug) -> Failure:
 
 @EACH
 def test_a_wrong_candidate_gets_the_failure_that_names_its_mistake(name: str, bug: Bug) -> None:
-    """Its class, its facts, and a sentence made of them."""
+    """Its class, its facts and a sentence made of them, its place, and a line that shows it again."""
     failure = found_failure(name, bug)
     assert bug.facts.items() <= failure.facts.items()
     assert failure.detail == bug.failure.says.format_map(
@@ -55,12 +55,12 @@ def test_a_wrong_candidate_gets_the_failure_that_names_its_mistake(name: str, bu
     )
     assert str(failure) == f"{failure.title}: {failure.detail}"
     assert failure.case.geometry.kind is bug.kind
+    it_says_where_it_is(failure, bug)
+    its_line_shows_it_again(failure, name, bug)
 
 
-@EACH
-def test_a_failure_says_where_it_is(name: str, bug: Bug) -> None:
+def it_says_where_it_is(failure: Failure, bug: Bug) -> None:
     """A query of the batch, and what it should have said beside what it says; nothing where no output is wrong."""
-    failure = found_failure(name, bug)
     place, case = failure.place, failure.case
     if place is None:
         assert bug.failure.__name__ in WITHOUT_A_PLACE
@@ -78,10 +78,8 @@ def test_a_failure_says_where_it_is(name: str, bug: Bug) -> None:
         assert failure.got != failure.expected
 
 
-@EACH
-def test_the_line_in_a_report_shows_the_failure_again(name: str, bug: Bug) -> None:
+def its_line_shows_it_again(failure: Failure, name: str, bug: Bug) -> None:
     """Copied as it is into a Python prompt."""
-    failure = found_failure(name, bug)
     line = describe(failure, named(name).name, bug.check).splitlines()[-1].strip()
     assert line.startswith(f'check_case("engine.wrong:{name}", "{bug.kind} ')
     with pytest.raises(bug.failure) as again:
