@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
@@ -93,7 +94,7 @@ def check(
     resolve_stages(stage, resolved)
     resolve_kinds(layer)
     if known is not None:
-        resolved = with_known_issues(resolved, known)
+        resolved = _with_known_file(resolved, known)
     if isolate:
         resolved = isolated(resolved, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
@@ -174,6 +175,13 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
             failure.diagnosis = diagnose(resolved, names[check], failure)
             failure.add_note("\n" + describe(failure, resolved.name, check))
             raise
+
+
+def _with_known_file(candidate: Candidate, path: Path) -> Candidate:
+    added = with_known_issues(candidate, path)
+    if not declaration_problem(candidate) and (problem := declaration_problem(added)):
+        raise UsageError(f"{path}: {problem}")  # what it names is nothing that the candidate's stages have
+    return added
 
 
 def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:
