@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
+
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_file import read_known_file
 from csa_spec.engine.shrink import shrink
@@ -122,10 +125,18 @@ def with_known_issues(candidate: Candidate, path: Path) -> Candidate:
     for table in tables:
         if table["candidate"] != candidate.name:
             continue
-        if version is None or table["versions"].contains(version, prereleases=True):
+        if _applies(table["versions"], version):
             reason = table["reason"] + (f": {table['url']}" if "url" in table else "")
             added[table["stage"], table["name"]] = reason
     return _lacking(candidate, added)
+
+
+def _applies(versions: SpecifierSet, version: str | None) -> bool:
+    """Whether an issue is one of an installed version; of one that nobody can compare, it is."""
+    try:
+        return version is None or versions.contains(version, prereleases=True)
+    except InvalidVersion:
+        return True
 
 
 def _lacking(candidate: Candidate, added: Mapping[tuple[str, str], str]) -> Candidate:
