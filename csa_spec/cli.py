@@ -38,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from csa_spec.engine.case import CaseError
         from csa_spec.plug.candidate import CandidateError
+        from csa_spec.plug.plain import plain_line
         from csa_spec.resolving import UsageError
         from csa_spec.vectors import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
-            print(f"csa-spec: {error}", file=sys.stderr)
+            print(f"csa-spec: {plain_line(error, 2000)}", file=sys.stderr)
             return USAGE
         traceback.print_exc()
         print("csa-spec: internal error, not the candidate's fault; please report it", file=sys.stderr)

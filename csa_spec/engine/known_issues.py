@@ -22,6 +22,7 @@ from csa_spec.engine.stage import Stage
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.plain import plain_line
 from csa_spec.plug.reading import Unreadable
 
 TRIED = 20
@@ -46,6 +47,11 @@ class KnownIssue:
     """Of these, those that the candidate refused with a clear error"""
     failure: Failure | None = None
     """The smallest case found that fails because of it"""
+
+    def __post_init__(self) -> None:
+        """Take the texts of the candidate, or of a file, as they can be shown."""
+        object.__setattr__(self, "name", plain_line(self.name, 200))
+        object.__setattr__(self, "reason", plain_line(self.reason))
 
     @property
     def state(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MOST = 600
+MOST = 400
 """Characters of one text that are kept."""
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, the cursor
