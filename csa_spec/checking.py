@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
+from csa_spec.engine.case import Case
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
@@ -20,6 +22,8 @@ from csa_spec.report.text import describe
 from csa_spec.resolving import (
     UsageError,
     isolated,
+    require_seed,
+    require_texts,
     resolve_candidate,
     resolve_device,
     resolve_kinds,
@@ -89,6 +93,8 @@ def check(
         If the candidate cannot be used.
     """
     begin = time.perf_counter()
+    require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
+    require_seed(seed)
     amounts = resolve_profile(profile)
     resolved = _resolve(candidate, stages, stage)
     resolve_stages(stage, resolved)
@@ -97,7 +103,7 @@ def check(
         resolved = _with_known_file(resolved, known)
     if isolate:
         resolved = isolated(resolved, candidate, stage, time_limit)
-    dtypes = tuple(dtype.split(","))
+    dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
     results, missing, left_out, known_issues = [], {}, {}, []
     try:
         targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
@@ -150,7 +156,10 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     Failure
         If the candidate is wrong; the explanation is attached as a note.
     """
+    require_texts(check=check)
     parsed = parse_case(case) if isinstance(case, str) else case
+    if not isinstance(parsed, Case):
+        raise UsageError(f"a case is a csa_spec.Case or its line of text, not {type(case).__name__}")
     stage = stage_of(parsed)
     resolved = resolve_candidate(candidate, stage.name)
     resolve_stages(stage.name, resolved)
@@ -178,6 +187,9 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
 
 
 def _with_known_file(candidate: Candidate, path: Path) -> Candidate:
+    if not isinstance(path, (str, PathLike)):
+        raise UsageError(f"known must be the path of a file, not {type(path).__name__}")
+    path = Path(path)
     added = with_known_issues(candidate, path)
     if not declaration_problem(candidate) and (problem := declaration_problem(added)):
         raise UsageError(f"{path}: {problem}")  # what it names is nothing that the candidate's stages have

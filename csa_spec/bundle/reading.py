@@ -13,7 +13,7 @@ import torch
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
-from csa_spec.plug.plain import plain_line
+from csa_spec.plug.plain import plain_line, shown
 from csa_spec.plug.reading import Unreadable, read_as
 from csa_spec.stages import AnyStage, parse_case, stage_of
 
@@ -54,8 +54,8 @@ def read_bundle(folder: Path) -> Recorded:
     if version is None:
         raise BundleError(f"{folder}: {CASE_FILE} does not belong to a bundle")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        shown = plain_line(repr(version), 40)
-        raise BundleError(f"{folder}: the bundle's version must be a positive integer, not {shown}")
+        odd = shown(version, 40)
+        raise BundleError(f"{folder}: the bundle's version must be a positive integer, not {odd}")
     if version > VERSION:
         newer = f"the bundle has version {plain_line(version, 40)}, and this csa-spec reads up to {VERSION}"
         raise BundleError(f"{folder}: {newer}; install a newer csa-spec")

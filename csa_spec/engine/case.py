@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote
 
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
-from csa_spec.plug.plain import plain_line
+from csa_spec.plug.plain import plain_line, shown
 
 MOST_BYTES = 16 << 30
 """What the tensors of a case and the specification's work on it may take together. The weights of one layer
@@ -171,9 +171,9 @@ class Case:
         for field in self._size_fields():
             _check_size(field, getattr(self, field.name))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise CaseError(f"seed must be a whole number, not {plain_line(repr(self.seed), 40)}")
+            raise CaseError(f"seed must be a whole number, not {shown(self.seed, 40)}")
         if not isinstance(self.mode, str):
-            raise CaseError(f"mode must be text, not {plain_line(repr(self.mode), 40)}")
+            raise CaseError(f"mode must be text, not {shown(self.mode, 40)}")
         for field in self._drawn_fields():
             kind, value = field.metadata["kind"], getattr(self, field.name)
             if value not in list(kind):
@@ -237,11 +237,11 @@ class Case:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
-                    f"{_shown(word)} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
+                    f"{shown(word)} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
                 )
             field = known[name]
             if field.name in values:
-                raise CaseError(f"{_shown(word)} is the second {name}; write it once")
+                raise CaseError(f"{shown(word)} is the second {name}; write it once")
             values[field.name] = _read(field, word, value)
         return cls(**values)
 
@@ -410,17 +410,11 @@ _ROUNDS = 4
 def _check_size(field: Field[Any], value: object) -> None:
     least = field.metadata["least"]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise CaseError(
-            f"{_named(field)} must be an integer of at least {least}, not {plain_line(repr(value), 40)}"
-        )
+        raise CaseError(f"{_named(field)} must be an integer of at least {least}, not {shown(value, 40)}")
 
 
 def _named(field: Field[Any]) -> str:
     return f"{field.metadata['letter']} ({field.metadata['words']})"
-
-
-def _shown(word: str) -> str:
-    return repr(plain_line(word, 60))
 
 
 def _text_of(field: Field[Any]) -> str:
@@ -435,4 +429,4 @@ def _read(field: Field[Any], word: str, value: str) -> Any:
     except CaseError:
         raise
     except ValueError:
-        raise CaseError(f"{_shown(word)} has no value that can be read") from None
+        raise CaseError(f"{shown(word)} has no value that can be read") from None

@@ -123,7 +123,9 @@ class Failure(AssertionError):
         """Errors over their budgets: of a document's queries ``[S]``, of a stage's output as its shape is"""
         self.answer = answer
         """What the candidate selected, ``[B, S, k]``, where that is what the stage answers"""
-        self.facts = {name: plain(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
+        self.facts: dict[str, Any] = {
+            name: plain(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
         """What else is known, by name: what the sentence is made of"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""

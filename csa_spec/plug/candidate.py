@@ -39,6 +39,8 @@ class Candidate:
 
     def __post_init__(self) -> None:
         """Take its name and versions as they can be shown."""
+        if not isinstance(self.environment, Mapping):
+            raise CandidateError(f"{plain_line(self.name)}: environment must be versions by name")
         versions = {plain_line(name, 80): plain_line(of, 200) for name, of in self.environment.items()}
         object.__setattr__(self, "name", plain_line(self.name))
         object.__setattr__(self, "environment", versions)

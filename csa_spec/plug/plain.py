@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 MOST = 400
 """Characters of one text that are kept."""
@@ -29,9 +30,9 @@ def plain(text: object, most: int = MOST) -> str:
     """
     whole = said(text)
     begin, rest = whole[: 8 * most], len(whole[8 * most :])
-    shown = "".join(map(_shown, _ESCAPES.sub("", begin).replace("\r\n", "\n")))
-    more = len(shown[most:]) + rest
-    return shown[:most] + (f"... ({more} more characters)" if more else "")
+    visible = "".join(map(_visible, _ESCAPES.sub("", begin).replace("\r\n", "\n")))
+    more = len(visible[most:]) + rest
+    return visible[:most] + (f"... ({more} more characters)" if more else "")
 
 
 def plain_line(text: object, most: int = MOST) -> str:
@@ -39,16 +40,20 @@ def plain_line(text: object, most: int = MOST) -> str:
     return " ".join(plain(text, most).split())
 
 
-def said(thing: object) -> str:
+def shown(thing: object, most: int = 60) -> str:
+    """Return ``repr(thing)`` on one line, for a sentence about a value that is not what it must be."""
+    return plain_line(said(thing, repr), most)
+
+
+def said(thing: object, write: Callable[[object], str] = str) -> str:
     """Return ``str(thing)``, whatever that may raise: what a candidate gives has any methods at all."""
     try:
-        text = str(thing)
-        return str.__str__(text)  # of a str of their own, the str
+        return str.__str__(write(thing))  # of a str of their own, the str
     except (Exception, SystemExit) as error:
         return f"<{type(thing).__name__}, whose text cannot be had: {type(error).__name__}>"
 
 
-def _shown(character: str) -> str:
+def _visible(character: str) -> str:
     if character in "\n\t":
         return character
     category = unicodedata.category(character)
