@@ -17,6 +17,7 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.plain import shown
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
@@ -168,8 +169,8 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
         raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
     modes = resolved.modes(stage.name)
     if parsed.mode not in modes:
-        known = " or ".join([*map(repr, filter(None, modes)), "leave mode= out"])
-        raise UsageError(f"{resolved.name} has no mode {parsed.mode!r}; choose {known}")
+        known = " or ".join(["leave mode= out", *(f"choose {mode}" for mode in modes if mode)])
+        raise UsageError(f"{resolved.name} has no mode {shown(parsed.mode)}; {known}")
     resolve_device(parsed.device)
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:

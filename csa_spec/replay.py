@@ -92,8 +92,8 @@ def _replay(folder: Path, candidate: Any, trust: bool) -> Replayed:
         return Replayed(folder, State.UNDECIDED, str(error))
     if candidate is None and not trust and not is_installed(recorded.candidate):
         sentence = (
-            f"{folder}: the bundle names {recorded.candidate!r}, and no module that a bundle names is imported "
-            "unasked; give --candidate NAME, or --trust if you know what is in that module"
+            f"{folder}: the bundle names {recorded.candidate!r}; what a bundle names is imported only if you ask "
+            "for it; give --candidate NAME, or --trust if you trust that module"
         )
         return Replayed(folder, State.UNDECIDED, sentence)
     remark = _remark(recorded)

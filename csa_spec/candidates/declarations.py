@@ -169,5 +169,5 @@ def _of_nothing_left(declared: Capabilities, stage: str) -> str:
         try:
             (case(kind=variant) if variant else case()).fit(declared)
         except CaseError as error:
-            return f"nothing is left of {stage} to try: {error}"
+            return f"what is declared leaves no case of {stage}: {error}"
     return ""

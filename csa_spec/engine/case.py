@@ -34,6 +34,13 @@ _DIGITS, _SEED_DIGITS = 30, 18
 class CaseError(ValueError):
     """A case that cannot be read; the message says why."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain_line(sentence, 1000))
+
+
+class TooManyDigits(CaseError):
+    """A number that no size or seed has; the message goes on after the name of what has it."""
+
 
 def require_memory(numbers: Mapping[str, int]) -> None:
     """Refuse what takes more memory than a case may, given how many float64 numbers each part of it has."""
@@ -57,7 +64,7 @@ def whole(text: str, digits: int = _DIGITS) -> int:
     if not re.fullmatch("[+-]?[0-9]+", text):
         raise ValueError
     if len(text) > digits:
-        raise CaseError(f"a number has {len(text):,} digits; at most {digits} can be read")
+        raise TooManyDigits(f"has a number of {len(text):,} digits; write one of at most {digits}")
     return int(text)
 
 
@@ -424,9 +431,14 @@ def _text_of(field: Field[Any]) -> str:
 def _read(field: Field[Any], word: str, value: str) -> Any:
     if "kind" in field.metadata:
         return value  # checked with the others
+    whole_number = "letter" in field.metadata or field.name == "seed"
     try:
         return (whole if "letter" in field.metadata else field.metadata.get("read", str))(value)
+    except TooManyDigits as error:
+        raise CaseError(f"{_text_of(field)} {error}") from None
     except CaseError:
         raise
     except ValueError:
+        if whole_number:
+            raise CaseError(f"{shown(word)} is not a whole number; write e.g. {_text_of(field)}=2") from None
         raise CaseError(f"{shown(word)} has no value that can be read") from None

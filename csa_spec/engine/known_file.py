@@ -41,7 +41,7 @@ def read_known_file(path: Path) -> list[dict[str, Any]]:
             raise Unreadable(f"has {_quoted(name)}, which means nothing; {_instead(name, TABLES)}")
         if not isinstance(data[name], list):
             raise Unreadable(
-                f"has {_type(data[name])} as {name}; write a table [[{name}]] for each known issue"
+                f"has {_type(data[name])} as {name}; write a table [[known_issue]] for each known issue"
             )
     tables = [table for name in TABLES for table in data.get(name, [])]
     if not tables:
@@ -49,7 +49,7 @@ def read_known_file(path: Path) -> list[dict[str, Any]]:
     for number, table in enumerate(tables, 1):
         problem = next(_problems(table), "")
         if problem:
-            raise Unreadable(f"known issue {number} {problem}")
+            raise Unreadable(f"is wrong in known issue {number}: it {problem}")
     return [{**table, "versions": SpecifierSet(table.get("versions", ""))} for table in tables]
 
 

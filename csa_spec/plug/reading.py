@@ -43,7 +43,7 @@ def _text(path: Path) -> str:
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links
         raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > MOST_BYTES:
-        raise Unreadable(f"has more than {MOST_BYTES >> 20} MB, the most that is read")
+        raise Unreadable(f"has more than {MOST_BYTES >> 20} MB; no such file is that large")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

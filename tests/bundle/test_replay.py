@@ -128,7 +128,7 @@ DAMAGE = {
         lambda data: json.dumps(data | {"csa_spec_bundle": 10**400}), "more characters), and this csa-spec",
     ),
     "a case of 6,000 digits": (
-        lambda data: json.dumps(data | {"case_line": f"attend N={6000 * '9'}"}), "6,000 digits; at most 30 can be read",
+        lambda data: json.dumps(data | {"case_line": f"attend N={6000 * '9'}"}), "6,000 digits; write one of",
     ),
     "huge": (lambda data: b" " * (17 << 20), "more than 16 MB"),
 }  # fmt: skip
@@ -307,7 +307,7 @@ def test_a_bundle_does_not_choose_what_is_imported(
     _name(trap, candidate)
     assert main(["replay", str(trap)]) == 2
     assert (
-        f"the bundle names '{candidate}', and no module that a bundle names is imported"
+        f"the bundle names '{candidate}'; what a bundle names is imported only if you ask"
         in capsys.readouterr().out
     )
     assert not (trap / "ran").exists()

@@ -22,7 +22,7 @@ from csa_spec.engine.case import (
     whole,
 )
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.plug.plain import plain_line
+from csa_spec.plug.plain import plain_line, shown
 from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn, weight_shapes
 
 
@@ -95,9 +95,7 @@ class Row:
         if not self.lengths or min(self.lengths) < 1 or self.left_padding < 0 or self.start < 0:
             raise CaseError(f"row {self} needs documents of at least one token, and nothing negative")
         if self.start > LARGEST:
-            raise CaseError(
-                f"row {self} starts at position {self.start:,}; the last that it may is {LARGEST:,}"
-            )
+            raise CaseError(f"row {self} starts at position {self.start:,}; positions go up to {LARGEST:,}")
 
     @property
     def width(self) -> int:
@@ -157,6 +155,8 @@ def _digits(value: float) -> str:
 
 
 def _read_yarn(text: str) -> Yarn:
+    if text.count("/") != 3:
+        raise CaseError(f"yarn has four numbers, not {shown(text)}; write e.g. yarn=16/65536/32/1")
     factor, length, fast, slow = text.split("/")
     try:
         return Yarn(finite(factor), whole(length), finite(fast), finite(slow))
@@ -206,6 +206,8 @@ class OfLayer(Case):
 
     def _complete(self) -> None:
         """Refuse what no layer can have."""
+        if self.kind not in list(LayerKind):
+            raise CaseError(f"layer kind {shown(self.kind)} is none of {', '.join(LayerKind)}")
         try:
             geometry = Geometry(**{name: getattr(self, name) for name in _OF_GEOMETRY})
         except GeometryError as error:
