@@ -12,7 +12,6 @@ import torch
 
 from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
-from csa_spec.engine.case import Case
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
@@ -159,8 +158,6 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     """
     require_texts(check=check)
     parsed = parse_case(case) if isinstance(case, str) else case
-    if not isinstance(parsed, Case):
-        raise UsageError(f"a case is a csa_spec.Case or its line of text, not {type(case).__name__}")
     stage = stage_of(parsed)
     resolved = resolve_candidate(candidate, stage.name)
     resolve_stages(stage.name, resolved)

@@ -36,7 +36,15 @@ DEFAULT = LAYER
 
 
 def stage_of(case: Case) -> AnyStage:
-    """Return the stage that a case is of."""
+    """Return the stage that a case is of.
+
+    Raises
+    ------
+    CaseError
+        If it is no case.
+    """
+    if not isinstance(case, Case):
+        raise CaseError(f"a case is a csa_spec.Case or its line of text, not {type(case).__name__}")
     return STAGES[case.stage]
 
 
