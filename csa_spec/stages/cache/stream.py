@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -135,4 +134,4 @@ def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
     try:
         return method(*arguments)
     except NotImplementedError as error:
-        raise NotOffered(f"{op}, refused: {textwrap.shorten(str(error), 160)}") from error
+        raise NotOffered(f"{op}, refused: {plain_line(error, 160)}") from error
