@@ -58,8 +58,8 @@ def fuzz(
             begin = time.monotonic()
             once()
             while time.monotonic() - begin < SECONDS:
+                print(f"\n{test.__name__}: {tried} inputs in {time.monotonic() - begin:.0f} s", flush=True)
                 once()
-                print(f"{test.__name__}: {tried} inputs in {time.monotonic() - begin:.0f} s", flush=True)
 
         repeated.__name__, repeated.__doc__ = test.__name__, test.__doc__
         return repeated

@@ -34,7 +34,7 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
     if isinstance(thing, Candidate):
         _check_stages(thing, name)
         if not thing.offers:
-            raise CandidateError(f"{name} offers no stage: it has no functions")
+            raise CandidateError(f"{name} ({thing.name}) offers no stage: it has no functions")
         for own in thing.offers:
             _check_declared(thing.capabilities_of(own), f"{name}, {own}")
         return thing
