@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.plain import shown
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
     UsageError,
     isolated,
+    require_seed,
+    require_texts,
     resolve_candidate,
     resolve_device,
     resolve_kinds,
@@ -88,15 +93,17 @@ def check(
         If the candidate cannot be used.
     """
     begin = time.perf_counter()
+    require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
+    require_seed(seed)
     amounts = resolve_profile(profile)
     resolved = _resolve(candidate, stages, stage)
     resolve_stages(stage, resolved)
     resolve_kinds(layer)
     if known is not None:
-        resolved = with_known_issues(resolved, known)
+        resolved = _with_known_file(resolved, known)
     if isolate:
         resolved = isolated(resolved, candidate, stage, time_limit)
-    dtypes = tuple(dtype.split(","))
+    dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
     results, missing, left_out, known_issues = [], {}, {}, []
     try:
         targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
@@ -149,6 +156,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     Failure
         If the candidate is wrong; the explanation is attached as a note.
     """
+    require_texts(check=check)
     parsed = parse_case(case) if isinstance(case, str) else case
     stage = stage_of(parsed)
     resolved = resolve_candidate(candidate, stage.name)
@@ -158,8 +166,8 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
         raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
     modes = resolved.modes(stage.name)
     if parsed.mode not in modes:
-        known = " or ".join([*map(repr, filter(None, modes)), "leave mode= out"])
-        raise UsageError(f"{resolved.name} has no mode {parsed.mode!r}; choose {known}")
+        known = " or ".join(["leave mode= out", *(f"choose {mode}" for mode in modes if mode)])
+        raise UsageError(f"{resolved.name} has no mode {shown(parsed.mode)}; {known}")
     resolve_device(parsed.device)
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:
@@ -174,6 +182,16 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
             failure.diagnosis = diagnose(resolved, names[check], failure)
             failure.add_note("\n" + describe(failure, resolved.name, check))
             raise
+
+
+def _with_known_file(candidate: Candidate, path: Path) -> Candidate:
+    if not isinstance(path, (str, PathLike)):
+        raise UsageError(f"known must be the path of a file, not {type(path).__name__}")
+    path = Path(path)
+    added = with_known_issues(candidate, path)
+    if not declaration_problem(candidate) and (problem := declaration_problem(added)):
+        raise UsageError(f"{path}: {problem}")  # what it names is nothing that the candidate's stages have
+    return added
 
 
 def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:

@@ -24,9 +24,7 @@ USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
-    # A candidate given as module:object usually lies in the folder that the command is run in.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    _search_here(options)
     try:
         code: int = options.run(options)
         sys.stdout.flush()  # here, where a closed pipe is handled, not when the interpreter ends
@@ -40,16 +38,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from csa_spec.engine.case import CaseError
         from csa_spec.plug.candidate import CandidateError
+        from csa_spec.plug.plain import plain_line
         from csa_spec.resolving import UsageError
         from csa_spec.vectors import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
-            print(f"csa-spec: {error}", file=sys.stderr)
+            print(f"csa-spec: {plain_line(error, 2000)}", file=sys.stderr)
             return USAGE
         traceback.print_exc()
         print("csa-spec: internal error, not the candidate's fault; please report it", file=sys.stderr)
         return INTERNAL
     return code
+
+
+def _search_here(options: argparse.Namespace) -> None:
+    """Import from the folder of the command, where a candidate given as module:object usually lies.
+
+    Not where bundles are tried again and the user names no module: that folder may be somebody else's, with
+    modules and entry points of theirs.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:  # somebody removed it
+        return
+    if options.run is _replay and not options.trust and ":" not in (options.candidate or ""):
+        sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
+    elif here not in sys.path:
+        sys.path.insert(0, here)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +80,15 @@ class _Parser(argparse.ArgumentParser):
             for action in unfilled:
                 action.help = str(action.help).format_map(lists)
         return super().format_help()
+
+
+def _whole(text: str) -> int:
+    if text.lstrip("+-").isdecimal() and len(text) > 18:
+        raise argparse.ArgumentTypeError(f"a number of {len(text):,} digits; at most 18 can be read")
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text[:40]!r}") from None
 
 
 _CANDIDATE = "one of {candidates}; the name of an entry point; or package.module:object"
@@ -106,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--device", default="cpu", metavar="NAME", help="{devices} (default: cpu)")
     check.add_argument(
-        "--seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default 0)"
+        "--seed", default=0, type=_whole, metavar="N", help="seed of the drawn cases (default 0)"
     )
     check.add_argument(
         "--known", type=Path, metavar="FILE", help="a TOML file of the candidate's known issues"
@@ -142,6 +166,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument(
         "--candidate", metavar="OTHER", help="run this candidate in place of that of each bundle"
+    )
+    again.add_argument(
+        "--trust",
+        action="store_true",
+        help="import whatever module a bundle names; without it only candidates that ship or are installed",
     )
     again.set_defaults(run=_replay)
 
@@ -180,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument(
         "--jobs",
         default=os.cpu_count() or 1,
-        type=int,
+        type=_whole,
         metavar="N",
         help="processes (default: one per core)",
     )
@@ -253,7 +282,7 @@ def _check(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     from csa_spec.replay import exit_code, replay, summarise_replay
 
-    replayed = replay(options.bundles, options.candidate)
+    replayed = replay(options.bundles, options.candidate, trust=options.trust)
     print(summarise_replay(replayed))
     return exit_code(replayed)
 
@@ -306,10 +335,10 @@ def _selftest(options: argparse.Namespace) -> int:
     from csa_spec.selftest.text import as_markdown, as_text
 
     try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
+        seeds = [_whole(seed) for seed in options.seeds.split(",")]
+    except argparse.ArgumentTypeError:
         raise UsageError(
-            f"--seeds takes whole numbers separated by commas, not {options.seeds!r}; write e.g. 0,1,2"
+            f"--seeds takes whole numbers separated by commas, not {options.seeds[:60]!r}; write e.g. 0,1,2"
         ) from None
     if options.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {options.jobs}")

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from csa_spec.bundle.reading import BundleError, Recorded, bundles_in, digest_of, read_bundle
+from csa_spec.candidates import is_installed
 from csa_spec.checking import check_case
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure
 from csa_spec.plug.candidate import CandidateError
+from csa_spec.plug.plain import plain_line
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.resolving import UsageError, isolated, resolve_candidate
 from csa_spec.stages import stage_of
+
+_LINE = 1500
 
 
 class State(StrEnum):
@@ -42,13 +46,16 @@ class Replayed:
     def __str__(self) -> str:
         """Return a line, or two."""
         if self.state is State.UNDECIDED:
-            return self.sentence
+            return plain_line(self.sentence, _LINE)
         line = ": ".join(filter(None, (str(self.folder), str(self.state), self.sentence)))
-        return line + (f"\n  {self.remark}" if self.remark else "")
+        return plain_line(line, _LINE) + (f"\n  {self.remark}" if self.remark else "")
 
 
-def replay(folders: Iterable[Path], candidate: Any = None) -> list[Replayed]:
+def replay(folders: Iterable[Path], candidate: Any = None, *, trust: bool = False) -> list[Replayed]:
     """Try the case of each bundle again.
+
+    A bundle may come from anybody: of what it names, only candidates that ship or are installed as entry
+    points are imported.
 
     Parameters
     ----------
@@ -56,8 +63,10 @@ def replay(folders: Iterable[Path], candidate: Any = None) -> list[Replayed]:
         Bundles, or folders that hold bundles.
     candidate
         Whom to try, as for :func:`csa_spec.check`. None: the candidate that each bundle names.
+    trust
+        Whether to import whatever module a bundle names.
     """
-    return [_replay(bundle, candidate) for folder in folders for bundle in bundles_in(folder)]
+    return [_replay(bundle, candidate, trust) for folder in folders for bundle in bundles_in(Path(folder))]
 
 
 def exit_code(replayed: list[Replayed]) -> int:
@@ -76,11 +85,17 @@ def summarise_replay(replayed: list[Replayed]) -> str:
     return "\n".join([*map(str, replayed), f"{many}: {total}"])
 
 
-def _replay(folder: Path, candidate: Any) -> Replayed:
+def _replay(folder: Path, candidate: Any, trust: bool) -> Replayed:
     try:
         recorded = read_bundle(folder)
     except BundleError as error:
         return Replayed(folder, State.UNDECIDED, str(error))
+    if candidate is None and not trust and not is_installed(recorded.candidate):
+        sentence = (
+            f"{folder}: the bundle names {recorded.candidate!r}; what a bundle names is imported only if you ask "
+            "for it; give --candidate NAME, or --trust if you trust that module"
+        )
+        return Replayed(folder, State.UNDECIDED, sentence)
     remark = _remark(recorded)
     try:
         _try(recorded, recorded.candidate if candidate is None else candidate)

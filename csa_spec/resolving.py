@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import DEVICES, DTYPES
+from csa_spec.plug.plain import shown
 from csa_spec.plug.worker import WorkerCaller
 from csa_spec.profiles import PROFILES, Profile
 from csa_spec.spec import LayerKind
@@ -23,6 +25,19 @@ from csa_spec.stages import STAGES, AnyStage
 
 class UsageError(Exception):
     """The run cannot be done as asked; the message is one clear sentence."""
+
+
+def require_texts(**options: object) -> None:
+    """Refuse options that are not text."""
+    for name, value in options.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{name} must be text, not {shown(value, 60)}")
+
+
+def require_seed(seed: object) -> None:
+    """Refuse a seed that is no whole number, or larger than any that a case may have."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 10**18:
+        raise UsageError(f"seed must be a whole number of at most 18 digits, not {shown(seed, 60)}")
 
 
 def choices() -> dict[str, str]:
@@ -47,6 +62,8 @@ def resolve_candidate(candidate: Any, stage: str | None = None) -> Candidate:
         _require_stage(wanted)
     if isinstance(candidate, str):
         return find_candidate(candidate, wanted)
+    if isinstance(candidate, Candidate):
+        return as_candidate(candidate, candidate.name, wanted)
     named = candidate if hasattr(candidate, "__qualname__") else type(candidate)
     name = getattr(candidate, "__name__", "") if type(candidate).__name__ == "module" else ""
     return as_candidate(candidate, name or f"{named.__module__}:{named.__qualname__}", wanted)
@@ -102,8 +119,8 @@ def isolated(candidate: Candidate, source: Any, stage: str, time_limit: float) -
     UsageError
         If the candidate cannot be imported there by its name.
     """
-    if time_limit <= 0:
-        raise UsageError(f"the time limit must be more than 0 seconds, not {time_limit:g}")
+    if not (isinstance(time_limit, (int, float)) and 0 < time_limit < math.inf):
+        raise UsageError(f"the time limit must be more than 0 seconds, not {time_limit!r}; give e.g. 30")
     if not isinstance(source, str):
         name = candidate.name
         if name.startswith("__main__:"):

@@ -206,7 +206,7 @@ def _read_index(folder: Path) -> list[Any]:
         raise VectorsError(f"{folder} has no index.json; name a folder of recorded figures") from None
     except OSError as error:
         raise VectorsError(f"{folder / 'index.json'} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise VectorsError(f"{folder / 'index.json'} is not valid JSON: {error}") from None
     if not isinstance(index, list) or not index:
         raise VectorsError(

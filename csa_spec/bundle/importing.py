@@ -8,6 +8,7 @@ from typing import Any
 
 from csa_spec.candidates import GROUP, SHIPPED
 from csa_spec.plug.candidate import Candidate
+from csa_spec.report.content import quoted
 from csa_spec.scripting.subject import Imported
 
 
@@ -57,7 +58,7 @@ def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Im
 def _stage_in(thing: Any, stage: str, mode: str) -> tuple[Any, str]:
     """Return the function of a stage, and how it is reached from the thing that has it."""
     if isinstance(thing, Candidate):
-        return thing.functions(stage).get(mode), f'.functions("{stage}")["{mode}"]'
+        return thing.functions(stage).get(mode), f'.functions("{stage}")[{quoted(mode)}]'
     if callable(getattr(thing, stage, None)):
         return getattr(thing, stage), f".{stage}"
     return thing, ""

@@ -13,14 +13,14 @@ import torch
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.plain import plain_line, shown
+from csa_spec.plug.reading import Unreadable, read_as
 from csa_spec.stages import AnyStage, parse_case, stage_of
 
 VERSION = 2
 """Raised whenever a reader of the old layout would misread the new one. Version 1 counted ``agreeing`` and
 ``tried`` in a diagnosis; what :func:`read_bundle` needs is the same in both."""
 CASE_FILE = "case.json"
-_LARGEST = 16 << 20
-"""Bytes of a case.json that are read at most."""
 _TEXTS = ("candidate", "check", "kind", "case_line", "inputs_sha256")
 
 
@@ -54,46 +54,35 @@ def read_bundle(folder: Path) -> Recorded:
     if version is None:
         raise BundleError(f"{folder}: {CASE_FILE} does not belong to a bundle")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BundleError(f"{folder}: the bundle's version {str(version)[:40]!r} must be a positive integer")
+        odd = shown(version, 40)
+        raise BundleError(f"{folder}: the bundle's version must be a positive integer, not {odd}")
     if version > VERSION:
-        newer = f"the bundle has version {version}, and this csa-spec reads up to {VERSION}"
+        newer = f"the bundle has version {plain_line(version, 40)}, and this csa-spec reads up to {VERSION}"
         raise BundleError(f"{folder}: {newer}; install a newer csa-spec")
     texts = {name: _text(folder, data, name) for name in _TEXTS}
     try:
         case = parse_case(texts["case_line"])
     except CaseError as error:
-        raise BundleError(f"{folder}: its case cannot be read: {_short(str(error))}") from None
+        raise BundleError(f"{folder}: its case cannot be read: {plain_line(error)}") from None
     stage = stage_of(case)
     known = [check.name for check in stage.checks]
     if texts["check"] not in known:
-        unknown = f"unknown check {_short(texts['check'])!r} of {stage.name}"
+        unknown = f"unknown check {plain_line(texts['check'], 60)!r} of {stage.name}"
         raise BundleError(f"{folder}: {unknown}; choose from {', '.join(known)}")
-    return Recorded(folder, texts["candidate"], texts["check"], texts["kind"], case, texts["inputs_sha256"])
+    candidate, kind = (plain_line(texts[name], 200) for name in ("candidate", "kind"))
+    return Recorded(folder, candidate, texts["check"], kind, case, texts["inputs_sha256"])
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    path = folder / CASE_FILE
+    if not _holds(folder):
+        missing = f"it has no {CASE_FILE}" if folder.is_dir() else "there is no such folder"
+        raise BundleError(f"{folder}: this is not a bundle; {missing}")
     try:
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: there is no such folder")
-        if not path.is_file():
-            raise BundleError(f"{folder}: this is not a bundle; it has no {CASE_FILE}")
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise BundleError(f"{folder}: {CASE_FILE} cannot be read: {error}") from None
-    if len(raw) > _LARGEST:
-        raise BundleError(
-            f"{folder}: {CASE_FILE} has more than {_LARGEST >> 20} MB; no bundle is that large"
-        )
-    try:
-        data = json.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, RecursionError):
-        raise BundleError(f"{folder}: {CASE_FILE} is damaged: it is no JSON text") from None
-    except ValueError as error:
-        raise BundleError(f"{folder}: {CASE_FILE} is damaged: {error}") from None
+        data = read_as("JSON", json.loads, folder / CASE_FILE)
+    except Unreadable as problem:
+        raise BundleError(f"{folder}: {CASE_FILE} {problem}") from None
     if not isinstance(data, dict):
-        raise BundleError(f"{folder}: {CASE_FILE} must be a JSON object")
+        raise BundleError(f"{folder}: {CASE_FILE} must be a JSON object, not {type(data).__name__}")
     return data
 
 
@@ -106,15 +95,22 @@ def _text(folder: Path, data: dict[str, Any], name: str) -> str:
     return value
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 300 else text[:300] + "..."
+def _holds(folder: Path) -> bool:
+    """Whether a folder is a bundle; a name that no file can have, or a loop of links, is none."""
+    try:
+        return (folder / CASE_FILE).exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def bundles_in(folder: Path) -> list[Path]:
     """Return the bundles that a folder holds, or the folder itself where it is one, or holds none."""
-    if (folder / CASE_FILE).is_file() or not folder.is_dir():
-        return [folder]
-    inner = (path.parent for path in folder.glob(f"*/{CASE_FILE}"))
+    try:
+        if _holds(folder) or not folder.is_dir():
+            return [folder]
+        inner = [path.parent for path in folder.glob(f"*/{CASE_FILE}")]
+    except (OSError, ValueError, RuntimeError):
+        return [folder]  # reading it says why
     return sorted(bundle for bundle in inner if not bundle.name.startswith(".")) or [folder]
 
 

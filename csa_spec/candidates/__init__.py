@@ -54,6 +54,11 @@ def find_candidate(name: str, stage: str | None = None) -> Candidate:
     )
 
 
+def is_installed(name: str) -> bool:
+    """Whether a name stands for a candidate that ships, or that an installed package offers."""
+    return name in SHIPPED or bool(entry_points(group=GROUP, name=name))
+
+
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None

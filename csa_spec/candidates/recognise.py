@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from csa_spec.plug.arrays import library_problem
+from csa_spec.candidates.declarations import capabilities_problem
 from csa_spec.plug.candidate import Candidate, CandidateError, one_line
-from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
-from csa_spec.spec import LayerKind
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.stages import DEFAULT, STAGES
 
 
@@ -33,12 +32,11 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
         If it offers no stage, or cannot be called as its stage is.
     """
     if isinstance(thing, Candidate):
+        _check_stages(thing, name)
         if not thing.offers:
             raise CandidateError(f"{name} ({thing.name}) offers no stage: it has no functions")
-        unknown = [stage for stage in thing.stages if stage not in STAGES]
-        if unknown:
-            raise CandidateError(f"{name}: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
-        _check_capabilities(thing.capabilities, name)
+        for own in thing.offers:
+            _check_declared(thing.capabilities_of(own), f"{name}, {own}")
         return thing
     if isinstance(thing, type):
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")
@@ -69,7 +67,26 @@ def _check_declared(declared: object, owner: str) -> None:
         raise CandidateError(
             f"{owner}.capabilities must be csa_spec.Capabilities, not {type(declared).__name__}"
         )
-    _check_capabilities(declared, owner)
+    problem = capabilities_problem(declared)
+    if problem:
+        raise CandidateError(f"{owner}: {problem}")
+
+
+def _check_stages(candidate: Candidate, name: str) -> None:
+    """Refuse a candidate that was put together wrongly."""
+    if not isinstance(candidate.stages, Mapping) or not isinstance(candidate.own, Mapping):
+        raise CandidateError(f"{name}: stages and own must be mappings by the name of the stage")
+    unknown = [stage for stage in (*candidate.stages, *candidate.own) if stage not in STAGES]
+    if unknown:
+        raise CandidateError(f"{name}: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
+    for stage in candidate.offers:
+        functions = candidate.functions(stage)
+        if "" not in functions or not all(isinstance(mode, str) for mode in functions):
+            raise CandidateError(f"{name}: the modes of {stage} must be texts, and one of them ''")
+        if not all(map(callable, functions.values())):
+            raise CandidateError(f"{name}: {stage} must be a function, or functions by mode")
+    for declared in (candidate.capabilities, *candidate.own.values()):
+        _check_declared(declared, name)
 
 
 def _check_signature(function: Callable[..., Any], stage: str, name: str) -> None:
@@ -85,33 +102,6 @@ def _check_signature(function: Callable[..., Any], stage: str, name: str) -> Non
             f"{name} cannot be called with the {len(names)} arguments of {stage} "
             f"({', '.join(names)}): {error}"
         ) from None
-
-
-def _check_capabilities(capabilities: Capabilities, name: str) -> None:
-    if not capabilities.kinds:
-        raise CandidateError(f"{name} offers no stage: its capabilities name no layer kind")
-    ratios = capabilities.compress_ratios
-    if ratios is not None and (not ratios or min(ratios) < 1):
-        raise CandidateError(f"{name} supports no compression ratio: {sorted(ratios)}")
-    for what, known in (("dtypes", DTYPES), ("devices", DEVICES), ("kinds", tuple(LayerKind))):
-        declared = getattr(capabilities, what)
-        unknown = [declared] if isinstance(declared, str) else sorted(set(declared) - set(known))
-        if unknown:
-            raise CandidateError(
-                f"{name}: capabilities.{what} must be a set out of {', '.join(known)}, not {unknown[0]!r}"
-            )
-    problem = library_problem(capabilities.arrays)
-    if problem:
-        raise CandidateError(f"{name}: capabilities.arrays: {problem}")
-    for what, least in (("limits", 0), ("least", 0), ("multiples", 1)):
-        sizes = capabilities.sizes[what].items()
-        wrong = {key: size for key, size in sizes if not isinstance(size, int) or size < least}
-        if wrong:
-            raise CandidateError(
-                f"{name}: capabilities.{what} must be integers of at least {least}, not {wrong}"
-            )
-    if capabilities.gradients and capabilities.arrays != "torch":
-        raise CandidateError(f"{name}: gradients need torch's arrays, not {capabilities.arrays}'s")
 
 
 def import_candidate(path: str, stage: str | None = None) -> Candidate:

@@ -9,17 +9,71 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar, Self
+from urllib.parse import quote, unquote
 
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
+from csa_spec.plug.plain import plain_line, shown
+
+MOST_BYTES = 16 << 30
+"""What the tensors of a case and the specification's work on it may take together. The weights of one layer
+of the released models take 2.4 GiB of it, scores ``[65536, 16384]`` 8 GiB."""
+PER_QUERY = 3072
+"""Numbers that the specification, its trace and its budgets hold at least, for one head of one query."""
+LARGEST = 10**9
+"""Of sizes that take no memory, a first position say: indices are 64-bit integers."""
+_DIGITS, _SEED_DIGITS = 30, 18
 
 
 class CaseError(ValueError):
     """A case that cannot be read; the message says why."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain_line(sentence, 1000))
+
+
+class TooManyDigits(CaseError):
+    """A number that no size or seed has; the message goes on after the name of what has it."""
+
+
+def require_memory(numbers: Mapping[str, int]) -> None:
+    """Refuse what takes more memory than a case may, given how many float64 numbers each part of it has."""
+    total = 8 * sum(numbers.values())
+    if total > MOST_BYTES:
+        most = max(numbers, key=lambda part: numbers[part])
+        raise CaseError(
+            f"the case would take {in_gib(total)} of memory, most of it for {most}; "
+            f"the limit is {in_gib(MOST_BYTES)}, so choose smaller sizes"
+        )
+
+
+def in_gib(count: int) -> str:
+    """Return a number of bytes, e.g. ``24 GiB``."""
+    gib = -(-count >> 30)
+    return f"{gib:,} GiB" if gib < 10**12 else "more than 1,000,000,000,000 GiB"
+
+
+def whole(text: str, digits: int = _DIGITS) -> int:
+    """Read a whole number; one of too many digits is a sentence, and never Python's limit."""
+    if not re.fullmatch("[+-]?[0-9]+", text):
+        raise ValueError
+    if len(text) > digits:
+        raise TooManyDigits(f"has a number of {len(text):,} digits; write one of at most {digits}")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """Read a number that is neither infinite nor NaN."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise CaseError(f"{plain_line(text, 40)} is not a finite number; write one such as 1e-6")
+    return value
 
 
 def size(
@@ -90,24 +144,53 @@ class Case:
 
     stage: ClassVar[str]
     """Name of the stage, the first word of the text"""
-    seed: int = dataclasses.field(default=0, metadata={"read": int, "rank": 3})
-    mode: str = dataclasses.field(default="", metadata={"rank": 3})
+    seed: int = dataclasses.field(
+        default=0, metadata={"read": lambda text: whole(text, _SEED_DIGITS), "rank": 3}
+    )
+    mode: str = coded(unquote, quote, default="", rank=3)
     """One of the candidate's ways to run the stage; empty where it has only one"""
     dtype: str = dataclasses.field(default="float32", metadata={"rank": 3})
     device: str = dataclasses.field(default="cpu", metadata={"rank": 3})
 
     def __post_init__(self) -> None:
-        """Check sizes and names."""
+        """Refuse what no case can have, and what would take more memory than there is."""
+        self._check_fields()
+        self._complete()
+        require_memory(self.numbers)
+        for field in self._size_fields():
+            if getattr(self, field.name) > LARGEST:
+                raise CaseError(
+                    f"{_named(field)} must be at most {LARGEST:,}, not {getattr(self, field.name):,}"
+                )
+
+    def _complete(self) -> None:
+        """Set what follows from the fields, and refuse fields that do not go together."""
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers the case takes, by what they are for: its largest tensors, the specification's work.
+
+        Where a stage says nothing, one tensor over all its sizes.
+        """
+        return {"a tensor over all sizes": math.prod(max(1, size) for size in self.sizes.values())}
+
+    def _check_fields(self) -> None:
         for field in self._size_fields():
             _check_size(field, getattr(self, field.name))
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise CaseError(f"seed must be a whole number, not {shown(self.seed, 40)}")
+        if not isinstance(self.mode, str):
+            raise CaseError(f"mode must be text, not {shown(self.mode, 40)}")
         for field in self._drawn_fields():
             kind, value = field.metadata["kind"], getattr(self, field.name)
             if value not in list(kind):
-                raise CaseError(f"unknown {field.name} {str(value)!r}; choose from {', '.join(kind)}")
+                unknown = plain_line(value, 40)
+                raise CaseError(f"unknown {field.name} {unknown!r}; choose from {', '.join(kind)}")
             object.__setattr__(self, field.name, kind(value))
         for name, known in (("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in known:
-                raise CaseError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}")
+                unknown = plain_line(getattr(self, name), 40)
+                raise CaseError(f"unknown {name} {unknown!r}; choose from {', '.join(known)}")
 
     @classmethod
     def _size_fields(cls) -> list[Field[Any]]:
@@ -161,11 +244,11 @@ class Case:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
-                    f"{word!r} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
+                    f"{shown(word)} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
                 )
             field = known[name]
             if field.name in values:
-                raise CaseError(f"{word!r} is the second {name}")
+                raise CaseError(f"{shown(word)} is the second {name}; write it once")
             values[field.name] = _read(field, word, value)
         return cls(**values)
 
@@ -332,10 +415,13 @@ _ROUNDS = 4
 
 
 def _check_size(field: Field[Any], value: object) -> None:
-    letter, least = field.metadata["letter"], field.metadata["least"]
+    least = field.metadata["least"]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        what = f"{letter} ({field.metadata['words']})"
-        raise CaseError(f"{what} must be an integer of at least {least}, not {value!r}")
+        raise CaseError(f"{_named(field)} must be an integer of at least {least}, not {shown(value, 40)}")
+
+
+def _named(field: Field[Any]) -> str:
+    return f"{field.metadata['letter']} ({field.metadata['words']})"
 
 
 def _text_of(field: Field[Any]) -> str:
@@ -345,9 +431,14 @@ def _text_of(field: Field[Any]) -> str:
 def _read(field: Field[Any], word: str, value: str) -> Any:
     if "kind" in field.metadata:
         return value  # checked with the others
+    whole_number = "letter" in field.metadata or field.name == "seed"
     try:
-        return (int if "letter" in field.metadata else field.metadata.get("read", str))(value)
+        return (whole if "letter" in field.metadata else field.metadata.get("read", str))(value)
+    except TooManyDigits as error:
+        raise CaseError(f"{_text_of(field)} {error}") from None
     except CaseError:
         raise
     except ValueError:
-        raise CaseError(f"{word!r} has no value that can be read") from None
+        if whole_number:
+            raise CaseError(f"{shown(word)} is not a whole number; write e.g. {_text_of(field)}=2") from None
+        raise CaseError(f"{shown(word)} has no value that can be read") from None

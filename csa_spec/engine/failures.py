@@ -15,6 +15,7 @@ from torch import Tensor
 
 from csa_spec.engine.case import Case
 from csa_spec.engine.dependence import Dependence
+from csa_spec.plug.plain import plain, plain_line, said
 from csa_spec.spec import DocumentTrace
 
 
@@ -122,7 +123,9 @@ class Failure(AssertionError):
         """Errors over their budgets: of a document's queries ``[S]``, of a stage's output as its shape is"""
         self.answer = answer
         """What the candidate selected, ``[B, S, k]``, where that is what the stage answers"""
-        self.facts = facts
+        self.facts: dict[str, Any] = {
+            name: plain(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
         """What else is known, by name: what the sentence is made of"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
@@ -172,7 +175,7 @@ class CandidateRaised(Failure):
     told_apart_by = "error"
 
     def __init__(self, error: BaseException, case: Case) -> None:
-        super().__init__(case, error=type(error).__name__, message=str(error))
+        super().__init__(case, error=plain_line(type(error).__name__, 80), message=said(error))
         self.error = error
 
 

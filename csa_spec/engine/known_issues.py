@@ -7,27 +7,28 @@ fails, the issue may have been fixed upstream.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 
 from csa_spec.engine.failures import Failure
+from csa_spec.engine.known_file import read_known_file
 from csa_spec.engine.shrink import shrink
 from csa_spec.engine.stage import Stage
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.plain import plain_line
+from csa_spec.plug.reading import Unreadable
 
 TRIED = 20
 """Cases tried for one known issue."""
 SHRUNK = 120
 """Cases tried at most to make its failing case small."""
-_KEYS = ("candidate", "stage", "name", "reason")
-"""What each table of a file must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class KnownIssue:
     """Of these, those that the candidate refused with a clear error"""
     failure: Failure | None = None
     """The smallest case found that fails because of it"""
+
+    def __post_init__(self) -> None:
+        """Take the texts of the candidate, or of a file, as they can be shown."""
+        object.__setattr__(self, "name", plain_line(self.name, 200))
+        object.__setattr__(self, "reason", plain_line(self.reason))
 
     @property
     def state(self) -> str:
@@ -114,31 +120,29 @@ def with_known_issues(candidate: Candidate, path: Path) -> Candidate:
     Raises
     ------
     CandidateError
-        If the file cannot be read, or a table lacks something.
+        If the file cannot be used; the sentence says where and why.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CandidateError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CandidateError(f"{path} is not valid TOML: {error}") from None
-    tables = [*data.get("known_issue", []), *data.get("limitation", [])]
+        tables = read_known_file(path)
+    except Unreadable as problem:
+        raise CandidateError(f"{path} {problem}") from None
+    version = candidate.environment.get(candidate.name)
     added: dict[Any, str] = {}
-    for number, table in enumerate(tables, 1):
-        missing = [key for key in _KEYS if not isinstance(table.get(key), str)]
-        if missing:
-            raise CandidateError(f"{path}: known issue {number} lacks {', '.join(missing)}")
+    for table in tables:
         if table["candidate"] != candidate.name:
             continue
-        version = candidate.environment.get(candidate.name)
-        try:
-            wanted = SpecifierSet(table.get("versions", ""))
-        except InvalidSpecifier as error:
-            raise CandidateError(f"{path}: known issue {number}: {error}") from None
-        if version is None or wanted.contains(version, prereleases=True):
+        if _applies(table["versions"], version):
             reason = table["reason"] + (f": {table['url']}" if "url" in table else "")
             added[table["stage"], table["name"]] = reason
     return _lacking(candidate, added)
+
+
+def _applies(versions: SpecifierSet, version: str | None) -> bool:
+    """Whether an issue is one of an installed version; of one that nobody can compare, it is."""
+    try:
+        return version is None or versions.contains(version, prereleases=True)
+    except InvalidVersion:
+        return True
 
 
 def _lacking(candidate: Candidate, added: Mapping[tuple[str, str], str]) -> Candidate:

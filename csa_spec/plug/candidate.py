@@ -9,12 +9,16 @@ from typing import Any
 
 from csa_spec.plug.call import Answer, Caller, LocalCaller, Request
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.plain import plain_line
 
 Function = Callable[..., Any]
 
 
 class CandidateError(Exception):
     """A candidate that cannot be used as given; the message is one clear sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain_line(sentence, 2000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,14 @@ class Candidate:
     """Capabilities of single stages, in place of the candidate's"""
     caller: Caller = field(default_factory=LocalCaller, compare=False)
     """Makes the calls: in this process, or in a worker's"""
+
+    def __post_init__(self) -> None:
+        """Take its name and versions as they can be shown."""
+        if not isinstance(self.environment, Mapping):
+            raise CandidateError(f"{plain_line(self.name)}: environment must be versions by name")
+        versions = {plain_line(name, 80): plain_line(of, 200) for name, of in self.environment.items()}
+        object.__setattr__(self, "name", plain_line(self.name))
+        object.__setattr__(self, "environment", versions)
 
     @property
     def offers(self) -> tuple[str, ...]:
@@ -65,4 +77,4 @@ class Candidate:
 
 def one_line(error: BaseException) -> str:
     """Return what an exception says, on one line."""
-    return " ".join(str(error).split())
+    return plain_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -43,8 +44,13 @@ def numbers_lines(failure: Failure, check: str, shown: int = 6) -> list[str]:
 
 def call_line(failure: Failure, candidate: str, check: str) -> str:
     """Return the line of Python that tries the case again."""
-    law = "" if check == SPECIFICATION else f', check="{check}"'
-    return f'check_case("{candidate}", "{failure.case}"{law})'
+    law = "" if check == SPECIFICATION else f", check={quoted(check)}"
+    return f"check_case({quoted(candidate)}, {quoted(str(failure.case))}{law})"
+
+
+def quoted(text: str) -> str:
+    """Return a text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

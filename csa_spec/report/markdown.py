@@ -8,6 +8,7 @@ from dataclasses import replace
 from csa_spec.engine.results import Report
 from csa_spec.report import content
 from csa_spec.report.content import Explained, Table
+from csa_spec.report.markup import code, cut, fence, prose
 
 MOST = 65_536
 """Characters that GitHub takes in a comment."""
@@ -17,18 +18,18 @@ _TABLES, _NOTES, _LINE = 12_000, 6_000, 1_500
 
 def to_markdown(report: Report) -> str:
     """Return the report as a comment; it always fits into one, failures that do not are counted."""
-    subjects = f" {_prose(_cut(content.about(report), 500))}" if content.about(report) else ""
-    candidate = _code(_cut(report.candidate, 200))
+    subjects = f" {prose(cut(content.about(report), 500))}" if content.about(report) else ""
+    candidate = code(cut(report.candidate, 200))
     head = [f"**{str(report.verdict).upper()}**{subjects}: {candidate}", ""]
     head += _within([line for table in content.tables(report) for line in _table(table)], _TABLES)
-    notes = [f"* {_prose(_cut(gap, _LINE))}" for gap in content.gaps(report)]
+    notes = [f"* {prose(cut(gap, _LINE))}" for gap in content.gaps(report)]
     for issue in report.known_issues:
-        short = replace(issue, name=_cut(issue.name, 200), reason=_cut(issue.reason, 300))
-        notes.append(f"* {_prose(content.known_issue_line(short))}")
+        short = replace(issue, name=cut(issue.name, 200), reason=cut(issue.reason, 300))
+        notes.append(f"* {prose(content.known_issue_line(short))}")
     tail = [
         *_within(notes, _NOTES),
         "",
-        f"<sub>{_prose(_cut(content.environment(report), _LINE))}</sub>",
+        f"<sub>{prose(cut(content.environment(report), _LINE))}</sub>",
         "",
     ]
     room = MOST - len("\n".join([*head, *tail])) - 200
@@ -47,43 +48,43 @@ def to_markdown(report: Report) -> str:
 
 def _table(table: Table) -> list[str]:
     lines = [
-        "| " + " | ".join([_prose(table.dtype), *map(_prose, table.subjects)]) + " |",
+        "| " + " | ".join([prose(table.dtype), *map(prose, table.subjects)]) + " |",
         "|---|" + "---:|" * len(table.subjects),
     ]
     for name, cells in table.rows:
         shown = (f"**{cell}**" if cell.endswith("FAILED") else cell for cell in cells)
-        lines.append(f"| {_prose(name)} | " + " | ".join(shown) + " |")
+        lines.append(f"| {prose(name)} | " + " | ".join(shown) + " |")
     return [*lines, ""]
 
 
 def _failure(failed: Explained) -> str:
     failure = failed.failure
     lines = [
-        f"<details><summary><b>{_prose(failed.heading)}</b></summary>",
+        f"<details><summary><b>{prose(failed.heading)}</b></summary>",
         "",
-        f"{_prose(_cut(failed.detail, _LINE))} The property: {_prose(failed.result.sentence)}.",
+        f"{prose(cut(failed.detail, _LINE))} The property: {prose(failed.result.sentence)}.",
         "",
         "Smallest case found:",
         "",
-        *_fence(_cut(str(failure.case), 2 * _LINE)),
+        *fence(cut(str(failure.case), 2 * _LINE)),
         "",
     ]
     for likeness in failed.likenesses[:3]:
         links = [
-            f"[{_prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else _prose(name)
+            f"[{prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else prose(name)
             for name, url in zip(likeness.sources, likeness.urls, strict=False)
         ]
         where = f" ({', '.join(links)})" if links else ""
         lines += [
-            f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}",
+            f"Behaves like: **{prose(likeness.title)}**{where}. {prose(cut(likeness.cause, _LINE))}",
             "",
         ]
-    lines += [_prose(_cut(failed.summary, _LINE)), ""] if failed.summary else []
+    lines += [prose(cut(failed.summary, _LINE)), ""] if failed.summary else []
     shown = [*failed.numbers, *failure.context]
-    lines += [*_fence(_cut("\n".join(shown), 2 * _LINE)), ""] if shown else []
-    lines += [f"* {_prose(_cut(finding, _LINE))}" for finding in failure.findings[:6]]
-    lines += ["", *_fence(_cut("\n".join(failed.maps), 4 * _LINE)), ""] if failed.maps else []
-    lines += ["To see it again:", "", *_fence(f"from csa_spec import check_case\n\n{failed.call}", "python")]
+    lines += [*fence(cut("\n".join(shown), 2 * _LINE)), ""] if shown else []
+    lines += [f"* {prose(cut(finding, _LINE))}" for finding in failure.findings[:6]]
+    lines += ["", *fence(cut("\n".join(failed.maps), 4 * _LINE)), ""] if failed.maps else []
+    lines += ["To see it again:", "", *fence(f"from csa_spec import check_case\n\n{failed.call}", "python")]
     return "\n".join([*lines, "", "</details>", ""])
 
 
@@ -96,27 +97,3 @@ def _within(lines: list[str], room: int) -> list[str]:
             return [*kept, "", f"{len(lines) - number} more lines would not fit into a comment.", ""]
         kept.append(line)
     return kept
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most] + " ..."
-
-
-def _prose(text: str) -> str:
-    """Escape a text: nothing in it is markup, starts a cell, or calls a person."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("@", "@\u200b")
-
-
-def _code(text: str) -> str:
-    """Return a text as code inside a line."""
-    text = " ".join(text.split())
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if "`" in text else ""
-    return f"{ticks}{pad}{text}{pad}{ticks}"
-
-
-def _fence(text: str, language: str = "text") -> list[str]:
-    """Return a text as a block of code, in a fence that it cannot close."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{ticks}{language}", text, ticks]

@@ -10,6 +10,7 @@ from typing import Any
 
 from csa_spec.engine.case import Case, CaseError
 from csa_spec.engine.stage import Stage
+from csa_spec.plug.plain import shown
 from csa_spec.stages.attend.stage import ATTEND
 from csa_spec.stages.cache.stage import CACHE
 from csa_spec.stages.compressor.stage import COMPRESSOR
@@ -35,7 +36,15 @@ DEFAULT = LAYER
 
 
 def stage_of(case: Case) -> AnyStage:
-    """Return the stage that a case is of."""
+    """Return the stage that a case is of.
+
+    Raises
+    ------
+    CaseError
+        If it is no case.
+    """
+    if not isinstance(case, Case):
+        raise CaseError(f"a case is a csa_spec.Case or its line of text, not {type(case).__name__}")
     return STAGES[case.stage]
 
 
@@ -50,5 +59,5 @@ def parse_case(text: str) -> Any:
     first = text.split(maxsplit=1)[0] if text.strip() else ""
     heads = {head: stage for stage in STAGES.values() for head in stage.case.first_words()}
     if first not in heads:
-        raise CaseError(f"a case starts with {', '.join(heads)}, not with {first!r}")
+        raise CaseError(f"a case starts with {', '.join(heads)}, not with {shown(first)}")
     return heads[first].case.parse(text)

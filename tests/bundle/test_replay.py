@@ -17,6 +17,7 @@ from torch import Tensor
 from bundle.variants import VARIANTS, WITHOUT_SCRIPT
 from csa_spec import check_case
 from csa_spec.bundle import write_bundle
+from csa_spec.cli import main
 from csa_spec.engine.failures import CandidateHung, CandidateRaised, Diagnosis, Failure, Likeness
 from csa_spec.replay import State, exit_code, replay, summarise_replay
 from csa_spec.report.json import failure_json
@@ -57,7 +58,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_states(bundle: Path) -> None:
     """Still failing, fixed, changed kind."""
-    (same,) = replay([bundle])
+    (same,) = replay([bundle], trust=True)
     assert (same.state, same.remark) == (State.FAILING, "")
     assert str(same).startswith(f"{bundle}: still failing: output does not depend on what it must depend on")
     (fixed,) = replay([bundle], "gather")
@@ -99,14 +100,14 @@ def _without(data: dict[str, Any], name: str) -> str:
 
 
 DAMAGE = {
-    "truncated": (lambda data: json.dumps(data)[:-40], "is damaged"),
-    "empty": (lambda data: "", "is damaged"),
-    "garbage": (lambda data: b"\x00\xff\xfe\x80" * 99, "no JSON text"),
-    "deep": (lambda data: "[" * 200_000, "damaged"),
+    "truncated": (lambda data: json.dumps(data)[:-40], "is not valid JSON: "),
+    "empty": (lambda data: "", "is not valid JSON: "),
+    "garbage": (lambda data: b"\x00\xff\xfe\x80" * 99, "is not UTF-8 text"),
+    "deep": (lambda data: "[" * 200_000, "it is nested too deeply"),
     "a list": (lambda data: "[1]", "must be a JSON object"),
     "another file": (lambda data: json.dumps({"a": 1}), "does not belong to a bundle"),
     "newer": (lambda data: json.dumps(data | {"csa_spec_bundle": 3}), "version 3, and this csa-spec reads up to 2"),
-    "no version": (lambda data: json.dumps(data | {"csa_spec_bundle": "x"}), "version 'x' must be a positive integer"),
+    "no version": (lambda data: json.dumps(data | {"csa_spec_bundle": "x"}), "must be a positive integer, not 'x'"),
     "no case": (lambda data: _without(data, "case_line"), "lacks 'case_line'"),
     "no kind": (lambda data: _without(data, "kind"), "lacks 'kind'"),
     "a number": (lambda data: json.dumps(data | {"candidate": 3}), "'candidate' of case.json must be text, not int"),
@@ -114,7 +115,7 @@ DAMAGE = {
     "unknown stage": (lambda data: json.dumps(data | {"case_line": "softmax S=2"}), "its case cannot be read"),
     "unknown word": (lambda data: json.dumps(data | {"case_line": "attend S=two"}), "its case cannot be read"),
     "too large a case": (
-        lambda data: json.dumps(data | {"case_line": "attend D=2 N=99999999999999"}), "its case cannot be tried",
+        lambda data: json.dumps(data | {"case_line": "attend D=2 N=99999999999999"}), "the case would take",
     ),
     "no schedule": (lambda data: json.dumps(data | {"case_line": "cache csa calls=fork:1"}), "its case cannot be read"),
     "a law of another stage": (
@@ -122,6 +123,13 @@ DAMAGE = {
         "unknown check 'weights' of cache",
     ),
     "cuda": (lambda data: json.dumps(data | {"case_line": f"{CASE} device=cuda"}), "CUDA"),
+    "a number of 6,000 digits": (lambda data: '{"csa_spec_bundle": ' + 6000 * "9" + "}", "thousands of digits"),
+    "a version of 400 digits": (
+        lambda data: json.dumps(data | {"csa_spec_bundle": 10**400}), "more characters), and this csa-spec",
+    ),
+    "a case of 6,000 digits": (
+        lambda data: json.dumps(data | {"case_line": f"attend N={6000 * '9'}"}), "6,000 digits; write one of",
+    ),
     "huge": (lambda data: b" " * (17 << 20), "more than 16 MB"),
 }  # fmt: skip
 
@@ -162,7 +170,7 @@ def test_a_bundle_of_version_1_is_replayed(tmp_path: Path, bundle: Path) -> None
     like = {"name": "a", "title": "b", "cause": "c", "urls": [], "agreeing": 1, "tried": 2}
     data |= {"csa_spec_bundle": 1, "diagnosis": {"summary": "d", "behaves_like": [like]}}
     (old / "case.json").write_text(json.dumps(data))
-    (same,) = replay([old])
+    (same,) = replay([old], trust=True)
     assert (same.state, same.remark) == (State.FAILING, "")
     (fixed,) = replay([old], "gather")
     assert fixed.state is State.FIXED
@@ -186,7 +194,7 @@ def test_nothing_of_a_bundle_is_executed(tmp_path: Path, bundle: Path) -> None:
     shutil.copytree(bundle, copy)
     (copy / "repro.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (copy / "tensors.safetensors").write_bytes(b"garbage")
-    (one,) = replay([copy])
+    (one,) = replay([copy], trust=True)
     assert one.state is State.FAILING
     assert not (tmp_path / "ran").exists()
 
@@ -197,7 +205,7 @@ def test_other_tensors_are_remarked(tmp_path: Path, bundle: Path) -> None:
     shutil.copytree(bundle, copy)
     data = json.loads((copy / "case.json").read_text())
     (copy / "case.json").write_text(json.dumps(data | {"inputs_sha256": "0" * 64}))
-    (one,) = replay([copy])
+    (one,) = replay([copy], trust=True)
     assert "draws other numbers than the bundle" in str(one)
 
 
@@ -238,7 +246,7 @@ def test_an_exception_a_law_and_a_stream_are_replayed(
             check_case(candidate, variant.case, variant.check)
         assert isinstance(caught.value, CandidateRaised) == (name == "raises")
         folder = write_bundle(caught.value, candidate, variant.check, tmp_path / "bundles", {})
-        (one,) = replay([folder])
+        (one,) = replay([folder], trust=True)
         assert one.state is State.FAILING
         (other,) = replay([folder], f"right_{name}:{variant.stage}")
         assert other.state is State.FIXED
@@ -257,7 +265,77 @@ def test_what_hung_is_tried_in_a_process_of_its_own(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("csa_spec.replay.TIME_LIMIT", 1.0)
     failure = CandidateHung(parse_case(CASE), message="the call did not end within 1 s")
     folder = write_bundle(failure, resolve_candidate(sleeps, "attend"), "specification", tmp_path, {})
-    (one,) = replay([folder])
+    (one,) = replay([folder], trust=True)
     assert one.state is State.FAILING
     (other,) = replay([folder], "gather")
     assert other.state is State.FIXED
+
+
+PAYLOAD = """
+from pathlib import Path
+Path(__file__).with_name("ran").write_text("")
+def select(scores, positions, compress_ratio, top_k): ...
+"""
+
+
+@pytest.fixture
+def trap(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with a module beside it, which says so when it is imported; the command is run there."""
+    folder = tmp_path / "trap"
+    shutil.copytree(bundle, folder)
+    for name in ("payload", "jinja2", "triton"):
+        (folder / f"{name}.py").write_text(PAYLOAD)
+    inside = folder / "payload-1.dist-info"
+    inside.mkdir()
+    (inside / "METADATA").write_text("Metadata-Version: 2.1\nName: payload\nVersion: 1\n")
+    (inside / "entry_points.txt").write_text("[csa_spec.candidates]\nof-the-bundle = payload:select\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    return folder
+
+
+def _name(folder: Path, candidate: str) -> None:
+    data = json.loads((folder / "case.json").read_text())
+    (folder / "case.json").write_text(json.dumps(data | {"candidate": candidate}))
+
+
+@pytest.mark.parametrize("candidate", ["payload:select", "payload.select", "payload", "of-the-bundle"])
+def test_a_bundle_does_not_choose_what_is_imported(
+    trap: Path, candidate: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a module by name, nor a package to look into, nor an entry point that lies beside it."""
+    _name(trap, candidate)
+    assert main(["replay", str(trap)]) == 2
+    assert (
+        f"the bundle names '{candidate}'; what a bundle names is imported only if you ask"
+        in capsys.readouterr().out
+    )
+    assert not (trap / "ran").exists()
+
+
+def test_who_trusts_a_bundle_or_names_a_module_gets_it(trap: Path) -> None:
+    """And so does who names another candidate, without what lies in the folder."""
+    _name(trap, "payload:select")
+    assert main(["replay", str(trap), "--candidate", "gather"]) == 0
+    assert not (trap / "ran").exists()
+    assert main(["replay", str(trap), "--trust"]) == 2  # it has no attend
+    assert (trap / "ran").exists()
+
+
+def test_a_loop_of_links_is_a_sentence(tmp_path: Path) -> None:
+    """As a folder, and as the file of a bundle."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "case.json").symlink_to("case.json")
+    for name in ("loop", "bundle"):
+        (one,) = replay([tmp_path / name], "gather")
+        assert one.state is State.UNDECIDED
+        assert "\n" not in str(one)
+
+
+def test_names_of_folders_do_not_reach_the_terminal_as_they_are(tmp_path: Path, bundle: Path) -> None:
+    """A folder may be called anything."""
+    folder = tmp_path / "\x1b[2Jred\u202e"
+    shutil.copytree(bundle, folder)
+    (one,) = replay([folder])
+    assert str(one).startswith(f"{tmp_path}/red: the bundle names")

@@ -113,9 +113,9 @@ def test_a_file_adds_known_issues_of_a_candidate_and_its_versions(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[known_issue]]\ncandidate = 'mine'\n", "known issue 1 lacks stage, name, reason"),
+        ("[[known_issue]]\ncandidate = 'mine'\n", "known issue 1: it lacks stage, name, reason"),
         ("[[known_issue", "is not valid TOML"),
-        (TABLE.format(versions="five"), "known issue 1: Invalid specifier"),
+        (TABLE.format(versions="five"), "known issue 1: it has the versions 'five'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(text: str, says: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report
+from csa_spec.report.content import quoted
 from csa_spec.report.files import write_text
 from csa_spec.report.html import to_html
 from csa_spec.report.markdown import MOST, to_markdown
@@ -94,7 +95,7 @@ def test_a_page_holds_all_of_a_report(report: Report) -> None:
         "1 FAILED",
         "all queries <b>share</b> their picks",
         "The selection is the first that differs.",
-        f'check_case("{HOSTILE}", "{examples.CASES["attend"]}")',
+        f'check_case({quoted(HOSTILE)}, "{examples.CASES["attend"]}")',
         "partial | tail",
         "<no> hca",
         "why <not>",
@@ -126,7 +127,7 @@ def test_a_comment_says_the_verdict_first_and_then_why(report: Report) -> None:
     assert text.startswith("**NOT CONFORMANT** for csa, attend, select: `")
     assert text.count("<details>") == text.count("</details>") == 4
     assert (
-        "[transformers \\#45758](https://github.com/huggingface/transformers/issues/45758), elsewhere"
+        "[transformers \\#\u200b45758](https://github.com/huggingface/transformers/issues/45758), elsewhere"
         in text
     )
     assert "javascript" not in text

@@ -99,7 +99,7 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
         ("cache csa B=2 calls=1,select:0,clear:1,1", "call 3 (clear:1) names row 1, but there are 1 rows"),
         ("cache csa calls=1,repeat:0,1", "call 2 (repeat:0) repeats rows no time"),
         ("cache csa B=0 calls=1", "B (rows) must be an integer of at least 1, not 0"),
-        ("cache csa B=x calls=1", "'B=x' has no value that can be read"),
+        ("cache csa B=x calls=1", "'B=x' is not a whole number"),
         ("cache csa calls=1 calls=2", "'calls=2' is the second calls"),
         ("cache csa calls=1 Q=2", "'Q=2' is not part of a case of cache; choose from "),
     ],

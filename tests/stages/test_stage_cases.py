@@ -80,10 +80,10 @@ def test_hashes_tell_cases_apart() -> None:
             "'Q=3' is not part of a case of attend; choose from seed, mode, dtype, device, B, S, H, D, N, n,",
         ),
         ("attend n=3 n=4", "'n=4' is the second n"),
-        ("attend n=x", "'n=x' has no value that can be read"),
-        ("attend n", "'n' has no value that can be read"),
-        ("attend n=", "'n=' has no value that can be read"),
-        ("attend n=1.5", "'n=1.5' has no value that can be read"),
+        ("attend n=x", "'n=x' is not a whole number"),
+        ("attend n", "'n' is not a whole number"),
+        ("attend n=", "'n=' is not a whole number"),
+        ("attend n=1.5", "'n=1.5' is not a whole number"),
         ("attend B=0", "B (rows) must be an integer of at least 1, not 0"),
         ("attend N=-1", "N (keys) must be an integer of at least 0, not -1"),
         ("attend indices=some", "unknown indices 'some'; choose from prefix, shuffled, holes,"),
@@ -96,7 +96,7 @@ def test_hashes_tell_cases_apart() -> None:
             "not with 'attention'",
         ),
         ("", "a case starts with compressor, "),
-        ("index_scores seed=x", "'seed=x' has no value that can be read"),
+        ("index_scores seed=x", "'seed=x' is not a whole number"),
     ],
 )
 def test_text_that_is_no_case_is_refused_in_one_clear_sentence(text: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, Case, drawn, size
 from csa_spec.engine.tensors import choice, generator, normal
 from csa_spec.plug.capabilities import Capabilities
 
@@ -85,6 +86,17 @@ class AttendCase(Case):
     sinks: CoreSinks = drawn(CoreSinks)
     unused: UnusedRows = drawn(UnusedRows)
     scale: Scale = drawn(Scale)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for; unused keys are found with Python's sets."""
+        queries = self.rows * self.queries
+        return {
+            "q": queries * self.heads * self.head_dim,
+            "kv": self.rows * self.keys * (self.head_dim + 16),
+            "index lists": queries * self.picks,
+            "the work on each query": queries * self.heads * PER_QUERY + self.heads * self.picks,
+        }
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[AttendCase, list[str]]:
         """Return the case without what is not supported; other indices than -1 for none must be declared."""

@@ -59,11 +59,14 @@ class CacheCase(OfLayer):
     turn: int = size("turn", 1, "tokens of a turn", default=2)
     """Tokens that the original takes after a fork, and another stream at each turn."""
 
+    def _complete(self) -> None:
+        super()._complete()
+        if not {Op.FORK, Op.OTHER} & {call.op for call in self.calls}:
+            object.__setattr__(self, "turn", 2)
+
     def __post_init__(self) -> None:
         """Refuse schedules that ask for rows or tokens that are not there."""
         super().__post_init__()
-        if not {Op.FORK, Op.OTHER} & {call.op for call in self.calls}:
-            object.__setattr__(self, "turn", 2)
         if not self.steps:
             raise CaseError("a schedule that never extends has no answer to judge")
 
@@ -84,6 +87,11 @@ class CacheCase(OfLayer):
     def total(self) -> int:
         """Tokens of all calls, per row."""
         return sum(call.numbers[0] for call in self.calls if call.op is Op.EXTEND)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for."""
+        return self._numbers_for(_most_tokens(self.batch, self.calls, self.turn))
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -237,6 +245,35 @@ def _resized(
             if tokens <= 0:
                 continue
         yield from (Call(Op.EXTEND, (some,)) for some in later(tokens))
+
+
+def _most_tokens(batch: int, calls: Sequence[Call], turn: int) -> int:
+    """Return how many tokens all answers together are about, or some more: counted, none of them made."""
+    rows, length, other, total = batch, 0, 0, 0
+    saved = (rows, length)
+    for call in calls:
+        if call.op is Op.EXTEND:
+            length += call.numbers[0]
+            total += rows * length
+        elif call.op is Op.FORK:
+            total += rows * (length + turn)
+        elif call.op is Op.OTHER:
+            other += turn
+            total += batch * other
+        elif call.op is Op.ROLLBACK:
+            length = max(0, length - call.numbers[0])
+        elif call.op is Op.RESET:
+            length = 0
+        elif call.op is Op.SELECT:
+            rows = len(call.numbers)
+        elif call.op is Op.REPEAT:
+            rows *= call.numbers[0]
+        elif call.op is Op.SAVE:
+            saved = rows, length
+        elif call.op is Op.RESTORE:
+            rows, length = saved
+        total += rows  # rows without tokens take some memory, too
+    return total
 
 
 def _model(batch: int, calls: Sequence[Call], turn: int) -> Iterator[Step]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import CaseError
+from csa_spec.engine.case import CaseError, whole
 from csa_spec.plug.arrays import from_library
 from csa_spec.plug.call import MisshapenAnswer, NotOffered
+from csa_spec.plug.plain import plain_line
 from csa_spec.spec import Geometry, LayerWeights
 
 
@@ -64,19 +64,18 @@ class Call:
     @classmethod
     def parse(cls, text: str) -> Call:
         """Read what ``str`` wrote."""
-        match = re.fullmatch(r"(?:(\d+)|([a-z]+)(?::(\d+(?:\.\d+)*))?)", text)
+        match = re.fullmatch(r"(?:([0-9]+)|([a-z]+)(?::([0-9]+(?:\.[0-9]+)*))?)", text)
         if match is None or (match[2] and match[2] not in list(Op)):
             raise CaseError(
-                f"{text!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
+                f"{plain_line(text, 60)!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
             )
         if match[1]:
-            return cls(Op.EXTEND, (int(match[1]),))
-        op, numbers = Op(match[2]), tuple(map(int, match[3].split("."))) if match[3] else ()
+            return cls(Op.EXTEND, (whole(match[1]),))
+        op, numbers = Op(match[2]), tuple(map(whole, match[3].split("."))) if match[3] else ()
         wanted = _NUMBERS.get(op, 0)
         if (wanted is None and not numbers) or (wanted is not None and len(numbers) != wanted):
-            raise CaseError(
-                f"{text!r} must have {'rows' if wanted is None else wanted or 'no'} numbers behind a colon"
-            )
+            many = "rows" if wanted is None else wanted or "no"
+            raise CaseError(f"{plain_line(text, 60)!r} must have {many} numbers behind a colon")
         return cls(op, numbers)
 
 
@@ -135,4 +134,4 @@ def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
     try:
         return method(*arguments)
     except NotImplementedError as error:
-        raise NotOffered(f"{op}, refused: {textwrap.shorten(str(error), 160)}") from error
+        raise NotOffered(f"{op}, refused: {plain_line(error, 160)}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, Case, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, gaussian_weight, normal
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, Yarn, compressor_shapes
 
@@ -54,9 +55,8 @@ class CompressorCase(Case):
     values: TokenValues = drawn(TokenValues)
     interpolation: Interpolation = drawn(Interpolation)
 
-    def __post_init__(self) -> None:
+    def _complete(self) -> None:
         """Rotate pairs of channels that there are."""
-        super().__post_init__()
         object.__setattr__(self, "rope_dim", min(self.rope_dim, self.head_dim) // 2 * 2)
 
     @classmethod
@@ -72,6 +72,16 @@ class CompressorCase(Case):
         """Return the case with other sizes; there are as many channels as are rotated."""
         channels = max(sizes.get("R", 2), sizes.get("D", self.head_dim))
         return super().with_sizes({**sizes, "D": channels} if "R" in sizes else sizes)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for."""
+        tokens, shapes = self.rows * self.tokens, compressor_shapes("", self.geometry, self.head_dim)
+        return {
+            "hidden states": tokens * (self.hidden + 4 * self.head_dim),
+            "weights": sum(map(math.prod, shapes.values())),
+            "the work on each entry": self.rows * self.blocks * (self.head_dim + PER_QUERY),
+        }
 
     @property
     def tokens(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, Case, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, normal
 
 
@@ -31,6 +32,17 @@ class IndexScoresCase(Case):
     index_heads: int = size("HI", 1, "index heads")
     index_head_dim: int = size("DI", 1, "channels")
     values: ProductValues = drawn(ProductValues)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for."""
+        queries = self.rows * self.queries
+        return {
+            "index_q": queries * self.index_heads * self.index_head_dim,
+            "index_k": self.rows * self.entries * self.index_head_dim,
+            "scores": queries * self.entries,
+            "the work on each query": queries * self.index_heads * PER_QUERY,
+        }
 
 
 def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Self
-from urllib.parse import quote, unquote
 
-from csa_spec.engine.case import Case, CaseError, coded, drawn, size
+from csa_spec.engine.case import (
+    LARGEST,
+    PER_QUERY,
+    Case,
+    CaseError,
+    coded,
+    drawn,
+    finite,
+    require_memory,
+    size,
+    whole,
+)
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn
+from csa_spec.plug.plain import plain_line, shown
+from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn, weight_shapes
 
 
 class Feature(StrEnum):
@@ -82,6 +94,8 @@ class Row:
         """Refuse empty rows and negative numbers."""
         if not self.lengths or min(self.lengths) < 1 or self.left_padding < 0 or self.start < 0:
             raise CaseError(f"row {self} needs documents of at least one token, and nothing negative")
+        if self.start > LARGEST:
+            raise CaseError(f"row {self} starts at position {self.start:,}; positions go up to {LARGEST:,}")
 
     @property
     def width(self) -> int:
@@ -125,13 +139,13 @@ class Row:
     @classmethod
     def parse(cls, text: str) -> Row:
         """Read what ``str`` wrote."""
-        match = re.fullmatch(r"(?:(\d+)<)?(\d+(?:\+\d+)*)(?:@(\d+))?", text)
+        match = re.fullmatch(r"(?:([0-9]+)<)?([0-9]+(?:\+[0-9]+)*)(?:@([0-9]+))?", text)
         if match is None:
             raise CaseError(
-                f"{text!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
+                f"{plain_line(text, 60)!r} is not a row; write e.g. 5, 3+4 (packed), 2<5 (left padding) or 5@8 (start)"
             )
         padding, lengths, start = match.groups()
-        return cls(tuple(map(int, lengths.split("+"))), int(padding or 0), int(start or 0))
+        return cls(tuple(map(whole, lengths.split("+"))), whole(padding or "0"), whole(start or "0"))
 
 
 def _digits(value: float) -> str:
@@ -141,9 +155,11 @@ def _digits(value: float) -> str:
 
 
 def _read_yarn(text: str) -> Yarn:
+    if text.count("/") != 3:
+        raise CaseError(f"yarn has four numbers, not {shown(text)}; write e.g. yarn=16/65536/32/1")
     factor, length, fast, slow = text.split("/")
     try:
-        return Yarn(float(factor), int(length), float(fast), float(slow))
+        return Yarn(finite(factor), whole(length), finite(fast), finite(slow))
     except GeometryError as error:
         raise CaseError(str(error)) from None
 
@@ -156,7 +172,7 @@ def _write_yarn(yarn: Yarn | None) -> str:
 
 
 def _constant(text: str, value: float) -> Any:
-    return coded(float, _digits, default=value, text=text)
+    return coded(finite, _digits, default=value, text=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +202,12 @@ class OfLayer(Case):
     values: Values = drawn(Values, Values.INTEGERS)
     scores: Scores = drawn(Scores)
     sinks: Sinks = drawn(Sinks)
-    mode: str = coded(unquote, quote, default="", rank=3)
     geometry: Geometry = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Check names and sizes; what no layer can have is refused."""
-        super().__post_init__()
+    def _complete(self) -> None:
+        """Refuse what no layer can have."""
+        if self.kind not in list(LayerKind):
+            raise CaseError(f"layer kind {shown(self.kind)} is none of {', '.join(LayerKind)}")
         try:
             geometry = Geometry(**{name: getattr(self, name) for name in _OF_GEOMETRY})
         except GeometryError as error:
@@ -215,6 +231,18 @@ class OfLayer(Case):
         names = [field.name for field in fields(OfLayer) if field.init]
         return {name: getattr(self, name) for name in names}
 
+    def _numbers_for(self, tokens: int) -> dict[str, int]:
+        """Return how many numbers the layer takes for so many tokens, by what they are for."""
+        heads = max(self.heads, self.index_heads if self.kind is LayerKind.CSA else 1)
+        per_token = (
+            self.hidden + _COPIES * self.heads * self.head_dim + self.index_heads * self.index_head_dim
+        )
+        return {
+            "weights": sum(map(math.prod, weight_shapes(self.geometry).values())),
+            "hidden states and queries": tokens * per_token,
+            "the work on each query": tokens * heads * PER_QUERY,
+        }
+
     @classmethod
     def _written(cls) -> list[Field[Any]]:
         return [field for field in super()._written() if not field.metadata.get("head")]
@@ -236,6 +264,8 @@ class OfLayer(Case):
         return super().with_sizes(_legal(self, dict(sizes)))
 
 
+_COPIES = 32
+"""Of a query's heads: what is computed from them one after another, and the variance of each"""
 _OF_GEOMETRY = tuple(field.name for field in fields(Geometry))
 _UNUSED = {
     LayerKind.CSA: (),
@@ -277,11 +307,16 @@ class LayerCase(OfLayer):
     stage = "layer"
     rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), always=True)
 
-    def __post_init__(self) -> None:
+    def _complete(self) -> None:
         """Check that there is a row."""
-        super().__post_init__()
+        super()._complete()
         if not self.rows:
             raise CaseError("a case needs at least one row")
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for."""
+        return self._numbers_for(len(self.rows) * self.columns)
 
     @classmethod
     def first_words(cls) -> tuple[str, ...]:
@@ -368,6 +403,7 @@ class LayerCase(OfLayer):
         """Return the case with other sizes: rows are cut or made longer at the end, dropped or repeated."""
         rest = dict(sizes)
         columns, batch = rest.pop("S", self.columns), rest.pop("B", len(self.rows))
+        require_memory(self._numbers_for(batch * columns))
         rows = [self.rows[b % len(self.rows)] for b in range(batch)]
         longest = max(row.width for row in rows)
         rows = [row.widened(columns) if row.width == longest or row.width > columns else row for row in rows]

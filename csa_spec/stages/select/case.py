@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, Case, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, generator, normal
 
 
@@ -51,6 +52,12 @@ class SelectCase(Case):
     start: int = size("start", 0, "first position", bucketed=False)
     values: ScoreValues = drawn(ScoreValues)
     invisible: Invisible = drawn(Invisible)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers it takes, by what they are for."""
+        queries = self.rows * self.queries
+        return {"scores": queries * self.entries, "the work on each query": queries * PER_QUERY}
 
 
 def make_select_inputs(case: SelectCase) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""Inputs that mean nothing: command lines, cases, files, declarations.
+
+``bad_inputs.txt`` has the sentence that each must get; ``python tests/bad_inputs.py --write`` writes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import csa_spec
+from csa_spec import Capabilities
+from csa_spec.cli import main
+
+
+class Bad(NamedTuple):
+    """One input."""
+
+    shown: str
+    """As a table shows it; the command, where nothing else is said"""
+    command: str
+    """What follows ``csa-spec``, or Python to evaluate; ``{6000 digits}`` stands for those"""
+    files: Mapping[str, bytes] = MappingProxyType({})
+    """What lies in the folder that it is run in"""
+    python: bool = False
+    words: tuple[str, ...] = ()
+    """In place of a command"""
+
+
+BUNDLE: dict[str, Any] = {
+    "csa_spec_bundle": 2,
+    "candidate": "gather",
+    "check": "specification",
+    "kind": "WrongNumbers",
+    "case_line": "attend N=1 n=1",
+    "inputs_sha256": "0",
+}
+
+
+def case(line: str) -> Bad:
+    """Return a case line."""
+    return Bad(f"case {line}", f"case gather {shlex.quote(line)}")
+
+
+def check(options: str) -> Bad:
+    """Return options of ``check``."""
+    return Bad(f"check {options}", f"check {options}")
+
+
+def known(content: str | bytes, shown: str = "") -> Bad:
+    """Return a file of known issues."""
+    data = content if isinstance(content, bytes) else content.encode()
+    what = shown or "`" + str(content).replace("\n", "; ") + "`"
+    return Bad(f"--known: {what}", "check gather --known known.toml", {"known.toml": data})
+
+
+def bundle(shown: str, change: Callable[[dict[str, Any]], Any]) -> Bad:
+    """Return a damaged bundle."""
+    changed = change(dict(BUNDLE))
+    text = changed if isinstance(changed, (bytes, str)) else json.dumps(changed)
+    data = text if isinstance(text, bytes) else text.encode()
+    return Bad(f"replay: {shown}", "replay bundle", {"bundle/case.json": data})
+
+
+def declared(name: str) -> Bad:
+    """Return a candidate of this module that declares something odd."""
+    keys = ", ".join(f"{key}={value!r}" for key, value in DECLARATIONS[name].items())
+    return Bad(f"Capabilities({keys})", f"check bad_inputs:{name} --stage attend --profile smoke")
+
+
+def api(call: str) -> Bad:
+    """Return a call from Python; it must raise an error."""
+    return Bad(call, call, python=True)
+
+
+DECLARATIONS: dict[str, dict[str, Any]] = {
+    "no_dtype": {"internal_dtype": "banana"},
+    "integer_dtype": {"internal_dtype": "int8"},
+    "unknown_letter": {"limits": {"Z": 3}},
+    "negative_limit": {"limits": {"S": -1}},
+    "nan_limit": {"limits": {"S": math.nan}},
+    "text_limit": {"limits": {"S": "4"}},
+    "flag_limit": {"limits": {"S": True}},
+    "limits_no_mapping": {"limits": 5},
+    "limit_of_a_kind": {"limits": {("csa", "S"): 1}},
+    "zero_multiple": {"multiples": {"S": 0}},
+    "contradiction": {"least": {"S": 9}, "limits": {"S": 5}},
+    "huge_least": {"least": {"S": 10**9}},
+    "no_kind": {"kinds": set()},
+    "text_of_dtypes": {"dtypes": "float32"},
+    "unknown_dtype": {"dtypes": {"int8"}},
+    "unknown_device": {"devices": {"tpu"}},
+    "lacks_a_list": {"lacks": ["empty"]},
+    "lacks_a_number": {"lacks": {("attend", "empty"): 5}},
+    "lacks_unknown": {"lacks": {("softmax", "empty"): "why"}},
+    "allowed_text": {"allowed": {"S": "abc"}},
+    "nan_tolerance": {"tie_tolerance": math.nan},
+    "text_flag": {"gradients": "yes"},
+    "unknown_arrays": {"arrays": "no_such_module"},
+    "arrays_without_dlpack": {"arrays": "json"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a candidate that declares what ``DECLARATIONS`` says."""
+    if name not in DECLARATIONS:
+        raise AttributeError(name)
+
+    def attend(q: Any, kv: Any, indices: Any, sinks: Any, scale: float) -> Any:
+        """It is never called."""
+
+    attend.capabilities = Capabilities(**DECLARATIONS[name])  # type: ignore[attr-defined]
+    return attend
+
+
+ISSUE = 'candidate = "gather"\nstage = "attend"\nname = "empty"\nreason = "why"'
+
+
+INPUTS: tuple[Bad, ...] = (
+    # Sizes
+    case("attend B=1000000 S=99999999"),
+    case("select T=99999999 S=1000"),
+    case("sliding rows=99999999"),
+    case("csa H=1000000"),
+    case("cache hca calls=4,repeat:1000000,repeat:1000000"),
+    case("compressor m=99999999 blocks=1000"),
+    case("index_scores T=99999999999999999999"),
+    case("attend N={6000 digits}"),
+    case("csa rows=1 seed=99999999999999999999"),
+    case("csa rows=1 seed={6000 digits}"),
+    case("hca rows=3@99999999999"),
+    case("select start=99999999999"),
+    # Cases
+    case(""),
+    case("softmax S=2"),
+    case("attend S=two"),
+    case("attend S=-1"),
+    case("attend S=1.5"),
+    case("attend S=1 S=2"),
+    case("attend rows=3"),
+    case("attend values="),
+    case("attend dtype=int8"),
+    case("attend mode=fast"),
+    case("csa rows=3,,2"),
+    case("csa R=3 D=4"),
+    case("csa theta=nan"),
+    case("hca yarn=4/64"),
+    case("cache csa calls=rollback:1"),
+    case("cache csa calls=2,jump:1"),
+    case("attend \x1b[31m\u202e=1"),
+    # Options
+    check("gather --seed {6000 digits}"),
+    check("gather --seed x"),
+    check("gather --dtype ''"),
+    check("gather --dtype float32,int8"),
+    check("gather --profile fast"),
+    check("gather --stage softmax"),
+    check("gather --isolate --time-limit nan"),
+    check("gather --isolate --time-limit -1"),
+    check("nobody"),
+    check("no_such_module:attend"),
+    check("a/b.py:attend"),
+    Bad("case gather 'attend' --check nothing", "case gather attend --check nothing"),
+    # The file of known issues
+    known("limitation = 5"),
+    known('limitation = "text"'),
+    known("[limitation]\na = 1"),
+    known("limitation = [1, 2]"),
+    known("[[known_issues]]"),
+    known(f"[[known_issue]]\n{ISSUE}\nversions = 5", "`versions = 5`"),
+    known(f'[[known_issue]]\n{ISSUE}\nversions = "five"', '`versions = "five"`'),
+    known(f'[[known_issue]]\n{ISSUE}\nurls = "x"', '`urls = "x"`'),
+    known("[[known_issue]]\nstage = 1", "a table that lacks most"),
+    known(f"[[known_issue]]\n{ISSUE}".replace("empty", "emty"), '`name = "emty"`'),
+    known("a = " + "[" * 9999, "lists in lists, 9,999 deep"),
+    known("a = " + "9" * 6000, "a number of 6,000 digits"),
+    known("[[known_issue"),
+    known(b"\xff\xfe", "no UTF-8"),
+    known("", "an empty file"),
+    known(b" " * (17 << 20), "17 MB"),
+    Bad("--known: a folder", "check gather --known ."),
+    Bad("--known: no such file", "check gather --known nothing.toml"),
+    # Bundles
+    bundle("a module that the bundle names", lambda data: data | {"candidate": "payload:select"}),
+    bundle("truncated", lambda data: json.dumps(data)[:60]),
+    bundle("empty", lambda data: ""),
+    bundle("a list", lambda data: [data]),
+    bundle("nested 10,000 deep", lambda data: "[" * 10_000),
+    bundle("no UTF-8", lambda data: b"\x00\xff"),
+    bundle("no case", lambda data: {key: data[key] for key in data if key != "case_line"}),
+    bundle("a number as candidate", lambda data: data | {"candidate": 3}),
+    bundle("a case that is none", lambda data: data | {"case_line": "softmax S=2"}),
+    bundle("a case of 20 digits", lambda data: data | {"case_line": f"attend N={'9' * 20}"}),
+    bundle("a number of 6,000 digits", lambda data: '{"csa_spec_bundle": ' + "9" * 6000 + "}"),
+    bundle("a newer version", lambda data: data | {"csa_spec_bundle": 9}),
+    bundle("true as version", lambda data: data | {"csa_spec_bundle": True}),
+    bundle("an unknown check", lambda data: data | {"check": "nothing"}),
+    Bad("replay: a folder without a bundle", "replay ."),
+    Bad("replay: no such folder", "replay nothing"),
+    # Declarations
+    *map(declared, DECLARATIONS),
+    # From Python
+    api('csa_spec.check("gather", profile=5)'),
+    api('csa_spec.check("gather", seed="x")'),
+    api('csa_spec.check("gather", dtype="")'),
+    api('csa_spec.check("gather", isolate=True, time_limit=math.nan)'),
+    api('csa_spec.check("gather", known=5)'),
+    api("csa_spec.check(5)"),
+    api('csa_spec.check_case("gather", 5)'),
+    api('csa_spec.LayerCase(kind="csa", window="wide")'),
+)
+
+
+def outcome(bad: Bad) -> tuple[int, str]:
+    """Return exit code and sentence, 2 for an error in Python; run it in a folder that has its files alone."""
+    command = bad.command.replace("{6000 digits}", "9" * 6000)
+    if bad.python:
+        try:
+            eval(command, {"csa_spec": csa_spec, "math": math})
+        except (csa_spec.UsageError, csa_spec.CandidateError, ValueError) as error:
+            return 2, str(error)
+        return 0, ""
+    with _folder(bad.files), _streams() as (out, err):
+        try:
+            code = main(bad.words or shlex.split(command))
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+    told = err.getvalue() or out.getvalue().split("\n1 bundle: ")[0]
+    last = told.strip().splitlines()[-1] if told.strip() else ""
+    return code, last.removeprefix("csa-spec").removeprefix(": ").strip()
+
+
+@contextlib.contextmanager
+def _folder(files: Mapping[str, bytes]) -> Iterator[None]:
+    path, before = list(sys.path), os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            place = Path(folder, name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            sys.path[:] = path
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield out, err
+
+
+def rows() -> Iterator[tuple[str, int, str]]:
+    """Yield input, exit code and sentence, for a table."""
+    sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
+    for bad, sentence in zip(INPUTS, sentences[1::2], strict=True):
+        yield bad.shown, 2, sentence.strip()
+
+
+SENTENCES = Path(__file__).with_suffix(".txt")
+
+if __name__ == "__main__":
+    lines = []
+    for bad in INPUTS:
+        code, sentence = outcome(bad)
+        lines += [ascii(bad.shown)[1:-1], f"    {sentence}"]
+        assert code == 2, (bad.shown, code, sentence)
+    if "--write" in sys.argv:
+        SENTENCES.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        print(*lines, sep="\n")
