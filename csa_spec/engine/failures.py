@@ -75,6 +75,10 @@ class Diagnosis:
     """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
 
 
+READS_TOO_MUCH = "It reads what it must not read"
+READS_TOO_LITTLE = "It does not read what it must read"
+"""What is wrong with what an output depends on, in the same words in every report."""
+
 Found = tuple[type["Failure"], dict[str, Any]]
 """A kind of failure, and its facts."""
 

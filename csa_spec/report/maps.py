@@ -27,8 +27,10 @@ def sight_map(trace: DocumentTrace) -> list[str]:
     for query in trace.queries:
         window = ["#" if j in query.window else "." for j in range(tokens)]
         seen = ["#" if s in query.selection else "o" if s in query.visible else "." for s in range(entries)]
-        selected = "   selects " + " ".join(f"e{s}" for s in query.selection)  # the best first
-        lines.append(_row(f"t={query.t}", window, seen) + (selected if query.scores.numel() else ""))
+        best_first = " ".join(f"e{s}" for s in query.selection) or "no entry"
+        lines.append(
+            _row(f"t={query.t}", window, seen) + (f"   selects {best_first}" if query.scores.numel() else "")
+        )
     return lines
 
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.agreement import Part
-from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers, counted
+from csa_spec.engine.failures import (
+    READS_TOO_MUCH,
+    Failure,
+    NotFinite,
+    Place,
+    ReturnsZeros,
+    StreamDiffers,
+    counted,
+)
 from csa_spec.engine.numbers import moved_by
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.engine.trial import Form, Trial, main_output, of_case
@@ -192,7 +200,7 @@ class CacheTrial(Trial[CacheCase]):
                 stray.append(f"token {number} of row {row} in call {int(name.split()[1]) + 1}")
         if stray:
             what = ", ".join(stray[:3])
-            return f"It sees too much: it depends on {what}, which the row does not hold at that point"
+            return f"{READS_TOO_MUCH}: it depends on {what}, which the row does not hold at that point"
         return "It depends on no token that the row does not hold: it misses some, or the numbers are wrong"
 
     def _failure(self, answer: Answer, judged: Judged, mismatch: Mismatch) -> Failure:

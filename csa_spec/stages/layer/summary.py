@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import Failure
+from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
 from csa_spec.spec import SPEC, Geometry
@@ -92,8 +92,8 @@ def _sight(dependence: Dependence | None, geometry: Geometry, document: Expected
         return []
     sentences = []
     for pairs, says, verb in (
-        (dependence.too_much, "It sees too much", "depends on"),
-        (dependence.too_little, "It sees too little", "does not depend on"),
+        (dependence.too_much, READS_TOO_MUCH, "depends on"),
+        (dependence.too_little, READS_TOO_LITTLE, "does not depend on"),
     ):
         by_query: dict[int, list[int]] = {}
         for t, token in pairs:
