@@ -128,6 +128,8 @@ class Failure(AssertionError):
         """What the candidate selected, ``[B, S, k]``, where that is what the stage answers"""
         self.facts = facts
         """What else is known, by name: what the sentence is made of"""
+        self.declared = ""
+        """That the candidate declares not to support the case, in words, where it was run all the same"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 

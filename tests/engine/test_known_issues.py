@@ -13,10 +13,13 @@ from torch import Tensor
 
 import csa_spec
 from csa_spec import Candidate, CandidateError, Capabilities
+from csa_spec.bugs.bug import following
+from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue, probe, with_known_issues
 from csa_spec.plug.call import NotOffered
 from csa_spec.report.json import to_json
 from csa_spec.report.text import summarise
+from csa_spec.spec import SPEC, LayerKind
 from csa_spec.stages import parse_case, stage_of
 
 
@@ -182,3 +185,53 @@ def test_a_candidate_without_known_issues_is_plainly_conformant() -> None:
     report = csa_spec.check(plain, profile="smoke")
     assert list(report.known_issues) == []
     assert summarise(report).endswith("mine: CONFORMANT for attend")
+
+
+EMPTY = "mine 1.4 declares that it does not support indices empty: leaves a query without keys; run all the same:"
+
+
+def test_a_single_case_that_is_declared_unsupported_says_so_and_is_run_all_the_same() -> None:
+    """Before what happens: the failure, or that it passes."""
+    line = "attend N=2 n=2 indices=empty"
+    assert csa_spec.check_case(candidate(attend_loops), line) == EMPTY
+    with pytest.raises(Failure) as caught:
+        csa_spec.check_case(candidate(nan_where_empty), line)
+    (note,) = caught.value.__notes__
+    assert note.split()[: len(EMPTY.split())] == EMPTY.split()
+    assert "Output is not finite" in note
+    assert csa_spec.check_case(candidate(attend_loops), "attend N=2 n=2") == ""
+
+
+@pytest.mark.parametrize(
+    ("declares", "line", "says"),
+    [
+        ({"limits": {"S": 2}}, "csa rows=3", "S over 2"),
+        (
+            {"lacks": {("csa", "packed documents"): "a row a document"}},
+            "csa rows=1+1",
+            "packed documents: a row a document",
+        ),
+        ({"kinds": {LayerKind.HCA}}, "csa rows=1", "csa layers"),
+        (
+            {"limits": {"S": 2}, "lacks": {("csa", "packed documents"): "why"}},
+            "csa rows=1+2",
+            "packed documents: why, and S over 2",
+        ),
+    ],
+)
+def test_everything_that_is_declared_is_said(declares: dict[str, Any], line: str, says: str) -> None:
+    """Sizes, features of rows with their reasons, layer kinds."""
+    mine = Candidate("mine", {"layer": following(SPEC)}, Capabilities(**declares))
+    assert (
+        csa_spec.check_case(mine, line)
+        == f"mine declares that it does not support {says}; run all the same:"
+    )
+
+
+def test_a_case_that_the_candidate_refuses_cannot_be_used() -> None:
+    """One sentence, which says what was refused."""
+    case = "attend N=2 n=2 indices=empty values=gaussian seed=1"
+    with pytest.raises(
+        csa_spec.UsageError, match=r"mine cannot run this case \(empty lists\); choose another case"
+    ):
+        csa_spec.check_case(candidate(refused_at_times), case)
