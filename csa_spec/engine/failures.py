@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -30,12 +30,26 @@ class Place:
     head: int | None = None
     """Where the candidate exposes heads"""
     item: str = "query"
-    """What ``t`` counts: queries, or entries"""
+    """What ``t`` counts: queries, entries, tokens; at padding the columns of the row"""
+    document: int | None = None
+    """Number of its document, where the row has several"""
 
     @property
     def name(self) -> str:
-        """E.g. ``query 1``."""
-        return f"{self.item} {self.t}"
+        """E.g. ``query 1``, or in a packed row ``query 1 of document 2 (column 9)``."""
+        return self.named(of_row=False)
+
+    def named(self, of_row: bool) -> str:
+        """Return the name, with the row in which it is if that is asked for."""
+        if self.item == "padding":
+            return f"the padding in column {self.column}" + (f" of row {self.row}" if of_row else "")
+        name = f"{self.item} {self.t}" + ("" if self.document is None else f" of document {self.document}")
+        name += f" of row {self.row}" if of_row else ""
+        return name if self.column == self.t else f"{name} (column {self.column})"
+
+    def other(self, t: int, item: str) -> Place:
+        """Return another place of the same document."""
+        return replace(self, column=self.column + t - self.t, t=t, item=item, head=None)
 
     def __str__(self) -> str:
         """Return e.g. ``row 0, query 1``."""
@@ -149,8 +163,7 @@ class Failure(AssertionError):
         """The query or entry that it is about, e.g. ``query 1``; of which row, where there are several."""
         if self.place is None:
             return "the output"
-        several = self.case.sizes.get("B", 1) > 1
-        return self.place.name + (f" of row {self.place.row}" if several else "")
+        return self.place.named(self.case.sizes.get("B", 1) > 1)
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -219,18 +232,27 @@ class AnswersAnother(Failure):
 
 class SeesTooMuch(Failure):
     title = "output depends on what it must not depend on"
-    says = "the output of {item} changes when {what} {number} changes; {reason}"
+    says = "the output of {item} changes when {other} changes; {reason}"
 
     def words(self) -> dict[str, str]:
-        """Say why it must not."""
-        number = f"{self.facts['what']} {self.facts['number']}"
+        """Say on what it depends, and why it must not."""
+        other = _dependence(self)
         reasons = {
-            "later": f"{number} comes after it",
-            "outside": f"{number} is neither in its window nor in an entry that it may see",
-            "not listed": f"its index list does not contain {number}",
-            "not pooled": f"it does not pool {number}",
+            "later": f"{other} comes after it",
+            "outside": f"{other} is neither in its window nor in an entry that it may see",
+            "not listed": f"its index list does not contain {other}",
+            "not pooled": f"it does not pool {other}",
+            "padding": "padding belongs to no document",
+            "document": "that is another document",
+            "row": "that is another row",
         }
-        return {"reason": reasons[self.facts["why"]]}
+        reason = reasons[self.facts["why"]]
+        if "entry" in self.facts:
+            reason += f"; it is in entry {self.facts['entry']} if blocks are counted from column "
+            reason += str(self.facts["blocks_from"])
+        elif "window" in self.facts:
+            reason += f"; it is one of the {self.facts['window']} columns of the row that end with the query"
+        return {"other": other, "reason": reason}
 
 
 class ExposesTooMuch(SeesTooMuch):
@@ -249,18 +271,19 @@ class ExposesTooMuch(SeesTooMuch):
 
 class SeesTooLittle(Failure):
     title = "output does not depend on what it must depend on"
-    says = "the output of {item} does not change when {what} {number} changes; {reason}"
+    says = "the output of {item} does not change when {other} changes; {reason}"
 
     def words(self) -> dict[str, str]:
-        """Say why it must."""
-        number = f"{self.facts['what']} {self.facts['number']}"
+        """Say on what it must depend, and why."""
+        other, document = _dependence(self), None if self.place is None else self.place.document
+        entry = f"entry {self.facts.get('entry')}" + ("" if document is None else f" of document {document}")
         reasons = {
-            "window": f"{number} is in its window",
-            "entry": f"{number} is part of entry {self.facts.get('entry')}, which it may see",
-            "listed": f"its index list contains {number}",
-            "pooled": f"it pools {number}",
+            "window": f"{other} is in its window",
+            "entry": f"{other} is part of {entry}, which it may see",
+            "listed": f"its index list contains {other}",
+            "pooled": f"it pools {other}",
         }
-        return {"reason": reasons[self.facts["why"]]}
+        return {"other": other, "reason": reasons[self.facts["why"]]}
 
 
 class WrongNumbers(Failure):
@@ -433,6 +456,17 @@ class WeightIgnored(Failure):
     title = "a weight has no effect where it must have one"
     says = "replacing {weight} does not change the output of {item}; it must"
     told_apart_by = "weight"
+
+
+def _dependence(failure: Failure) -> str:
+    """Name what an output depends on, or must depend on: of its own document, unless the facts say where."""
+    what, number = failure.facts["what"], failure.facts["number"]
+    elsewhere = failure.facts.get("elsewhere")
+    if elsewhere is not None and failure.place is not None:
+        row, column, document = elsewhere
+        place = Place(row, column, number, item=what, document=document)
+        return place.named(of_row=row != failure.place.row)
+    return f"{what} {number}" if failure.place is None else failure.place.other(number, what).name
 
 
 def first_entries(count: int) -> str:

@@ -401,6 +401,10 @@ class LayerCase(OfLayer):
         constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
         return int(self.yarn is not None) + constants + bool(self.mode) + simple
 
+    def documents_of(self, row: int) -> list[int]:
+        """Return the document of each column of a row, -1 at padding."""
+        return self.layout()[1][row]
+
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:
         """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""
         positions, documents = [], []

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure
+from csa_spec.engine.layout import RowLayout
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
 from csa_spec.spec import SPEC, Geometry
@@ -47,7 +47,7 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         return [f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}"]
     told = failure.place.t if failure.place is not None and failure.place.t in wrong else wrong[0]
     right = len(got) - len(wrong)
-    where = f"{_queries(wrong)} of row {document.span.row} {'is' if len(wrong) == 1 else 'are'} wrong"
+    where = f"{_queries(wrong)} of {_whose(document)} {'is' if len(wrong) == 1 else 'are'} wrong"
     if right:
         where += ", the other is right" if right == 1 else f", the other {right} are right"
     other = _other_selection(trial, document, told, got)
@@ -57,7 +57,7 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         where += f" (of {len(document.trace.context.entries)}) and to {_tokens(query.window)} in its window"
     if other is not None:
         where += f"; its output is that of attending to {_entries(other)}"
-    sight = _sight(failure.dependence, trial.case.geometry, document)
+    sight = _sight(failure, trial.case.geometry, document)
     if sight:
         return [where, *sight]
     if failure.dependence is None:
@@ -86,26 +86,55 @@ def _other_selection(
     return explaining[0] if len(explaining) == 1 else None
 
 
-def _sight(dependence: Dependence | None, geometry: Geometry, document: ExpectedDocument) -> list[str]:
+def _whose(document: ExpectedDocument) -> str:
+    """Name a document, and where it begins, so that it is clear from where tokens are counted."""
+    layout, begin = document.layout, document.span.begin
+    name = f"row {document.span.row}"
+    if layout.several:
+        name = f"document {layout.documents[begin]} of {name}"
+    return name + (f" (its first token is in column {begin})" if begin or layout.several else "")
+
+
+def _sight(failure: Failure, geometry: Geometry, document: ExpectedDocument) -> list[str]:
     """Say what depends on what it must not, or does not on what it must."""
+    dependence = failure.dependence
     if dependence is None:
         return []
+    outside: dict[int, list[tuple[int, int]]] = {}
+    for t, *place in dependence.outside:
+        outside.setdefault(t, []).append((place[0], place[1]))
     sentences = []
-    for pairs, says, verb in (
-        (dependence.too_much, READS_TOO_MUCH, "depends on"),
-        (dependence.too_little, READS_TOO_LITTLE, "does not depend on"),
+    for pairs, others, says, verb in (
+        (dependence.too_much, outside, READS_TOO_MUCH, "depends on"),
+        (dependence.too_little, {}, READS_TOO_LITTLE, "does not depend on"),
     ):
         by_query: dict[int, list[int]] = {}
         for t, token in pairs:
             by_query.setdefault(t, []).append(token)
-        told = [
-            f"query {t} {verb} {_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"
-            for t, tokens in list(by_query.items())[:_SHOWN]
-        ]
+        told = []
+        for t in (wrong := sorted({*by_query, *others}))[:_SHOWN]:
+            tokens = by_query.get(t, [])
+            names = [f"{_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"] if tokens else []
+            names += _elsewhere(others.get(t, []), failure, document.span.row)
+            told.append(f"query {t} {verb} {' and '.join(names)}")
         if told:
-            more = f", and so for {len(by_query) - _SHOWN} more" if len(by_query) > _SHOWN else ""
+            more = f", and so for {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             sentences.append(f"{says}: {', '.join(told)}{more}")
     return sentences
+
+
+def _elsewhere(places: list[tuple[int, int]], failure: Failure, own_row: int) -> list[str]:
+    """Name rows and columns outside of a document: padding, and tokens of other documents or rows."""
+    grouped: dict[tuple[str, str], list[int]] = {}
+    for row, column in places:
+        place = RowLayout(row, failure.case.documents_of(row)).place(column)
+        whose = "" if place.document is None else f" of document {place.document}"
+        whose += f" of row {row}" if row != own_row else ""
+        grouped.setdefault((place.item, whose), []).append(place.t)
+    return [
+        (f"the padding in {_named('column', 'columns', ts)}" if item == "padding" else _tokens(ts)) + whose
+        for (item, whose), ts in grouped.items()
+    ]
 
 
 def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: ExpectedDocument) -> str:
