@@ -103,8 +103,7 @@ def _named(
         return (NotFinite, {}), t
     if not trial.output.out.any() and trial.expected.out.any():
         return (ReturnsZeros, {}), t
-    later = dependence is not None and any(token > t for t, token in dependence.too_much)
-    if dependence is not None and dependence.outside and not later:
+    if dependence is not None and dependence.outside:  # says more than a token that it must not see
         outside = dependence.outside[0]
         return (SeesTooMuch, _outside(trial, mismatch.document, dependence, *outside)), outside[0]
     if dependence is not None and dependence.too_much:

@@ -32,12 +32,12 @@ class Inputs:
     """What a layer is called with, on the CPU."""
 
     hidden: Tensor
-    """``[B, S, hidden]``"""
+    """``[B, S, hidden]``; at padding numbers like those of tokens"""
     weights: LayerWeights
     positions: Tensor
-    """``[B, S]`` int64"""
+    """``[B, S]`` int64; 0 at padding"""
     documents: Tensor
-    """``[B, S]`` int64"""
+    """``[B, S]`` int64; -1 at padding"""
 
     def double(self) -> Inputs:
         """Return the same numbers in float64, for the specification."""
