@@ -99,7 +99,7 @@ def _replay(folder: Path, candidate: Any) -> Replayed:
 
 def _try(recorded: Recorded, candidate: Any) -> None:
     if recorded.kind not in (CandidateHung.__name__, CandidateDied.__name__):
-        return check_case(candidate, recorded.case, recorded.check)
+        check_case(candidate, recorded.case, recorded.check)
     stage = stage_of(recorded.case).name  # what may hang or die does so in a process of its own
     tried = isolated(resolve_candidate(candidate, stage), candidate, stage, TIME_LIMIT)
     assert isinstance(tried.caller, WorkerCaller)

@@ -474,6 +474,17 @@ def first_entries(count: int) -> str:
     return "no entry" if count == 0 else "entry 0 only" if count == 1 else f"entries 0 to {count - 1}"
 
 
+def numbered(noun: str, many: str, numbers: list[int]) -> str:
+    """Return e.g. ``entry 0``, ``tokens 2 to 5`` or ``no entry``."""
+    if not numbers:
+        return f"no {noun}"
+    if len(numbers) == 1:
+        return f"{noun} {numbers[0]}"
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{many} {numbers[0]} to {numbers[-1]}"
+    return f"{many} {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
 def counted(number: int, what: str) -> str:
     """Return e.g. ``1 token`` or ``3 tokens``."""
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -293,7 +293,7 @@ def test_attending_to_everything_visible_is_wrong_numbers_unless_the_candidate_s
     failure = check_text("selects_everything_and_shows_it", line)
     assert isinstance(failure, SeesTooMuch)
     assert "must not attend to it at all" in failure.detail
-    assert "selects entries 0, 1 where the scores say entry 1" in failure.findings[0]
+    assert "selects entries 0 and 1 where the scores say entry 1" in failure.findings[0]
 
 
 CROWDED = "csa m=2 k=1 W=2 rows=6 seed=1"

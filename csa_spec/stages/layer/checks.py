@@ -63,7 +63,7 @@ def matches_specification(trial: LayerTrial) -> Tally:
 
 
 def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
-    """Say what kind of failure a mismatch is: not finite, sees too much, too little, or wrong numbers."""
+    """Say what kind of failure a mismatch is: not finite, reads too much, too little, or wrong numbers."""
     document = mismatch.document
     dependence = trial.dependence(document)
     findings = explain_stages(trial.output, document)

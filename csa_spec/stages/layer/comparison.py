@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from csa_spec.engine.failures import numbered
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.spec import QueryTrace
 from csa_spec.stages.layer.expected import ALTERNATIVES, Expected, ExpectedDocument
@@ -265,9 +266,7 @@ def _key_name(document: ExpectedDocument, key: int, columns: int) -> str:
 
 
 def _entry_list(entries: list[int]) -> str:
-    if not entries:
-        return "no entry"
-    return ("entry " if len(entries) == 1 else "entries ") + ", ".join(map(str, entries))
+    return numbered("entry", "entries", entries)
 
 
 def _numbers(vector: Tensor) -> str:

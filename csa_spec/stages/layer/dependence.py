@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -43,12 +43,15 @@ def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tens
         ``[S, hidden]``.
     """
     base = run(None, 1)
+    moved = [
+        moved_queries(base, [run(token, sign) for sign in (1, -1)], threshold) for token in range(length)
+    ]
+    return torch.stack(moved, dim=1)
 
-    def moved(token: int) -> Tensor:
-        runs = torch.stack([run(token, sign) for sign in (1, -1)])
-        return ((runs - base).abs() > threshold).any(dim=2).any(dim=0)
 
-    return torch.stack([moved(token) for token in range(length)], dim=1)
+def moved_queries(base: Tensor, runs: Sequence[Tensor], threshold: Tensor) -> Tensor:
+    """Return the queries ``[S]`` whose output, ``[S, hidden]``, moves in one of some runs."""
+    return ((torch.stack(list(runs)) - base).abs() > threshold).any(dim=2).any(dim=0)
 
 
 Places = list[tuple[int, int]]

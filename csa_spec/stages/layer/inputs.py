@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal
-from csa_spec.plug.arrays import named_tensors
 from csa_spec.spec import (
     Document,
     Geometry,
@@ -58,10 +57,6 @@ class Inputs:
         """Return what a layer is called with, by name and in order."""
         rows = {"positions": self.positions, "documents": self.documents}
         return {"hidden": self.hidden, "weights": self.weights, "geometry": geometry, **rows}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name."""
-        return named_tensors(self.arguments(Geometry()))
 
 
 def make_inputs(case: LayerCase) -> Inputs:

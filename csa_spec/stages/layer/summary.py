@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure
+from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, numbered
 from csa_spec.engine.layout import RowLayout
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
@@ -86,13 +86,17 @@ def _other_selection(
     return explaining[0] if len(explaining) == 1 else None
 
 
+def _own(document: ExpectedDocument) -> str:
+    """Return e.g. `` of document 1`` where the row has several."""
+    layout = document.layout
+    return f" of document {layout.documents[document.span.begin]}" if layout.several else ""
+
+
 def _whose(document: ExpectedDocument) -> str:
     """Name a document, and where it begins, so that it is clear from where tokens are counted."""
-    layout, begin = document.layout, document.span.begin
-    name = f"row {document.span.row}"
-    if layout.several:
-        name = f"document {layout.documents[begin]} of {name}"
-    return name + (f" (its first token is in column {begin})" if begin or layout.several else "")
+    begin = document.span.begin
+    name = f"{_own(document)} of row {document.span.row}".removeprefix(" of ")
+    return name + (f" (its first token is in column {begin})" if begin or _own(document) else "")
 
 
 def _sight(failure: Failure, geometry: Geometry, document: ExpectedDocument) -> list[str]:
@@ -100,30 +104,27 @@ def _sight(failure: Failure, geometry: Geometry, document: ExpectedDocument) -> 
     dependence = failure.dependence
     if dependence is None:
         return []
-    outside: dict[int, list[tuple[int, int]]] = {}
-    for t, *place in dependence.outside:
-        outside.setdefault(t, []).append((place[0], place[1]))
-    sentences = []
-    for pairs, others, says, verb in (
-        (dependence.too_much, outside, READS_TOO_MUCH, "depends on"),
-        (dependence.too_little, {}, READS_TOO_LITTLE, "does not depend on"),
+    own = _own(document)
+    told = []
+    for says, verb, pairs, outside in (
+        (READS_TOO_MUCH, "depends on", dependence.too_much, dependence.outside),
+        (READS_TOO_LITTLE, "does not depend on", dependence.too_little, ()),
     ):
-        by_query: dict[int, list[int]] = {}
-        for t, token in pairs:
-            by_query.setdefault(t, []).append(token)
-        told = []
-        for t in (wrong := sorted({*by_query, *others}))[:_SHOWN]:
-            tokens = by_query.get(t, [])
-            names = [f"{_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"] if tokens else []
-            names += _elsewhere(others.get(t, []), failure, document.span.row)
-            told.append(f"query {t} {verb} {' and '.join(names)}")
-        if told:
-            more = f", and so for {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            sentences.append(f"{says}: {', '.join(told)}{more}")
-    return sentences
+        wrong = sorted({t for t, *_ in (*pairs, *outside)})
+        queries = []
+        for t in wrong[:_SHOWN]:
+            tokens = [token for query, token in pairs if query == t]
+            names = [_tokens(tokens) + own + _of_entries(tokens, t, geometry, document)] if tokens else []
+            names += _elsewhere(
+                [place for query, *place in outside if query == t], failure, document.span.row
+            )
+            queries.append(f"query {t} {verb} {' and '.join(names)}")
+        more = f", and so for {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        told += [f"{says}: {', '.join(queries)}{more}"] if wrong else []
+    return told
 
 
-def _elsewhere(places: list[tuple[int, int]], failure: Failure, own_row: int) -> list[str]:
+def _elsewhere(places: list[list[int]], failure: Failure, own_row: int) -> list[str]:
     """Name rows and columns outside of a document: padding, and tokens of other documents or rows."""
     grouped: dict[tuple[str, str], list[int]] = {}
     for row, column in places:
@@ -132,7 +133,7 @@ def _elsewhere(places: list[tuple[int, int]], failure: Failure, own_row: int) ->
         whose += f" of row {row}" if row != own_row else ""
         grouped.setdefault((place.item, whose), []).append(place.t)
     return [
-        (f"the padding in {_named('column', 'columns', ts)}" if item == "padding" else _tokens(ts)) + whose
+        (f"the padding in {numbered('column', 'columns', ts)}" if item == "padding" else _tokens(ts)) + whose
         for (item, whose), ts in grouped.items()
     ]
 
@@ -154,19 +155,8 @@ def _queries(ts: list[int]) -> str:
 
 
 def _entries(entries: list[int]) -> str:
-    return _named("entry", "entries", entries)
+    return numbered("entry", "entries", entries)
 
 
 def _tokens(tokens: list[int]) -> str:
-    return _named("token", "tokens", tokens)
-
-
-def _named(noun: str, many: str, numbers: list[int]) -> str:
-    """Return e.g. ``entry 0``, ``tokens 2 to 5`` or ``no entry``."""
-    if not numbers:
-        return f"no {noun}"
-    if len(numbers) == 1:
-        return f"{noun} {numbers[0]}"
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{many} {numbers[0]} to {numbers[-1]}"
-    return f"{many} {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return numbered("token", "tokens", tokens)

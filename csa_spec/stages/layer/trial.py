@@ -20,7 +20,14 @@ from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import compare
 from csa_spec.stages.layer.coverage import kinds_of
-from csa_spec.stages.layer.dependence import LONGEST, Places, allowed_tokens, probe, probe_outside
+from csa_spec.stages.layer.dependence import (
+    LONGEST,
+    Places,
+    allowed_tokens,
+    moved_queries,
+    probe,
+    probe_outside,
+)
 from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, make_inputs
 from csa_spec.stages.layer.output import LayerOutput
@@ -170,8 +177,8 @@ class LayerTrial(Trial[LayerCase]):
             return attend_document(hidden, span, self.expected.weights, self.case.geometry).out
 
         def moved(places: Places) -> Tensor:
-            runs = torch.stack([run(places, sign) for sign in (1, -1)])
-            moved = ((runs - document.outputs(self.output.out)).abs() > threshold).any(dim=2).any(dim=0)
+            base = document.outputs(self.output.out)
+            moved = moved_queries(base, [run(places, sign) for sign in (1, -1)], threshold)
             moved[document.ambiguous] = False  # they may choose differently each time
             return moved
 
