@@ -12,9 +12,11 @@ import torch
 
 from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
+from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.results import Report
+from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.plain import shown
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
@@ -32,7 +34,7 @@ from csa_spec.resolving import (
     resolve_stages,
     unsupported,
 )
-from csa_spec.stages import parse_case, stage_of
+from csa_spec.stages import AnyStage, parse_case, stage_of
 from csa_spec.target import Progress, make_targets, one_thread
 
 
@@ -139,8 +141,11 @@ def check(
     )
 
 
-def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
+def check_case(candidate: Any, case: Any, check: str = "specification") -> str:
     """Run one case, as a failure report prints it; return if the candidate passes.
+
+    A case that the candidate declares not to support is run all the same. That it is declared is returned,
+    one sentence, or stands at the head of the failure; otherwise the text returned is empty.
 
     Parameters
     ----------
@@ -155,6 +160,8 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     ------
     Failure
         If the candidate is wrong; the explanation is attached as a note.
+    UsageError
+        If the case or the check is not known, or the candidate refuses the case.
     """
     require_texts(check=check)
     parsed = parse_case(case) if isinstance(case, str) else case
@@ -172,16 +179,41 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:
         raise UsageError(reason)
+    declared = declared_unsupported(resolved, stage, parsed)
     with one_thread():
         try:
             if names[check].run(stage.trial(resolved, parsed)) is None:
                 raise UsageError(
                     f"check {check!r} does not apply to this case; choose another check or another case"
                 )
+        except NotOffered as refusal:
+            refused = f"{resolved.name} cannot run this case ({refusal}); choose another case"
+            raise UsageError(" ".join(filter(None, (declared, refused)))) from None
         except Failure as failure:
+            failure.declared = declared
             failure.diagnosis = diagnose(resolved, names[check], failure)
             failure.add_note("\n" + describe(failure, resolved.name, check))
             raise
+    return declared
+
+
+def declared_unsupported(candidate: Candidate, stage: AnyStage, case: Any) -> str:
+    """Say that a candidate declares not to support a case, and why; nothing where it supports the case."""
+    capabilities = candidate.capabilities_of(stage.name)
+    places = (case.variant, stage.name, stage.subject(case.variant))
+    reasons = {str(name): reason for (place, name), reason in capabilities.lacks.items() if place in places}
+    try:
+        lacking = case.fit(capabilities)[1]
+    except CaseError:  # nothing near it is supported either
+        lacking = ["such cases"]
+    told = [] if case.variant in ("", *capabilities.kinds) else [f"{case.variant} layers"]
+    for what in lacking:  # e.g. "packed documents", or "indices empty" where "empty" is declared
+        reason = reasons.get(what) or reasons.get(what.rpartition(" ")[2])
+        told.append(f"{what}: {reason}" if reason else what)
+    who = " ".join(filter(None, (candidate.name, candidate.environment.get(candidate.name))))
+    return (
+        f"{who} declares that it does not support {', and '.join(told)}; run all the same:" if told else ""
+    )
 
 
 def _with_known_file(candidate: Candidate, path: Path) -> Candidate:

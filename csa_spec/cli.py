@@ -320,11 +320,13 @@ def _case(options: argparse.Namespace) -> int:
     from csa_spec.report.text import describe
 
     try:
-        check_case(options.candidate, options.case, options.check)
+        declared = check_case(options.candidate, options.case, options.check)
     except Failure as failure:
         print(describe(failure, options.candidate, options.check))
         return 1
-    print(f"{options.candidate} passes {options.check} on: {options.case}")
+    print(
+        *filter(None, [declared]), f"{options.candidate} passes {options.check} on: {options.case}", sep="\n"
+    )
     return 0
 
 

@@ -114,7 +114,8 @@ def _replay(folder: Path, candidate: Any, trust: bool) -> Replayed:
 
 def _try(recorded: Recorded, candidate: Any) -> None:
     if recorded.kind not in (CandidateHung.__name__, CandidateDied.__name__):
-        return check_case(candidate, recorded.case, recorded.check)
+        check_case(candidate, recorded.case, recorded.check)
+        return
     stage = stage_of(recorded.case).name  # what may hang or die does so in a process of its own
     tried = isolated(resolve_candidate(candidate, stage), candidate, stage, TIME_LIMIT)
     assert isinstance(tried.caller, WorkerCaller)

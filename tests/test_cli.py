@@ -394,6 +394,16 @@ def test_a_dtype_that_one_stage_lacks_is_declined_while_the_others_run(folder: P
     assert {missing["subject"] for missing in data["missing"]} == {"select", "attend"}
 
 
+def test_a_case_that_the_candidate_declares_unsupported_says_so() -> None:
+    """On a line of its own, before the outcome."""
+    outcome = run("case", "cli_candidates:sliding_only", "csa rows=1")
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "cli_candidates:sliding_only declares that it does not support csa layers; run all the same:",
+        "cli_candidates:sliding_only passes specification on: csa rows=1",
+    ]
+
+
 def test_a_case_of_a_stage_is_tried_and_explained() -> None:
     """The first word of the case says what a bare function is."""
     line = "select S=4 T=4 k=1 values=gaussian"

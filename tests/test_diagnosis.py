@@ -136,7 +136,7 @@ def test_where_no_known_bug_is_like_it_place_and_dependence_are_told() -> None:
 def test_what_is_seen_and_must_not_be_is_named() -> None:
     """The map of dependence is put into words."""
     found = diagnosis(black_box(find_bug("sees_every_entry")), "csa rows=2 seed=3")
-    assert "It sees too much: query 0 depends on token 1 (of entry 1)" in found.summary
+    assert "It reads what it must not read: query 0 depends on token 1 (of entry 1)" in found.summary
 
 
 def test_a_wrong_selection_is_told_by_what_it_would_explain() -> None:
@@ -168,7 +168,7 @@ def test_scores_that_do_not_depend_on_their_entry_see_too_little() -> None:
     """The stage's own check does not probe."""
     found = diagnosis(black_box(find_bug("scores_whole_tiles_only")), "index_scores T=5")
     assert (
-        "It sees too little: query 0 has 1 wrong score of 5, the first of entry 4; "
+        "It does not read what it must read: query 0 has 1 wrong score of 5, the first of entry 4; "
         "the score of entry 4 does not change with its key" in found.summary
     )
 
@@ -177,7 +177,7 @@ def test_a_stream_that_keeps_what_was_rolled_back_sees_too_much() -> None:
     """The token that must be forgotten is named."""
     line = "cache sliding B=2 calls=1,rollback:1,1 W=2 values=units seed=1"
     found = diagnosis(black_box(find_bug("rollback_is_right_for_the_first_row_only")), line)
-    assert "It sees too much: it depends on token 0 of row 1 in call 1" in found.summary
+    assert "It reads what it must not read: it depends on token 0 of row 1 in call 1" in found.summary
 
 
 def test_a_candidate_that_raises_is_like_no_bug_that_answers() -> None:

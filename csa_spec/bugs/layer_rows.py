@@ -117,6 +117,51 @@ layer_bug(
 )
 
 
+def _padding(call: DocumentCall) -> list[Document]:
+    """Return the padding before and behind the documents of a row, where it makes at least one block."""
+    last = max(document.begin + document.length for document in call.own_row)
+    spans = ((0, call.origin), (last, call.hidden.shape[1]))
+    least = call.geometry.compress_ratio
+    return [Document(call.document.row, a, b - a, 0) for a, b in spans if b - a >= least]
+
+
+@layer_bug.function(kinds=COMPRESSED)
+def sees_entries_made_of_padding(call: DocumentCall) -> Tensor:
+    """Blocks of padding are compressed too, and since positions at padding are 0 every query sees them."""
+    joined = _joined([*(call.context(document=padding) for padding in _padding(call)), call.context()])
+    more = len(joined.entries) - call.count
+    return call.out(joined, replace(SPEC, visible_entries=lambda t, m: _seeing(0, more + (t + 1) // m)))
+
+
+@layer_bug.function(kinds=COMPRESSED)
+def sees_entries_by_the_position_of_their_last_token(call: DocumentCall) -> Tensor:
+    """An entry that ends in the padding behind a document has its position, 0, and so is seen at once."""
+    place = call.document
+    if any(document.begin > place.begin for document in call.own_row):
+        return call.trace().out
+    padded = place._replace(length=call.hidden.shape[1] - place.begin)
+
+    def visible(t: int, m: int) -> list[int]:
+        ends = [(s + 1) * m - 1 for s in range(padded.length // m)]
+        return [s for s, end in enumerate(ends) if end <= t or end >= place.length]
+
+    return call.out_with_entries_of(call.context(document=padded), replace(SPEC, visible_entries=visible))
+
+
+def _by_keys_from_the_first_column(call: DocumentCall) -> list[list[int]]:
+    if call.before:
+        return call.selections(call.context())
+    early = call.context(document=call.document._replace(begin=0))
+    return call.selections(replace(call.context(), index_keys=early.index_keys))
+
+
+layer_bug(
+    "pools_padding_into_index_keys",
+    "Only the indexer's blocks are counted from the first column, so that its keys hold padding on the left.",
+    selections=_by_keys_from_the_first_column,
+)
+
+
 @layer_bug.function()
 def reads_rows_from_their_end(call: DocumentCall) -> Tensor:
     """The tokens of a row are taken from the end of the batch, as if all padding were on the left."""

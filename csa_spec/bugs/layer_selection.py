@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.bugs.bug import CSA, DocumentCall, layer_bug
-from csa_spec.bugs.rules import own_block
+from csa_spec.bugs.rules import last_of_a_tie, own_block
 from csa_spec.spec import SPEC
 from csa_spec.spec.indexer import index_score
 from csa_spec.spec.selection import select
@@ -197,16 +197,11 @@ layer_bug(
 )
 
 
-def _last_of_a_tie(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
-    ranked = sorted(zip(scores, visible, strict=True), reverse=True)
-    return [entry for _, entry in ranked[:top_k]]
-
-
 layer_bug(
     "selects_the_last_of_a_tie",
     "Among equal scores the highest entry comes first.",
     equivalent="The sources leave ties open, so that any choice among equal scores is right.",
-    select=_last_of_a_tie,
+    select=last_of_a_tie,
 )
 
 

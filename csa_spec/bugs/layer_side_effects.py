@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from csa_spec.bugs.bug import COMPRESSED, CSA, GRADIENTS, DocumentCall, following, layer_bug
 from csa_spec.bugs.calls import Call, StageBugs
+from csa_spec.bugs.rules import last_of_a_tie
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
 from csa_spec.spec.attention import attend
 
@@ -98,11 +98,15 @@ scales_logits_by_the_length_of_the_sequence = layer_bug(
 _calls = itertools.count()
 
 
+def _one_unit_off(out: Tensor) -> Tensor:
+    """Return an output that is rounded differently, far within the tolerance."""
+    return out * (1 + torch.finfo(out.dtype).eps)
+
+
 @whole_layer.function()
 def rounds_differently_in_every_second_call(call: LayerCall) -> Tensor:
     """Atomic operations sum in another order in every call; the difference is far within the tolerance."""
-    out = call.right()
-    return out * (1 + torch.finfo(out.dtype).eps) if next(_calls) % 2 else out
+    return _one_unit_off(call.right()) if next(_calls) % 2 else call.right()
 
 
 @layer_bug.function(
@@ -112,20 +116,13 @@ def rounds_differently_in_every_second_call(call: LayerCall) -> Tensor:
 )
 def breaks_ties_differently_at_every_call(call: DocumentCall) -> Tensor:
     """Equal scores come in the order in which threads finish, so that two runs select different entries."""
-    sign = -1 if next(_calls) % 2 else 1
-
-    def choose(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
-        ranked = sorted(zip(scores, visible, strict=True), key=lambda pair: (-pair[0], sign * pair[1]))
-        return [entry for _, entry in ranked[:top_k]]
-
-    return call.follow(select=choose)
+    return call.follow(select=last_of_a_tie if next(_calls) % 2 else SPEC.select)
 
 
 @whole_layer.function("https://github.com/vllm-project/vllm-ascend/issues/9496")
 def rounds_differently_in_a_batch(call: LayerCall) -> Tensor:
     """The order of summation depends on the number of rows; the difference is far within the tolerance."""
-    out = call.right()
-    return out * (1 + torch.finfo(out.dtype).eps) if len(out) > 1 else out
+    return _one_unit_off(call.right()) if len(call.hidden) > 1 else call.right()
 
 
 # SIDE EFFECTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -63,6 +64,15 @@ def with_a_block_of_zeros(geometry: Geometry, logit: float) -> Spec:
         return SPEC.pool(values, logits)
 
     return replace(SPEC, pool=pooled)
+
+
+# SELECTION
+
+
+def last_of_a_tie(visible: Sequence[int], scores: Sequence[float], top_k: int) -> list[int]:
+    """Select the highest entries among equal scores."""
+    ranked = sorted(zip(scores, visible, strict=True), reverse=True)
+    return [entry for _, entry in ranked[:top_k]]
 
 
 # ROTATION

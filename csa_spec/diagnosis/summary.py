@@ -9,8 +9,8 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.trial import Trial
 
 _SAYS = {
-    kinds.SeesTooMuch: "It reads what it must not read",
-    kinds.SeesTooLittle: "It does not read what it must read",
+    kinds.SeesTooMuch: kinds.READS_TOO_MUCH,
+    kinds.SeesTooLittle: kinds.READS_TOO_LITTLE,
     kinds.PickNotVisible: "It selects what it must not see",
     kinds.PickOutOfRange: "It selects an entry that does not exist",
     kinds.PickedTwice: "It counts an entry twice",

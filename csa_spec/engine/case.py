@@ -274,6 +274,10 @@ class Case:
 
     # What it is made of.
 
+    def documents_of(self, row: int) -> list[int]:
+        """Return the document of each column of a row, -1 at padding; empty where a row is one document."""
+        return []
+
     @property
     def variant(self) -> str:
         """The layer kind, for stages that have some."""

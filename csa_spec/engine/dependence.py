@@ -17,6 +17,8 @@ class Dependence:
     """The specification's output does change with the token"""
     observed: Tensor
     """The candidate's output changes with the token"""
+    outside: tuple[tuple[int, int, int], ...] = ()
+    """Query, row and column: outputs that change with what is outside of the document, padding say"""
 
     @property
     def too_much(self) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -31,12 +31,26 @@ class Place:
     head: int | None = None
     """Where the candidate exposes heads"""
     item: str = "query"
-    """What ``t`` counts: queries, or entries"""
+    """What ``t`` counts: queries, entries, tokens; at padding the columns of the row"""
+    document: int | None = None
+    """Number of its document, where the row has several"""
 
     @property
     def name(self) -> str:
-        """E.g. ``query 1``."""
-        return f"{self.item} {self.t}"
+        """E.g. ``query 1``, or in a packed row ``query 1 of document 2 (column 9)``."""
+        return self.named(of_row=False)
+
+    def named(self, of_row: bool) -> str:
+        """Return the name, with the row in which it is if that is asked for."""
+        if self.item == "padding":
+            return f"the padding in column {self.column}" + (f" of row {self.row}" if of_row else "")
+        name = f"{self.item} {self.t}" + ("" if self.document is None else f" of document {self.document}")
+        name += f" of row {self.row}" if of_row else ""
+        return name if self.column == self.t else f"{name} (column {self.column})"
+
+    def other(self, t: int, item: str) -> Place:
+        """Return another place of the same document."""
+        return replace(self, column=self.column + t - self.t, t=t, item=item, head=None)
 
     def __str__(self) -> str:
         """Return e.g. ``row 0, query 1``."""
@@ -75,6 +89,10 @@ class Diagnosis:
     summary: str
     """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
 
+
+READS_TOO_MUCH = "It reads what it must not read"
+READS_TOO_LITTLE = "It does not read what it must read"
+"""What is wrong with what an output depends on, in the same words in every report."""
 
 Found = tuple[type["Failure"], dict[str, Any]]
 """A kind of failure, and its facts."""
@@ -127,6 +145,8 @@ class Failure(AssertionError):
             name: plain(fact) if isinstance(fact, str) else fact for name, fact in facts.items()
         }
         """What else is known, by name: what the sentence is made of"""
+        self.declared = ""
+        """That the candidate declares not to support the case, in words, where it was run all the same"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 
@@ -146,8 +166,7 @@ class Failure(AssertionError):
         """The query or entry that it is about, e.g. ``query 1``; of which row, where there are several."""
         if self.place is None:
             return "the output"
-        several = self.case.sizes.get("B", 1) > 1
-        return self.place.name + (f" of row {self.place.row}" if several else "")
+        return self.place.named(self.case.sizes.get("B", 1) > 1)
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -216,18 +235,27 @@ class AnswersAnother(Failure):
 
 class SeesTooMuch(Failure):
     title = "output depends on what it must not depend on"
-    says = "the output of {item} changes when {what} {number} changes; {reason}"
+    says = "the output of {item} changes when {other} changes; {reason}"
 
     def words(self) -> dict[str, str]:
-        """Say why it must not."""
-        number = f"{self.facts['what']} {self.facts['number']}"
+        """Say on what it depends, and why it must not."""
+        other = _dependence(self)
         reasons = {
-            "later": f"{number} comes after it",
-            "outside": f"{number} is neither in its window nor in an entry that it may see",
-            "not listed": f"its index list does not contain {number}",
-            "not pooled": f"it does not pool {number}",
+            "later": f"{other} comes after it",
+            "outside": f"{other} is neither in its window nor in an entry that it may see",
+            "not listed": f"its index list does not contain {other}",
+            "not pooled": f"it does not pool {other}",
+            "padding": "padding belongs to no document",
+            "document": "that is another document",
+            "row": "that is another row",
         }
-        return {"reason": reasons[self.facts["why"]]}
+        reason = reasons[self.facts["why"]]
+        if "entry" in self.facts:
+            reason += f"; it is in entry {self.facts['entry']} if blocks are counted from column "
+            reason += str(self.facts["blocks_from"])
+        elif "window" in self.facts:
+            reason += f"; it is one of the {self.facts['window']} columns of the row that end with the query"
+        return {"other": other, "reason": reason}
 
 
 class ExposesTooMuch(SeesTooMuch):
@@ -246,18 +274,19 @@ class ExposesTooMuch(SeesTooMuch):
 
 class SeesTooLittle(Failure):
     title = "output does not depend on what it must depend on"
-    says = "the output of {item} does not change when {what} {number} changes; {reason}"
+    says = "the output of {item} does not change when {other} changes; {reason}"
 
     def words(self) -> dict[str, str]:
-        """Say why it must."""
-        number = f"{self.facts['what']} {self.facts['number']}"
+        """Say on what it must depend, and why."""
+        other, document = _dependence(self), None if self.place is None else self.place.document
+        entry = f"entry {self.facts.get('entry')}" + ("" if document is None else f" of document {document}")
         reasons = {
-            "window": f"{number} is in its window",
-            "entry": f"{number} is part of entry {self.facts.get('entry')}, which it may see",
-            "listed": f"its index list contains {number}",
-            "pooled": f"it pools {number}",
+            "window": f"{other} is in its window",
+            "entry": f"{other} is part of {entry}, which it may see",
+            "listed": f"its index list contains {other}",
+            "pooled": f"it pools {other}",
         }
-        return {"reason": reasons[self.facts["why"]]}
+        return {"other": other, "reason": reasons[self.facts["why"]]}
 
 
 class WrongNumbers(Failure):
@@ -432,9 +461,31 @@ class WeightIgnored(Failure):
     told_apart_by = "weight"
 
 
+def _dependence(failure: Failure) -> str:
+    """Name what an output depends on, or must depend on: of its own document, unless the facts say where."""
+    what, number = failure.facts["what"], failure.facts["number"]
+    elsewhere = failure.facts.get("elsewhere")
+    if elsewhere is not None and failure.place is not None:
+        row, column, document = elsewhere
+        place = Place(row, column, number, item=what, document=document)
+        return place.named(of_row=row != failure.place.row)
+    return f"{what} {number}" if failure.place is None else failure.place.other(number, what).name
+
+
 def first_entries(count: int) -> str:
     """Name the first entries, e.g. ``entries 0 to 2``."""
     return "no entry" if count == 0 else "entry 0 only" if count == 1 else f"entries 0 to {count - 1}"
+
+
+def numbered(noun: str, many: str, numbers: list[int]) -> str:
+    """Return e.g. ``entry 0``, ``tokens 2 to 5`` or ``no entry``."""
+    if not numbers:
+        return f"no {noun}"
+    if len(numbers) == 1:
+        return f"{noun} {numbers[0]}"
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{many} {numbers[0]} to {numbers[-1]}"
+    return f"{many} {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def counted(number: int, what: str) -> str:

@@ -7,7 +7,7 @@ fails, the issue may have been fixed upstream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from csa_spec.plug.plain import plain_line
 from csa_spec.plug.reading import Unreadable
 
 TRIED = 20
-"""Cases tried for one known issue."""
+"""Cases tried for one known issue: where there are fewer, they are tried with other seeds too."""
+_APART = 1000
+"""Between the seeds of one case."""
 SHRUNK = 120
 """Cases tried at most to make its failing case small."""
 
@@ -58,9 +60,21 @@ class KnownIssue:
         """What trying it showed, in words."""
         if self.failure is not None:
             return "raises an exception" if self.failure.kind.startswith("CandidateRaised") else "wrong"
-        if self.cases and self.refused == self.cases:
-            return "refused"
-        return "passes now" if self.cases else "not tried"
+        if not self.cases:
+            return "not tried"
+        if self.refused:
+            return "refused" if self.refused == self.cases else "refused at times"
+        return "passes now"
+
+    @property
+    def outcome(self) -> str:
+        """The state, and where nothing failed on how many cases: ``passes now on 20 of 20 cases tried``."""
+        if self.failure is not None or not self.cases:
+            return self.state
+        right = self.cases - self.refused
+        if self.refused and right:
+            return f"refused on {self.refused} and right on {right} of {self.cases} cases tried"
+        return f"{self.state} on {self.cases} of {self.cases} cases tried"
 
 
 def probe(
@@ -95,11 +109,7 @@ def probe(
             refusals.append(case)
         return None
 
-    for case in cases:
-        if issue.cases >= TRIED:
-            break
-        if not has_it(case):
-            continue
+    for case in _with_more_seeds([case for case in cases if has_it(case)]):
         issue = replace(issue, cases=issue.cases + 1)
         failure = judge(case)
         if failure is not None:  # one is enough to show it
@@ -107,6 +117,13 @@ def probe(
                 failure = shrink(failure, judge, stage.passes, SHRUNK)
             return replace(issue, failure=failure)
     return replace(issue, refused=len(refusals))
+
+
+def _with_more_seeds(cases: Sequence[Any]) -> Iterator[Any]:
+    """Yield so many cases that it means something if all pass: the same ones again with other seeds."""
+    for number in range(TRIED if cases else 0):
+        rounds, place = divmod(number, len(cases))
+        yield replace(cases[place], seed=cases[place].seed + _APART * rounds)
 
 
 def with_known_issues(candidate: Candidate, path: Path) -> Candidate:

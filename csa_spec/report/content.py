@@ -207,7 +207,7 @@ def skipped(result: CheckResult) -> str:
 def known_issue_line(issue: KnownIssue) -> str:
     """Say what became of a known issue."""
     about = f"known issue of {issue.subject}: {issue.name}"
-    return f"{about}: {issue.state} ({issue.reason})"
+    return f"{about}: {issue.outcome} ({issue.reason})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "reason": issue.reason,
                 "state": issue.state,
                 "cases": issue.cases,
+                "refused_cases": issue.refused,
                 "failure": None if issue.failure is None else failure_json(issue.failure),
             }
             for issue in report.known_issues

@@ -20,6 +20,8 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
     """Explain one failure to someone who does not know how the suite works."""
     case = failure.case
     lines = [
+        *_wrapped(failure.declared),
+        *[""] * bool(failure.declared),
         f"  {failure.title[0].upper()}{failure.title[1:]}:",
         *_wrapped(failure.detail),
         "",

@@ -9,6 +9,10 @@ from dataclasses import replace
 import pytest
 
 import csa_spec
+from csa_spec.bugs import find_bug
+from csa_spec.bugs.bug import following
+from csa_spec.candidates.recognise import as_candidate
+from csa_spec.diagnosis.summary import summary
 from csa_spec.engine.failures import (
     CandidateRaised,
     Failure,
@@ -21,8 +25,11 @@ from csa_spec.engine.failures import (
     WrongNumbers,
     WrongSelection,
 )
+from csa_spec.engine.running import failure_of
+from csa_spec.report.maps import maps
 from csa_spec.report.text import describe
-from csa_spec.spec import LayerKind, split_documents
+from csa_spec.spec import SPEC, LayerKind, split_documents
+from csa_spec.stages import parse_case
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.inputs import make_inputs
 from csa_spec.stages.layer.stage import LAYER
@@ -160,6 +167,111 @@ def test_places_in_packed_rows_count_from_the_document_and_from_the_row() -> Non
     assert (failure.place.row, failure.place.column, failure.place.t) == (1, 5, 2)
 
 
+OUTSIDE = (
+    (
+        "sees_padding_in_its_window",
+        "csa m=2 W=3 rows=2<3 values=gaussian",
+        "query 0 (column 2) changes when the padding in column 0 changes; padding belongs to no document; "
+        "it is one of the 3 columns of the row that end with the query",
+    ),
+    (
+        "pools_padding_into_entries",
+        "hca m=4 rows=5<6,13 values=gaussian",
+        "query 2 of row 0 (column 7) changes when the padding in column 4 changes; padding belongs to no document; "
+        "it is in entry 1 if blocks are counted from column 0",
+    ),
+    (
+        "pools_padding_into_index_keys",
+        "csa m=2 HI=2 rows=1<6 values=gaussian",
+        "query 3 (column 4) changes when the padding in column 0 changes; padding belongs to no document; "
+        "it is in entry 0 if blocks are counted from column 0",
+    ),
+    (
+        "sees_entries_made_of_padding",
+        "csa m=2 k=2 rows=2<3 values=gaussian",
+        "query 0 (column 2) changes when the padding in column 0 changes; padding belongs to no document; "
+        "it is in entry 0 if blocks are counted from column 0",
+    ),
+    (
+        "sees_entries_by_the_position_of_their_last_token",
+        "hca m=2 rows=3,6 values=gaussian",
+        "query 0 of row 0 changes when the padding in column 3 changes; padding belongs to no document; "
+        "it is in entry 1 if blocks are counted from column 0",
+    ),
+    (
+        "treats_a_packed_row_as_one_document",
+        "csa m=2 W=3 rows=3+4 values=gaussian",
+        "query 0 of document 1 (column 3) changes when token 0 of document 0 changes; that is another document; "
+        "it is in entry 0 if blocks are counted from column 0",
+    ),
+    (
+        "gathers_entries_of_the_first_row",
+        "csa m=2 W=3 rows=4,4 values=gaussian",
+        "query 1 of row 1 changes when token 0 of row 0 changes; that is another row",
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "line", "says"), OUTSIDE, ids=[one[0] for one in OUTSIDE])
+def test_what_is_read_outside_of_a_document_is_named(name: str, line: str, says: str) -> None:
+    """Padding, other documents and other rows: which column, and by which entry where that is clear."""
+    case = parse_case(line)
+    failure = failure_of(LAYER.checks[0], find_bug(name).candidate, LAYER, case)
+    assert isinstance(failure, SeesTooMuch)
+    assert failure.detail == f"the output of {says}"
+    trial = LAYER.trial(find_bug(name).candidate, case)
+    assert "It reads what it must not read: query" in summary(trial, failure)
+    assert "depends on the tokens that it must and on no other" not in summary(trial, failure)
+
+
+def test_a_right_layer_depends_on_nothing_outside_of_a_document() -> None:
+    """In a batch with padding on both sides and packed documents; whatever it is compared with."""
+    trial = LAYER.trial(
+        as_candidate(following(SPEC), "right"), parse_case("csa m=2 W=3 rows=2<3+4,1<3 values=gaussian")
+    )
+    for document in trial.expected.documents:
+        dependence = trial.dependence(document)
+        assert dependence is not None
+        assert not dependence.outside
+        assert not dependence.too_much
+        assert not dependence.too_little
+
+
+def test_a_summary_says_in_which_document_it_counts() -> None:
+    """And where that document begins."""
+    case = parse_case("csa m=2 W=3 rows=3+4 values=gaussian")
+    candidate = find_bug("treats_a_packed_row_as_one_document").candidate
+    failure = failure_of(LAYER.checks[0], candidate, LAYER, case)
+    assert failure is not None
+    says = summary(LAYER.trial(candidate, case), failure)
+    assert "of document 1 of row 0 (its first token is in column 3) are wrong" in says
+    assert (
+        "query 0 depends on tokens 0 to 2 of document 0, query 1 depends on tokens 0 to 2 of document 0"
+        in says
+    )
+
+
+def test_the_map_of_a_packed_row_says_what_its_columns_hold() -> None:
+    """Documents, their tokens and their blocks; a row of one document needs only numbers."""
+    failure = check_text("misses_the_oldest_token", "hca m=2 W=2 rows=1<1+3 values=gaussian")
+    (sight, _) = maps(failure)
+    assert failure.place is not None
+    assert failure.place.document == 1
+    assert sight[1:6] == [
+        "  column                       0  1  2  3  4",
+        "  document                     -  0  1  1  1",
+        "  t                            -  0  0  1  2",
+        "  block                        -  - e0 e0  -  |  e0   entries of document 1",
+        "  document 1, t=0 (column 2)   .  .  #  .  .  |   .",
+    ]
+
+
+def test_the_map_of_queries_that_select_nothing_says_so() -> None:
+    """With k = 0 there is nothing to list."""
+    (sight, _) = maps(check_text("misses_the_oldest_token", "csa k=0 W=2 rows=3 values=gaussian"))
+    assert sight[-1].endswith("selects no entry")
+
+
 @pytest.mark.parametrize("name", ["sees_no_entry", "misses_the_oldest_token"])
 def test_a_query_that_misses_something_is_told_what(name: str) -> None:
     """The token, and the role in which it should have been seen."""
@@ -179,7 +291,7 @@ def test_attending_to_everything_visible_is_wrong_numbers_unless_the_candidate_s
     failure = check_text("selects_everything_and_shows_it", line)
     assert isinstance(failure, SeesTooMuch)
     assert "must not attend to it at all" in failure.detail
-    assert "selects entries 0, 1 where the scores say entry 1" in failure.findings[0]
+    assert "selects entries 0 and 1 where the scores say entry 1" in failure.findings[0]
 
 
 CROWDED = "csa m=2 k=1 W=2 rows=6 seed=1"

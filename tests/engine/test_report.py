@@ -209,7 +209,7 @@ def test_findings_come_in_the_order_of_the_data() -> None:
     first, later = lines.index("first stage that differs"), lines.index("later stages")
     assert first < later
     assert lines[first + 1].startswith(
-        "selection: query 3 selects entries 0, 1 where the scores say entry 1"
+        "selection: query 3 selects entries 0 and 1 where the scores say entry 1"
     )
     assert lines[later + 1].startswith("attention: query 3, head 0 attends to entry 0")
 

@@ -110,6 +110,25 @@ def test_the_marked_squares_are_those_where_the_dependence_is_wrong(name: str) -
         assert words(svg).split("\n").count(sign) == len(pairs) + legend
 
 
+def test_the_picture_of_a_packed_row_shows_its_documents_and_blocks() -> None:
+    """And marks what lies in another document; a row of one document needs no such lines."""
+    failure = failure_of(
+        find_bug("treats_a_packed_row_as_one_document").candidate, "csa m=2 W=3 rows=3+4 values=gaussian"
+    )
+    svg = parsed(failure)
+    lines = words(svg).split("\n")
+    assert {"document", "block", "column", "t=0 (column 3)", "entries of document 1"} <= set(lines)
+    assert "who may see whom, in document 1" in lines
+    grids = 2  # the block of three tokens in document 0 has one entry, that of four in document 1 two
+    assert (lines.count("e0"), lines.count("e1")) == (2 * grids + 1, grids + 1)
+    marked = squares(svg, "depends on it and must not")
+    assert failure.dependence is not None
+    assert sorted(marked) == sorted(
+        (f"t={t} (column {t + 3})", str(c)) for t, _, c in failure.dependence.outside
+    )
+    assert "document" not in words(parsed(fail("csa"))).split("\n")
+
+
 def test_what_nobody_measured_is_not_drawn() -> None:
     """Long documents are not probed: there is the specification's grid, and a sentence."""
     text = words(parsed(fail("not probed")))

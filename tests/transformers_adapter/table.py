@@ -417,7 +417,7 @@ def _said(finding: Finding) -> str:
     return f"{finding.kind}: {_short(finding.detail)}"
 
 
-def _short(text: str, most: int = 160) -> str:
+def _short(text: str, most: int = 200) -> str:
     text = " ".join(text.split()).replace("|", "\\|")
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " ..."
 

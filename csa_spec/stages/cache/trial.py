@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from csa_spec.engine.agreement import Part
-from csa_spec.engine.failures import Failure, NotFinite, Place, ReturnsZeros, StreamDiffers, counted
+from csa_spec.engine.failures import (
+    READS_TOO_MUCH,
+    Failure,
+    NotFinite,
+    Place,
+    ReturnsZeros,
+    StreamDiffers,
+    counted,
+)
 from csa_spec.engine.numbers import moved_by
-from csa_spec.engine.tally import Tally, error_ratios
+from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import LayerKind
@@ -154,45 +163,44 @@ class CacheTrial(Trial[CacheCase]):
 
     def summary(self, failure: Failure, says: str) -> list[str]:
         """Add on which tokens a wrong output depends that its row does not hold."""
-        if failure.place is None:
+        if failure.place is None or "call" not in failure.facts:
             return [says]
         try:
-            return [says, self._probe(failure.place)]
+            return [says, self._probe(failure.place, failure.facts["call"])]
         except Failure as again:  # it does not answer every time
             return [says, str(again)]
 
-    def _probe(self, place: Place) -> str:
+    def _probe(self, place: Place, call: int) -> str:
         """Say on which tokens of which calls a wrong output depends that its row does not hold."""
-        base, other, begin = main_output(self.answer), self.sibling().arguments, 0
-        assert isinstance(base, torch.Tensor)
-        names = [name for name in self.arguments if name.startswith("tokens ")]
-        tokens = [(name, row, n) for name in names for row, n in _places(self.arguments[name])]
+        other = self.sibling().arguments
+        tokens = [
+            (name, row, number)
+            for name in self.arguments
+            if name.startswith("tokens ")
+            for row, number in product(*map(range, self.arguments[name].shape[:2]))
+        ]
         if len(tokens) > _MOST:
             return ""
-        for judged, part in zip(self.judged(self.answer), self.parts(self.answer), strict=True):
-            n = place.t - judged.columns.start
-            if judged.row == place.row and 0 <= n < len(judged.got):
-                ratios = error_ratios(part.answers[0][n], part.expected[n], part.budget[n])
-                if float(ratios.max()) > 1:
-                    break
-            begin += len(judged.got)
-        else:
-            return ""
+        answers = list(zip(self.judged(self.answer), self.parts(self.answer), strict=True))
+        places = [(judged.call, judged.row) for judged, _ in answers]
+        number = places.index((call, place.row))
+        judged, part = answers[number]
+        n = place.t - judged.columns.start
+        at = sum(len(earlier.got) for earlier, _ in answers[:number]) + n
         held = {(f"tokens {call}", row, number) for call, row, number in judged.tokens[: place.t + 1]}
-        at, budget = begin + n, part.budget[n]
         stray = []
         for name, row, number in tokens:
+            if (name, row, number) in held:
+                continue
             changed = {**self.arguments, name: self.arguments[name].clone()}
             changed[name][row, number] = -other[name][row, number]
             out = main_output(self.ask(changed))
             assert isinstance(out, torch.Tensor)
-            if (name, row, number) not in held and bool(
-                moved_by(out[at].double(), base[at].double(), budget).any()
-            ):
+            if moved_by(out[at].double(), judged.got[n], part.budget[n]).any():
                 stray.append(f"token {number} of row {row} in call {int(name.split()[1]) + 1}")
         if stray:
             what = ", ".join(stray[:3])
-            return f"It sees too much: it depends on {what}, which the row does not hold at that point"
+            return f"{READS_TOO_MUCH}: it depends on {what}, which the row does not hold at that point"
         return "It depends on no token that the row does not hold: it misses some, or the numbers are wrong"
 
     def _failure(self, answer: Answer, judged: Judged, mismatch: Mismatch) -> Failure:
@@ -237,7 +245,3 @@ def _said(call: Call) -> str:
 
 _MOST = 32
 """Probes at most."""
-
-
-def _places(tokens: torch.Tensor) -> list[tuple[int, int]]:
-    return [(row, n) for row in range(tokens.shape[0]) for n in range(tokens.shape[1])]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic, index_score_budget
-from csa_spec.engine.failures import Failure, Place, counted
+from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, Place, counted
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
 from csa_spec.engine.trial import Form, of_case
@@ -74,17 +74,17 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         if failure.place is None:
             return ""
         try:
-            return self._probe(failure.place)
+            return self._probe(failure.place, failure.item)
         except Failure as again:  # it does not answer every time
             return str(again)
 
-    def _probe(self, place: Place) -> str:
+    def _probe(self, place: Place, item: str) -> str:
         b, i, keys = place.row, place.column, self.arguments["index_k"]
         got = self.relevant(self.answer).double()[b, i]
         expected, budget = (numbers[b, i] for numbers in self.expected)
         wrong = (error_ratios(got, expected, budget) > 1).nonzero().flatten().tolist()
         many = counted(len(wrong), "wrong score")
-        where = f"query {i} has {many} of {len(got)}, the first of entry {wrong[0]}"
+        where = f"{item} has {many} of {len(got)}, the first of entry {wrong[0]}"
         for s in wrong[:_MOST]:
             changed = {**self.arguments, "index_k": keys.clone()}
             changed["index_k"][b, s] = -self.sibling().arguments["index_k"][b, s]
@@ -93,9 +93,9 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
             score = SPEC.index_score(q, w, changed["index_k"][b, s].double())
             must = (score - expected[s]).abs() > _CLEARLY * budget[s]
             if bool(moved.any()) and moved.nonzero().flatten().tolist() != [s]:
-                return f"It sees too much: {where}; other scores change with the key of entry {s}"
+                return f"{READS_TOO_MUCH}: {where}; other scores change with the key of entry {s}"
             if bool(must) and not moved[s]:
-                return f"It sees too little: {where}; the score of entry {s} does not change with its key"
+                return f"{READS_TOO_LITTLE}: {where}; the score of entry {s} does not change with its key"
         return f"Each score depends on its own entry, the numbers are wrong: {where}"
 
 

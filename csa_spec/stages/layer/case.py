@@ -65,7 +65,6 @@ class Scores(StrEnum):
     """Blocks repeat but for a small perturbation, and so do the index keys"""
 
 
-DRAWN_VALUES = (Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS)
 DRAWN_SCORES = (Scores.FREE, Scores.NEAR_TIED)
 """What strategies draw: no known bug is found by the others alone"""
 
@@ -436,6 +435,10 @@ class LayerCase(OfLayer):
         simple = sum(list(kind).index(name) for kind, name in regime)
         constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
         return int(self.yarn is not None) + constants + bool(self.mode) + simple
+
+    def documents_of(self, row: int) -> list[int]:
+        """Return the document of each column of a row, -1 at padding."""
+        return self.layout()[1][row]
 
     def layout(self) -> tuple[list[list[int]], list[list[int]]]:
         """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""

@@ -30,9 +30,10 @@ from csa_spec.engine.failures import (
     WrongSelection,
 )
 from csa_spec.engine.gradients import gradients_match
+from csa_spec.engine.layout import RowLayout
 from csa_spec.engine.side_effects import check_bits
 from csa_spec.engine.tally import Tally, error_ratios
-from csa_spec.spec import PADDING
+from csa_spec.spec import PADDING, LayerKind
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import (
     Finding,
@@ -42,6 +43,7 @@ from csa_spec.stages.layer.comparison import (
     explain_stages,
     wrong_selection,
 )
+from csa_spec.stages.layer.dependence import blocks_read
 from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
 from csa_spec.stages.layer.inputs import fresh_tokens, fresh_weight
 from csa_spec.stages.layer.trial import LayerTrial
@@ -61,7 +63,7 @@ def matches_specification(trial: LayerTrial) -> Tally:
 
 
 def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
-    """Say what kind of failure a mismatch is: not finite, sees too much, too little, or wrong numbers."""
+    """Say what kind of failure a mismatch is: not finite, reads too much, too little, or wrong numbers."""
     document = mismatch.document
     dependence = trial.dependence(document)
     findings = explain_stages(trial.output, document)
@@ -101,6 +103,9 @@ def _named(
         return (NotFinite, {}), t
     if not trial.output.out.any() and trial.expected.out.any():
         return (ReturnsZeros, {}), t
+    if dependence is not None and dependence.outside:  # says more than a token that it must not see
+        outside = dependence.outside[0]
+        return (SeesTooMuch, _outside(trial, mismatch.document, dependence, *outside)), outside[0]
     if dependence is not None and dependence.too_much:
         t, token = dependence.too_much[0]
         why = "later" if token > t else "outside"
@@ -113,6 +118,31 @@ def _named(
         entry = token // trial.case.compress_ratio
         return (SeesTooLittle, {"what": "token", "number": token, "why": why, "entry": entry}), t
     return (WrongNumbers, {"wrong": mismatch.queries, "total": trial.queries, "items": "queries"}), t
+
+
+def _outside(
+    trial: LayerTrial, document: ExpectedDocument, dependence: Dependence, t: int, row: int, column: int
+) -> dict[str, Any]:
+    """Say on what outside of its document a query depends, and through which entry where that is clear."""
+    span, case = document.span, trial.case
+    place = RowLayout(row, case.documents_of(row)).place(column)
+    facts: dict[str, Any] = {"what": place.item, "number": place.t}
+    facts["elsewhere"] = (row, column, place.document)
+    facts["why"] = "row" if row != span.row else "padding" if place.item == "padding" else "document"
+    if row != span.row:
+        return facts
+    query = span.begin + t
+    window = set(range(query - case.window + 1, query + 1))
+    if column in window:
+        return facts | {"window": case.window}
+    if case.kind == LayerKind.SLIDING:
+        return facts
+    read = {other for number, other_row, other in dependence.outside if (number, other_row) == (t, row)}
+    read |= {span.begin + j for j in dependence.observed[t].nonzero().flatten().tolist()}
+    origin = blocks_read(read, window, case.compress_ratio, (0, span.begin))
+    if origin is not None:
+        facts |= {"entry": (column - origin) // case.compress_ratio, "blocks_from": origin}
+    return facts
 
 
 def future_tokens_do_not_matter(trial: LayerTrial) -> Tally | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from csa_spec.engine.failures import numbered
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.spec import QueryTrace
 from csa_spec.stages.layer.expected import ALTERNATIVES, Expected, ExpectedDocument
@@ -115,7 +116,7 @@ def attention_with_own_selection(
     sentence = "attention: right for the selections that the candidate made"
     if float(ratios[t]) > 1:
         sentence = "attention: wrong even for the selections that the candidate made; "
-        sentence += f"query {t} is off by {float(ratios[t]):.3g} budgets"
+        sentence += f"{document.place(t).name} is off by {float(ratios[t]):.3g} budgets"
     return Finding(sentence, t)
 
 
@@ -172,7 +173,7 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument) -> Finding | 
         ratio = float(error_ratios(got, query.scores, budgets[t, visible]).max())
         if ratio > 1:
             sentence = (
-                f"index scores: query {t} differs by {ratio:.3g} budgets "
+                f"index scores: {document.place(t).name} differs by {ratio:.3g} budgets "
                 f"(expected {_numbers(query.scores)}, got {_numbers(got)})"
             )
             return Finding(sentence, t)
@@ -186,12 +187,12 @@ def wrong_selection(output: LayerOutput, document: ExpectedDocument) -> Finding 
         if document.choices[t].allows(picks):
             continue
         hidden = sorted(set(picks) - set(query.visible))
-        may = f"it may see {_entry_list(query.visible)}"
+        name, may = document.place(t).name, f"it may see {_entry_list(query.visible)}"
         if hidden:
-            sentence = f"selection: query {t} selects {_entry_list(hidden)}, which it must not see"
+            sentence = f"selection: {name} selects {_entry_list(hidden)}, which it must not see"
             return Finding(f"{sentence} ({may})", t, sees_too_much=True)
         sentence = (
-            f"selection: query {t} selects {_entry_list(picks)} "
+            f"selection: {name} selects {_entry_list(picks)} "
             f"where the scores say {_entry_list(sorted(query.selection))} ({may})"
         )
         return Finding(sentence, t)
@@ -213,13 +214,13 @@ def _attention(output: LayerOutput, document: ExpectedDocument) -> Finding | Non
         if choice.ambiguous:
             continue
         got = exposed[:, query.t]
-        finding = _stray(query, got, columns) or _wrong_probability(document, query, got, columns)
+        finding = _stray(document, query, got, columns) or _wrong_probability(document, query, got, columns)
         if finding is not None:
             return finding
     return None
 
 
-def _stray(query: QueryTrace, got: Tensor, columns: int) -> Finding | None:
+def _stray(document: ExpectedDocument, query: QueryTrace, got: Tensor, columns: int) -> Finding | None:
     """Find a key that a query attends to and must not."""
     stray = got.clone()
     stray[:, query.window + [columns + s for s in query.selection]] = 0
@@ -227,7 +228,7 @@ def _stray(query: QueryTrace, got: Tensor, columns: int) -> Finding | None:
         return None
     head, key = (stray != 0).nonzero()[0].tolist()
     sentence = (
-        f"attention: query {query.t}, head {head} attends to {_key_name(key, columns)} "
+        f"attention: {document.place(query.t).name}, head {head} attends to {_key_name(document, key, columns)} "
         f"with probability {float(got[head, key]):.3g}; it must not attend to it at all"
     )
     seen = set((got != 0).any(0).nonzero().flatten().tolist())
@@ -250,20 +251,22 @@ def _wrong_probability(
         return None
     head, key = divmod(int(ratios.argmax()), got.shape[1])
     sentence = (
-        f"attention: query {query.t}, head {head} attends to {_key_name(key, columns)} "
+        f"attention: {document.place(query.t).name}, head {head} attends to {_key_name(document, key, columns)} "
         f"with probability {float(got[head, key]):.6g} where it must be {float(expected[head, key]):.6g}"
     )
     return Finding(sentence, query.t)
 
 
-def _key_name(key: int, length: int) -> str:
-    return f"token {key}" if key < length else f"entry {key - length}"
+def _key_name(document: ExpectedDocument, key: int, columns: int) -> str:
+    """Name a token of the row, or an entry: of the document as long as it has so many, else of the row."""
+    if key < columns:
+        return document.layout.place(key).name
+    more = document.layout.several and key - columns >= len(document.trace.context.entries)
+    return f"entry {key - columns}" + (" of the row" if more else "")
 
 
 def _entry_list(entries: list[int]) -> str:
-    if not entries:
-        return "no entry"
-    return ("entry " if len(entries) == 1 else "entries ") + ", ".join(map(str, entries))
+    return numbered("entry", "entries", entries)
 
 
 def _numbers(vector: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -43,9 +43,48 @@ def probe(length: int, run: Callable[[int | None, int], Tensor], threshold: Tens
         ``[S, hidden]``.
     """
     base = run(None, 1)
+    moved = [
+        moved_queries(base, [run(token, sign) for sign in (1, -1)], threshold) for token in range(length)
+    ]
+    return torch.stack(moved, dim=1)
 
-    def moved(token: int) -> Tensor:
-        runs = torch.stack([run(token, sign) for sign in (1, -1)])
-        return ((runs - base).abs() > threshold).any(dim=2).any(dim=0)
 
-    return torch.stack([moved(token) for token in range(length)], dim=1)
+def moved_queries(base: Tensor, runs: Sequence[Tensor], threshold: Tensor) -> Tensor:
+    """Return the queries ``[S]`` whose output, ``[S, hidden]``, moves in one of some runs."""
+    return ((torch.stack(list(runs)) - base).abs() > threshold).any(dim=2).any(dim=0)
+
+
+Places = list[tuple[int, int]]
+"""Rows and columns of a batch."""
+
+
+def probe_outside(places: Places, moved: Callable[[Places], Tensor]) -> Iterator[tuple[int, int, int]]:
+    """Yield each query of a document that depends on what is outside of it, with its row and column.
+
+    Parameters
+    ----------
+    places
+        All places outside of the document.
+    moved
+        Which queries move when some places get other hidden states. A right candidate is asked once per row:
+        places are replaced one by one only where all those of their row together move something.
+    """
+    if not places or not moved(places).any():
+        return
+    for row in sorted({row for row, _ in places}):
+        own = [place for place in places if place[0] == row]
+        for place in own if moved(own).any() else []:
+            yield from ((t, *place) for t in moved([place]).nonzero().flatten().tolist())
+
+
+def blocks_read(read: Set[int], window: Set[int], ratio: int, origins: Iterable[int]) -> int | None:
+    """Return the column from which blocks are counted, if a query reads whole blocks beside its window.
+
+    All are columns of the row. None if no origin explains what it reads.
+    """
+    for origin in origins:
+        blocks = {(column - origin) // ratio for column in read - window}
+        whole = {origin + s * ratio + place for s in blocks for place in range(ratio)}
+        if min(whole, default=-1) >= origin and whole - window == read - window:
+            return origin
+    return None

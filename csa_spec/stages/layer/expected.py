@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Budgets, document_budgets, working_dtype
 from csa_spec.engine.failures import Place
+from csa_spec.engine.layout import RowLayout
 from csa_spec.spec import (
     Document,
     DocumentTrace,
@@ -101,6 +102,8 @@ class ExpectedDocument:
     budgets: Budgets
     choices: list[Choice]
     """Per query"""
+    layout: RowLayout
+    """The row that it is in"""
 
     @property
     def ambiguous(self) -> list[int]:
@@ -114,7 +117,7 @@ class ExpectedDocument:
 
     def place(self, t: int) -> Place:
         """Return the place of a query in the batch."""
-        return Place(self.span.row, self.span.begin + t, t)
+        return self.layout.place(self.span.begin).other(t, "query")
 
     def outputs(self, out: Tensor) -> Tensor:
         """Return its part ``[tokens, hidden]`` of the outputs of a batch."""
@@ -152,7 +155,7 @@ class Expected:
             queries[t] = self.answer(document, t, selection)
         trace = DocumentTrace(document.trace.context, queries)
         budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
-        return ExpectedDocument(trace, budgets, document.choices)
+        return replace(document, trace=trace, budgets=budgets)
 
 
 def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -> Expected:
@@ -175,7 +178,9 @@ def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -
     for document in trace.documents:
         budgets = document_budgets(document, exact.weights, case.geometry, dtype)
         choices = [_choice(case.geometry, query, budgets.scores[query.t]) for query in document.queries]
-        documents.append(ExpectedDocument(document, budgets, choices))
+        row = document.context.document.row
+        layout = RowLayout(row, inputs.documents[row].tolist())
+        documents.append(ExpectedDocument(document, budgets, choices, layout))
     return Expected(case.geometry, exact.weights, trace.out, documents, dtype)
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal
-from csa_spec.plug.arrays import named_tensors
 from csa_spec.spec import (
     Document,
     Geometry,
@@ -32,12 +31,12 @@ class Inputs:
     """What a layer is called with, on the CPU."""
 
     hidden: Tensor
-    """``[B, S, hidden]``"""
+    """``[B, S, hidden]``; at padding numbers like those of tokens"""
     weights: LayerWeights
     positions: Tensor
-    """``[B, S]`` int64"""
+    """``[B, S]`` int64; 0 at padding"""
     documents: Tensor
-    """``[B, S]`` int64"""
+    """``[B, S]`` int64; -1 at padding"""
 
     def double(self) -> Inputs:
         """Return the same numbers in float64, for the specification."""
@@ -58,10 +57,6 @@ class Inputs:
         """Return what a layer is called with, by name and in order."""
         rows = {"positions": self.positions, "documents": self.documents}
         return {"hidden": self.hidden, "weights": self.weights, "geometry": geometry, **rows}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name."""
-        return named_tensors(self.arguments(Geometry()))
 
 
 def make_inputs(case: LayerCase) -> Inputs:

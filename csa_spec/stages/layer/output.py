@@ -47,11 +47,13 @@ class LayerStage(Protocol):
         Parameters
         ----------
         hidden
-            ``[B, S, hidden]``, after the layer's input norm.
+            ``[B, S, hidden]``, after the layer's input norm. Padding, which is on the left or right of a row,
+            holds numbers like those of tokens; no output may depend on them.
         weights, geometry
             The layer; weights have the dtype and device of ``hidden``.
         positions
-            ``[B, S]`` int64, absolute and 0-based; 0 at padding.
+            ``[B, S]`` int64, absolute and 0-based; always 0 at padding, which must not be taken for a token
+            at the beginning.
         documents
-            ``[B, S]`` int64, the document in its row that each token belongs to, -1 at padding.
+            ``[B, S]`` int64, the document in its row that each token belongs to, from 0 on; -1 at padding.
         """

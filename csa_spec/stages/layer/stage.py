@@ -4,8 +4,9 @@
 
 Hidden states come after the layer's input norm; ``weights`` (:class:`csa_spec.LayerWeights`) have their
 dtype, and so has the output. Positions are int64, absolute and 0-based. Documents are int64 too: tokens with
-the same number in a row are one document, attended alone; -1 is padding. Source: the official ``Attention``
-of ``inference/model.py``, rule by rule in :mod:`csa_spec.spec`.
+the same number in a row are one document, attended alone. Padding, on the left or right of a row, has
+document -1, position 0, and hidden states like those of tokens, which no output may depend on. Source: the
+official ``Attention`` of ``inference/model.py``, rule by rule in :mod:`csa_spec.spec`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import Failure
+from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, numbered
+from csa_spec.engine.layout import RowLayout
 from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
 from csa_spec.spec import SPEC, Geometry
@@ -47,7 +47,7 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         return [f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}"]
     told = failure.place.t if failure.place is not None and failure.place.t in wrong else wrong[0]
     right = len(got) - len(wrong)
-    where = f"{_queries(wrong)} of row {document.span.row} {'is' if len(wrong) == 1 else 'are'} wrong"
+    where = f"{_queries(wrong)} of {_whose(document)} {'is' if len(wrong) == 1 else 'are'} wrong"
     if right:
         where += ", the other is right" if right == 1 else f", the other {right} are right"
     other = _other_selection(trial, document, told, got)
@@ -57,7 +57,7 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         where += f" (of {len(document.trace.context.entries)}) and to {_tokens(query.window)} in its window"
     if other is not None:
         where += f"; its output is that of attending to {_entries(other)}"
-    sight = _sight(failure.dependence, trial.case.geometry, document)
+    sight = _sight(failure, trial.case.geometry, document)
     if sight:
         return [where, *sight]
     if failure.dependence is None:
@@ -86,26 +86,56 @@ def _other_selection(
     return explaining[0] if len(explaining) == 1 else None
 
 
-def _sight(dependence: Dependence | None, geometry: Geometry, document: ExpectedDocument) -> list[str]:
+def _own(document: ExpectedDocument) -> str:
+    """Return e.g. `` of document 1`` where the row has several."""
+    layout = document.layout
+    return f" of document {layout.documents[document.span.begin]}" if layout.several else ""
+
+
+def _whose(document: ExpectedDocument) -> str:
+    """Name a document, and where it begins, so that it is clear from where tokens are counted."""
+    begin = document.span.begin
+    name = f"{_own(document)} of row {document.span.row}".removeprefix(" of ")
+    return name + (f" (its first token is in column {begin})" if begin or _own(document) else "")
+
+
+def _sight(failure: Failure, geometry: Geometry, document: ExpectedDocument) -> list[str]:
     """Say what depends on what it must not, or does not on what it must."""
+    dependence = failure.dependence
     if dependence is None:
         return []
-    sentences = []
-    for pairs, says, verb in (
-        (dependence.too_much, "It sees too much", "depends on"),
-        (dependence.too_little, "It sees too little", "does not depend on"),
+    own = _own(document)
+    told = []
+    for says, verb, pairs, outside in (
+        (READS_TOO_MUCH, "depends on", dependence.too_much, dependence.outside),
+        (READS_TOO_LITTLE, "does not depend on", dependence.too_little, ()),
     ):
-        by_query: dict[int, list[int]] = {}
-        for t, token in pairs:
-            by_query.setdefault(t, []).append(token)
-        told = [
-            f"query {t} {verb} {_tokens(tokens)}{_of_entries(tokens, t, geometry, document)}"
-            for t, tokens in list(by_query.items())[:_SHOWN]
-        ]
-        if told:
-            more = f", and so for {len(by_query) - _SHOWN} more" if len(by_query) > _SHOWN else ""
-            sentences.append(f"{says}: {', '.join(told)}{more}")
-    return sentences
+        wrong = sorted({t for t, *_ in (*pairs, *outside)})
+        queries = []
+        for t in wrong[:_SHOWN]:
+            tokens = [token for query, token in pairs if query == t]
+            names = [_tokens(tokens) + own + _of_entries(tokens, t, geometry, document)] if tokens else []
+            names += _elsewhere(
+                [place for query, *place in outside if query == t], failure, document.span.row
+            )
+            queries.append(f"query {t} {verb} {' and '.join(names)}")
+        more = f", and so for {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        told += [f"{says}: {', '.join(queries)}{more}"] if wrong else []
+    return told
+
+
+def _elsewhere(places: list[list[int]], failure: Failure, own_row: int) -> list[str]:
+    """Name rows and columns outside of a document: padding, and tokens of other documents or rows."""
+    grouped: dict[tuple[str, str], list[int]] = {}
+    for row, column in places:
+        place = RowLayout(row, failure.case.documents_of(row)).place(column)
+        whose = "" if place.document is None else f" of document {place.document}"
+        whose += f" of row {row}" if row != own_row else ""
+        grouped.setdefault((place.item, whose), []).append(place.t)
+    return [
+        (f"the padding in {numbered('column', 'columns', ts)}" if item == "padding" else _tokens(ts)) + whose
+        for (item, whose), ts in grouped.items()
+    ]
 
 
 def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: ExpectedDocument) -> str:
@@ -125,19 +155,8 @@ def _queries(ts: list[int]) -> str:
 
 
 def _entries(entries: list[int]) -> str:
-    return _named("entry", "entries", entries)
+    return numbered("entry", "entries", entries)
 
 
 def _tokens(tokens: list[int]) -> str:
-    return _named("token", "tokens", tokens)
-
-
-def _named(noun: str, many: str, numbers: list[int]) -> str:
-    """Return e.g. ``entry 0``, ``tokens 2 to 5`` or ``no entry``."""
-    if not numbers:
-        return f"no {noun}"
-    if len(numbers) == 1:
-        return f"{noun} {numbers[0]}"
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{many} {numbers[0]} to {numbers[-1]}"
-    return f"{many} {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return numbered("token", "tokens", tokens)

@@ -20,7 +20,14 @@ from csa_spec.spec import PADDING, SPEC, attend_batch, attend_document
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.comparison import compare
 from csa_spec.stages.layer.coverage import kinds_of
-from csa_spec.stages.layer.dependence import LONGEST, allowed_tokens, probe
+from csa_spec.stages.layer.dependence import (
+    LONGEST,
+    Places,
+    allowed_tokens,
+    moved_queries,
+    probe,
+    probe_outside,
+)
 from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, make_inputs
 from csa_spec.stages.layer.output import LayerOutput
@@ -150,27 +157,40 @@ class LayerTrial(Trial[LayerCase]):
         context, span = document.trace.context, document.span
         if span.length > LONGEST:
             return None
-        fresh = document.outputs(fresh_tokens(self.case, self.inputs, "probe"))
+        fresh = fresh_tokens(self.case, self.inputs, "probe")
         # A perturbation must move an output by more than both runs may be off together.
         threshold = 2 * document.budgets.out
 
-        def candidate_out(token: int | None, sign: int) -> Tensor:
+        def run(places: Places, sign: int) -> Tensor:
             hidden = self.inputs.hidden.clone()
-            if token is not None:
-                hidden[span.row, span.begin + token] = sign * fresh[token]
+            for place in places:
+                hidden[place] = sign * fresh[place]
             return document.outputs(self.run(replace(self.inputs, hidden=hidden)).out)
+
+        def candidate_out(token: int | None, sign: int) -> Tensor:
+            return run([] if token is None else [(span.row, span.begin + token)], sign)
 
         def spec_out(token: int | None, sign: int) -> Tensor:
             hidden = context.hidden.clone()
             if token is not None:
-                hidden[token] = sign * fresh[token].double()
+                hidden[token] = sign * fresh[span.row, span.begin + token].double()
             return attend_document(hidden, span, self.expected.weights, self.case.geometry).out
 
+        def moved(places: Places) -> Tensor:
+            base = document.outputs(self.output.out)
+            moved = moved_queries(base, [run(places, sign) for sign in (1, -1)], threshold)
+            moved[document.ambiguous] = False  # they may choose differently each time
+            return moved
+
+        near = range(self.case.columns)[max(0, span.begin - LONGEST) : span.begin + span.length + LONGEST]
+        batch = {(row, column) for row in range(len(self.case.rows)) for column in near}
+        own = {(span.row, span.begin + t) for t in range(span.length)}
         return Dependence(
             allowed_tokens(document.trace, self.case.geometry),
             # Only what moves the specification clearly is needed of a candidate.
             probe(span.length, spec_out, 4 * threshold),
             probe(span.length, candidate_out, threshold),
+            tuple(probe_outside(sorted(batch - own), moved)),
         )
 
 
