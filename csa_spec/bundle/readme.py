@@ -77,7 +77,7 @@ def _text(text: str) -> str:
 
 def _numbers(failure: Failure, check: str, context: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
-        raised = f"{type(failure.error).__name__}: {failure.error}"
+        raised = "\n".join([*failure.context, f"{failure.facts['error']}: {failure.facts['message']}"])
         return [f"**Expected:** an output.\n\n**Got:**\n\n```\n{raised}\n```"]
     lines = numbers_lines(failure, check, _SHOWN)
     if not lines:

@@ -123,7 +123,7 @@ def _docstring(subject: Subject, failure: Failure, environment: Mapping[str, str
 def _end(failure: Failure) -> str:
     """Say how a script ends."""
     if isinstance(failure, CandidateRaised):
-        return f"ends with {type(failure.error).__name__}"
+        return f"ends with {failure.facts['error']}"
     if isinstance(failure, CandidateHung):
         return "does not end"
     if isinstance(failure, CandidateDied):
