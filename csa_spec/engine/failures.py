@@ -459,6 +459,14 @@ class ReturnsPrevious(Failure):
         return {"what": "the same bits" if self.facts["same_bits"] else "the right answer to the first"}
 
 
+class IgnoresWrites(Failure):
+    title = "a call ignores what was written to its inputs since the call before"
+    says = (
+        "called again with other numbers in the same tensors, {item} is wrong; with new tensors it is right. "
+        "What is kept of an input must not be found by its address or identity alone"
+    )
+
+
 class SilentlyWrong(Failure):
     title = "a size outside the declared limits gives a wrong answer in place of an error"
     says = (

@@ -31,6 +31,8 @@ def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
         raise kinds.InputsChanged(trial.case, names=f"{names}, after the call has returned")
     if overwritten.read_later:
         raise kinds.ReadsInputsLater(trial.case)
+    if same_bits(trial.relevant(first), trial.relevant(overwritten)):
+        return Tally(queries=trial.queries)
     wrong = _wrong(trial, overwritten)
     if wrong is not None and _wrong(trial, first) is None:
         raise kinds.ReadsInputsLater(trial.case, **wrong.numbers)
@@ -101,6 +103,8 @@ def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
         facts: dict[str, Any] = {"first": trial.case.seed, "second": other.case.seed}
         facts |= {"same_bits": same_as_before, "expected": wrong.expected, "got": wrong.got}
         raise kinds.ReturnsPrevious(trial.case, **facts)
+    if _wrong(trial, first) is None and _wrong(other, other.ask(other.arguments)) is None:
+        raise kinds.IgnoresWrites(trial.case, **wrong.numbers)
     return None  # wrong in another way: the specification check says how
 
 

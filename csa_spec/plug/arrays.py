@@ -114,7 +114,10 @@ def received(value: Any, like: Any) -> Any:
     if library != wanted and library in _DECLARED:
         declare = f'declare arrays="{_DECLARED[library]}", or return {_ARRAYS[wanted]}'
         return Foreign(_ARRAYS[library], declare)
-    return from_library(value)
+    try:
+        return from_library(value)
+    except Exception:  # text, or Python's objects
+        return Foreign(f"{_ARRAYS[library]} of {getattr(value, 'dtype', 'objects')}", "return one of numbers")
 
 
 _DECLARED = {"numpy": "numpy", "jax": "jax.numpy", "cupy": "cupy"}
@@ -137,7 +140,7 @@ def _unlike(out: Tensor, like: Any) -> Foreign | None:
     if library != "torch":
         return Foreign("a torch tensor", f"return {_ARRAYS[library]}, or leave arrays out of what is declared")
     if type(out) not in (Tensor, torch.nn.Parameter):
-        return Foreign(f"a {type(out).__name__}, a subclass of tensors", "return a plain torch.Tensor")
+        return Foreign(f"{_a(type(out).__name__)}, a subclass of tensors", "return a plain torch.Tensor")
     if out.is_nested:
         return Foreign("a nested tensor", "return a padded one: torch.nested.to_padded_tensor")
     if out.layout is not torch.strided:
@@ -156,14 +159,18 @@ def _no_array(value: Any) -> Foreign | None:
         value.close()  # else Python warns that nobody awaited it
         return Foreign("a coroutine", "give a function that is not async, for instance one with asyncio.run")
     if inspect.isasyncgen(value) or inspect.isgenerator(value):
-        return Foreign(f"a {name.replace('_', ' ')}", "return the output, do not yield it")
+        return Foreign(_a(name.replace("_", " ")), "return the output, do not yield it")
     if isinstance(value, (tuple, list, dict, set)):
         return Foreign(f"a {name} of {len(value)}", "return the output alone")
     if isinstance(value, type):
         return Foreign(f"the class {value.__name__}", "return an instance")
     if callable(getattr(value, "result", None)) or callable(getattr(value, "wait", None)):
-        return Foreign(f"a {name}", "wait for it, and return its result")
-    return Foreign("NoneType" if value is None else f"a {name}", "return the output" * (value is None))
+        return Foreign(_a(name), "wait for it, and return its result")
+    return Foreign("None", "return the output") if value is None else Foreign(_a(name))
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
 
 
 def from_library(value: Any) -> Tensor:

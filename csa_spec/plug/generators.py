@@ -19,7 +19,7 @@ from torch import Tensor
 DRAWN = "the call draws from it"
 SEEDED = "the call seeds it"
 _STRANGE_SEEDS = (0x5EED_1DEA_0B5E_55ED, 0x5EED_F00D_0FF5_E7ED)
-_MOST = 1 << 18
+_MOST = 1 << 15
 """Numbers that a call may draw from a generator that does not tell its seed, and still only draw"""
 
 
@@ -128,13 +128,8 @@ class _Numpy:
 
 
 def _drawn_or_seeded(words: list[int], stream: Iterable[int]) -> str:
-    """Whether four numbers come later in the stream from which they should have been the first."""
-    last: list[int] = []
-    for word in stream:
-        last = [*last[-3:], word]
-        if last == words:
-            return DRAWN
-    return SEEDED
+    """Whether numbers come later in the stream from which they should have been the first."""
+    return DRAWN if words and words[0] in stream else SEEDED  # 32 bits: one in 100,000 is taken for another
 
 
 @cache

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 import torch
-from torch import Tensor
 
 LONGEST = 2000
 """Characters of a message that are kept"""
@@ -32,6 +31,7 @@ _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 _IMPORTING = re.compile(r"<frozen |.*[/\\]importlib[/\\]")
 _LIBRARY = re.compile(r".*[/\\](site|dist)-packages[/\\](torch|numpy|jax|jaxlib|triton|scipy|cupy)[/\\]")
 
+Exc = TypeVar("Exc", bound=BaseException)
 Frame = tuple[str, int, str]
 """File, line, function"""
 
@@ -51,10 +51,15 @@ class Raised:
 
 def described(error: BaseException) -> Raised:
     """Return what to tell of an exception; never raises."""
-    if isinstance(known := getattr(error, "raised", None), Raised):  # it was described where it was raised
-        return known
-    frames = own_frames(error)
-    return Raised(_class_name(error), _message(error), _where(error, frames), tuple(_trace(error, frames)))
+    try:
+        known = vars(error).get("raised")
+        if isinstance(known, Raised):  # it was described where it was raised
+            return known
+        frames = own_frames(error)
+        trace = tuple(_trace(error, frames))
+        return Raised(_class_name(error), _message(error), _where(error, frames), trace)
+    except Exception:  # attributes of every exception that raise in this one
+        return Raised(_class_name(error), "(it cannot be described)")
 
 
 def in_short(error: BaseException) -> str:
@@ -83,7 +88,7 @@ def _candidates_frames(error: BaseException) -> list[tuple[FrameType, int]]:
 
 
 def _where(error: BaseException, frames: list[Frame]) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
+    if _is(error, SyntaxError) and error.filename:
         return clean(f"{os.path.basename(error.filename)}:{error.lineno}")
     own = [frame for frame in frames if not _is_library(frame[0])]
     for file, line, name in reversed(own or frames):
@@ -103,7 +108,7 @@ def _trace(error: BaseException, frames: list[Frame]) -> Iterator[str]:
         source = linecache.getline(file, line).strip()
         if source:
             yield clean(f"  {source[:200]}")
-    if isinstance(error, SyntaxError) and error.filename:
+    if _is(error, SyntaxError) and error.filename:
         yield clean(f'File "{error.filename}", line {error.lineno}')
         if isinstance(error.text, str):
             yield clean(f"  {error.text.strip()[:200]}")
@@ -112,7 +117,7 @@ def _trace(error: BaseException, frames: list[Frame]) -> Iterator[str]:
 
 
 def _related(error: BaseException) -> Iterator[tuple[str, BaseException]]:
-    if isinstance(error, BaseExceptionGroup):
+    if _is(error, BaseExceptionGroup):
         for inner in error.exceptions[:_CHAIN]:
             yield "with", inner
     seen, cause = {id(error)}, _cause(error)
@@ -120,6 +125,10 @@ def _related(error: BaseException) -> Iterator[tuple[str, BaseException]]:
         yield "caused by", cause
         seen.add(id(cause))
         cause = _cause(cause)
+
+
+def _is(error: BaseException, kind: type[Exc]) -> TypeGuard[Exc]:
+    return issubclass(type(error), kind)  # isinstance asks the exception itself, too
 
 
 def _cause(error: BaseException) -> BaseException | None:
@@ -167,20 +176,17 @@ def hint_at_library(error: BaseException, arrays: str) -> str:
     arrays
         The library whose arrays it was handed.
     """
-    used = _libraries_used(error)
+    try:
+        used, message = _libraries_used(error), str(error)
+    except Exception:
+        return ""
     if arrays != "torch":
-        wrong = "torch" in used and arrays.split(".")[0] not in used
+        wrong = "torch" in used and arrays.split(".")[0] not in used or "must be Tensor" in message
         return f"it was handed arrays of {arrays}, as declared; leave arrays out if it takes torch's" * wrong
     others = [module for name, module in _MODULES.items() if name in used]
-    if "torch" not in used and others:
-        return f'it was handed torch\'s tensors; declare arrays="{others[0]}" if it takes those'
-    if isinstance(error, AttributeError) and isinstance(_object_of(error), Tensor) and error.name == "astype":
-        return 'it was handed torch\'s tensors; declare arrays="numpy" if it takes those'
-    return ""
-
-
-def _object_of(error: AttributeError) -> Any:
-    return getattr(error, "obj", None)
+    if "torch" in used or not others:
+        others = ["numpy"] * ("'Tensor' object has no attribute 'astype'" in message)
+    return f'it was handed torch\'s tensors; declare arrays="{others[0]}" if it takes those' if others else ""
 
 
 def _libraries_used(error: BaseException) -> set[str]:

@@ -286,12 +286,12 @@ WRONG: dict[str, tuple[Callable[..., Any], str, str, str]] = {
         "WrongShape",
         "expected [2, 2, 2, 4] [B, S, H, D], got []",
     ),
-    "list": (lambda out, *_: out.tolist(), "specification", "WrongShape", "got a list of 2"),
-    "tuple": (lambda out, *_: (out, None), "specification", "WrongShape", "got a tuple of 2"),
-    "nothing": (lambda *_: None, "specification", "WrongShape", "got NoneType"),
+    "list": (lambda out, *_: out.tolist(), "specification", "NotATensor", "got a list of 2"),
+    "tuple": (lambda out, *_: (out, None), "specification", "NotATensor", "got a tuple of 2"),
+    "nothing": (lambda *_: None, "specification", "NotATensor", "got None (return the output)"),
     "flat": (lambda out, *_: out.reshape(2, 2, 8), "specification", "WrongShape", "got [2, 2, 8]"),
     "float64": (lambda out, *_: out.astype(np.float64), "specification", "WrongDtype", "float64"),
-    "text": (lambda out, *_: out.astype(str), "specification", "CandidateRaised", "TypeError"),
+    "text": (lambda out, *_: out.astype(str), "specification", "NotATensor", "a NumPy array of <U32"),
 }
 
 
