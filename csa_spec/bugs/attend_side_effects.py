@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,6 @@ def leaves_inference_mode_on(call: AttendCall) -> Tensor:
     """Inference mode is entered and never left."""
     _guards.append(torch.inference_mode())
     _guards[-1].__enter__()
-    del _guards[:-1]
     return call.right()
 
 
@@ -86,7 +86,7 @@ _guards: list[torch.inference_mode] = []
 @attend_bug.function()
 def replaces_a_function_of_torch(call: AttendCall) -> Tensor:
     """The softmax of torch is replaced by one that computes in float32."""
-    torch.softmax = lambda x, dim: torch.nn.functional.softmax(x, dim, dtype=torch.float32)
+    torch.softmax = partial(torch.nn.functional.softmax, dtype=torch.float32)
     return call.right()
 
 

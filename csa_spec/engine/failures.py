@@ -174,7 +174,7 @@ class CandidateRaised(Failure):
 
     def __init__(self, error: BaseException, case: Case) -> None:
         raised = described(error)
-        facts = {"error": raised.error, "message": raised.message, "where": raised.where}
+        facts: dict[str, Any] = {"error": raised.error, "message": raised.message, "where": raised.where}
         super().__init__(case, context=raised.trace, **facts)
         self.error = error
 

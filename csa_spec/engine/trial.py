@@ -156,9 +156,9 @@ class Trial(ABC, Generic[C]):
     def _check_form(self, answer: Answer, arguments: Mapping[str, Any]) -> None:
         shape, dtypes, letters = self.form(arguments)
         out = main_output(answer)
-        strange = [value for value in outputs_of(answer) if isinstance(value, Foreign)]
-        if strange or not isinstance(out, Tensor):
-            raise kinds.NotATensor(self.case, wanted="one tensor", received=str((strange or [out])[0]))
+        strange = next((value for value in outputs_of(answer) if isinstance(value, Foreign)), None)
+        if strange is not None or not isinstance(out, Tensor):
+            raise kinds.NotATensor(self.case, wanted="one tensor", received=str(strange or out))
         fits = out.dim() == len(shape) and all(
             length is None or length == size for length, size in zip(shape, out.shape, strict=True)
         )

@@ -117,7 +117,9 @@ def received(value: Any, like: Any) -> Any:
     try:
         return from_library(value)
     except Exception:  # text, or Python's objects
-        return Foreign(f"{_ARRAYS[library]} of {getattr(value, 'dtype', 'objects')}", "return one of numbers")
+        return Foreign(
+            f"{_ARRAYS[library]} of {getattr(value, 'dtype', 'objects')}", "return one of numbers"
+        )
 
 
 _DECLARED = {"numpy": "numpy", "jax": "jax.numpy", "cupy": "cupy"}
@@ -138,13 +140,17 @@ def _unlike(out: Tensor, like: Any) -> Foreign | None:
     """Say what keeps a tensor from being a plain one like those that were handed over."""
     library = _library_of(like)
     if library != "torch":
-        return Foreign("a torch tensor", f"return {_ARRAYS[library]}, or leave arrays out of what is declared")
+        return Foreign(
+            "a torch tensor", f"return {_ARRAYS[library]}, or leave arrays out of what is declared"
+        )
     if type(out) not in (Tensor, torch.nn.Parameter):
         return Foreign(f"{_a(type(out).__name__)}, a subclass of tensors", "return a plain torch.Tensor")
     if out.is_nested:
         return Foreign("a nested tensor", "return a padded one: torch.nested.to_padded_tensor")
     if out.layout is not torch.strided:
-        return Foreign(f"a sparse tensor ({str(out.layout).removeprefix('torch.')})", "return out.to_dense()")
+        return Foreign(
+            f"a sparse tensor ({str(out.layout).removeprefix('torch.')})", "return out.to_dense()"
+        )
     if out.is_quantized:
         return Foreign("a quantized tensor", "return out.dequantize()")
     if out.device != like.device:
@@ -203,7 +209,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
     places = torch.zeros(1, dtype=torch.int64)  # strides in an odd order: look at every element
     for stride, size in zip(tensor.stride(), tensor.shape, strict=True):
         places = (places[:, None] + stride * torch.arange(size)).flatten()
-    return len(places.unique()) < tensor.numel()
+    return len(set(places.tolist())) < tensor.numel()
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

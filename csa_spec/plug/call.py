@@ -274,7 +274,9 @@ def _leaves(returned: Any) -> list[Any]:
 def _map_returned(change: Callable[[Any], Any], returned: Any) -> Any:
     if is_dataclass(returned) and not isinstance(returned, type) and fields(returned):
         main, *others = _leaves(returned)
-        return type(returned)(change(main), *(None if other is None else change(other) for other in others))
+        changed = [change(main), *(None if other is None else change(other) for other in others)]
+        kind: Callable[..., Any] = type(returned)
+        return kind(*changed)
     return change(returned)
 
 

@@ -256,7 +256,7 @@ def _pop_modes(wanted: int) -> None:
     """End modes that were entered and never left."""
     while _modes() > wanted:
         if torch._C._len_torch_dispatch_stack():
-            torch.utils._python_dispatch._pop_mode()  # type: ignore[no-untyped-call]
+            torch.utils._python_dispatch._pop_mode()
         else:
             torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
 
@@ -308,9 +308,7 @@ ITEMS: dict[str, Item] = {
     "grad mode": Item(torch.is_grad_enabled, torch.set_grad_enabled),
     "default dtype": Item(torch.get_default_dtype, torch.set_default_dtype),
     "number of threads": Item(torch.get_num_threads, torch.set_num_threads),
-    "float32 matmul precision": Item(
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-    ),
+    "float32 matmul precision": Item(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "TF32 in CUDA's products": _flag(torch.backends.cuda.matmul, "allow_tf32"),
     "TF32 in cuDNN": _flag(torch.backends.cudnn, "allow_tf32"),
     "cuDNN's benchmark mode": _flag(torch.backends.cudnn, "benchmark"),

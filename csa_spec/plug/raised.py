@@ -77,7 +77,8 @@ def own_frames(error: BaseException) -> list[Frame]:
 
 
 def _candidates_frames(error: BaseException) -> list[tuple[FrameType, int]]:
-    frames, trace = [], error.__traceback__
+    frames: list[tuple[FrameType, int]] = []
+    trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         ours = not frames and file.startswith(_OURS)
@@ -181,12 +182,14 @@ def hint_at_library(error: BaseException, arrays: str) -> str:
     except Exception:
         return ""
     if arrays != "torch":
-        wrong = "torch" in used and arrays.split(".")[0] not in used or "must be Tensor" in message
+        wrong = ("torch" in used and arrays.split(".")[0] not in used) or "must be Tensor" in message
         return f"it was handed arrays of {arrays}, as declared; leave arrays out if it takes torch's" * wrong
     others = [module for name, module in _MODULES.items() if name in used]
     if "torch" in used or not others:
         others = ["numpy"] * ("'Tensor' object has no attribute 'astype'" in message)
-    return f'it was handed torch\'s tensors; declare arrays="{others[0]}" if it takes those' if others else ""
+    return (
+        f'it was handed torch\'s tensors; declare arrays="{others[0]}" if it takes those' if others else ""
+    )
 
 
 def _libraries_used(error: BaseException) -> set[str]:

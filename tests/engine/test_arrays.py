@@ -14,10 +14,12 @@ import torch
 import csa_spec
 from csa_spec import Capabilities, CompressorWeights, Failure
 from csa_spec.plug.arrays import (
+    Foreign,
     from_library,
     library_problem,
     map_tensors,
     named_tensors,
+    received,
     same_bits,
     share_memory,
     to_library,
@@ -116,9 +118,11 @@ def test_torch_gets_the_tensor_itself() -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 1.5, [1.0, 2.0], "text", (torch.ones(2), None)], ids=str)
-def test_what_is_no_array_comes_back_as_it_is(thing: object) -> None:
-    """So that the failure can name its type."""
-    assert from_library(thing) is thing
+def test_what_is_no_array_comes_back_in_words(thing: object) -> None:
+    """So that the failure can name its type, in whatever process it was made."""
+    back = received(thing, torch.ones(1))
+    assert isinstance(back, Foreign)
+    assert ("None" if thing is None else type(thing).__name__) in back.what
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
