@@ -15,6 +15,8 @@ from torch import Tensor
 
 _CALLS = {"tensors": 140, "threads": 8, "child processes": 8, "open files": 8}
 """Calls after each of which there must be more; caches of 128 answers, the usual size, fill up before"""
+SECONDS = 10.0
+"""After which nothing is decided"""
 _ENDING = 0.3
 """Seconds in which what a call started may still end by itself"""
 
@@ -27,11 +29,12 @@ def growth(call: Callable[[], object]) -> tuple[str, str]:
     call
         The same call each time, on new copies of the same inputs; what it returns is dropped.
     """
+    end = time.monotonic() + SECONDS
     with _only_what_is_new():
         call()
         call()  # what is made once, and what takes turns, is there now
         before, growing, calls = _counted(), dict(_CALLS), 0
-        while growing:
+        while growing and time.monotonic() < end:
             call()
             calls += 1
             now = _counted()

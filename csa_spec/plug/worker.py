@@ -8,6 +8,7 @@ from typing import Any
 
 from csa_spec.plug.call import Answer, Fault, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.growth import SECONDS
 from csa_spec.plug.raised import in_short
 from csa_spec.plug.wire import remote_error
 from csa_spec.plug.worker_pool import WorkerPool
@@ -55,7 +56,8 @@ class WorkerCaller:
         """
         try:
             pool = self._worker()
-            reply = pool.ask(request, self._time_limit)
+            # Where one call is made many times, it stops by itself.
+            reply = pool.ask(request, self._time_limit * 3 + SECONDS if request.grows else self._time_limit)
         except Fault:
             self._works = False
             raise
