@@ -6,6 +6,7 @@ import concurrent.futures
 import importlib
 import os
 import random
+import subprocess
 import threading
 import warnings
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from csa_spec.plug.arrays import overlaps_itself
 from csa_spec.plug.call import LocalCaller, Request
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.generators import DRAWN, SEEDED
+from csa_spec.plug.growth import growth
 from csa_spec.plug.process_state import ITEMS, Watch
 from csa_spec.stages import parse_case
 from csa_spec.stages.attend.case import AttendCase
@@ -100,6 +102,26 @@ def test_only_the_right_check_finds_a_side_effect_and_everything_is_put_back(nam
     assert {what for what, item in ITEMS.items() if item.read() != state[what]} == set()
     assert torch.equal(torch.get_rng_state(), drawn[0])
     assert random.getstate() == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        ("open files", lambda: os.open(os.devnull, os.O_RDONLY)),
+        ("child processes", lambda: subprocess.Popen(["sleep", "5"])),
+    ],
+)
+def test_files_and_processes_that_every_call_leaves_are_counted(what: str, make: Callable[[], Any]) -> None:
+    """Once is no failure: every call must leave more."""
+    left = []
+    try:
+        assert growth(lambda: left.append(make()))[0] == what
+        once: list[Any] = []
+        assert growth(lambda: once or once.append(make()) or left.extend(once)) == ("", "")
+    finally:
+        for one in left:
+            os.close(one) if isinstance(one, int) else one.kill()
+        [one.wait() for one in left if not isinstance(one, int)]
 
 
 def test_an_output_of_one_number_that_is_expanded_is_found() -> None:
