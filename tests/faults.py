@@ -173,14 +173,14 @@ def reuses_buffer(*inputs: *Inputs) -> Tensor:
 # The process.
 
 
-@fault("state", "StateChanged[torch's random generator]")
+@fault("state", "DrawsRandom[torch's random generator]")
 def draws_from_torch(*inputs: *Inputs) -> Tensor:
     """It draws from torch's random generator."""
     torch.rand(1)
     return right(*inputs)
 
 
-@fault("state", "StateChanged[Python's random generator]")
+@fault("state", "DrawsRandom[Python's random generator]")
 def draws_from_python(*inputs: *Inputs) -> Tensor:
     """It draws from Python's random generator."""
     random.random()
@@ -218,7 +218,7 @@ def changes_directory(*inputs: *Inputs) -> Tensor:
 # Things that are no answer.
 
 
-@fault("specification", "WrongShape")
+@fault("specification", "NotATensor")
 def returns_nothing(*inputs: *Inputs) -> None:
     """It returns None."""
 
@@ -235,7 +235,7 @@ def returns_float64(*inputs: *Inputs) -> Tensor:
     return right(*inputs).double()
 
 
-@fault("specification", "WrongShape", isolate=True)
+@fault("specification", "NotATensor", isolate=True)
 def returns_generator(*inputs: *Inputs) -> Any:
     """It returns a generator, which no process can send to another."""
     return (row for row in right(*inputs))

@@ -26,6 +26,7 @@ _MODULES = (
     "layer_side_effects",
     "attend_softmax",
     "attend",
+    "attend_side_effects",
     "select",
     "index_scores",
     "compressor",

@@ -84,7 +84,8 @@ def _block(text: str, language: str = "") -> str:
 
 def _numbers(failure: Failure, check: str, context: bool) -> list[str]:
     if isinstance(failure, CandidateRaised):
-        return [f"**Expected:** an output.\n\n**Got:**\n\n{_block(failure.detail)}"]
+        raised = "\n".join([*failure.context, f"{failure.facts['error']}: {failure.facts['message']}"])
+        return [f"**Expected:** an output.\n\n**Got:**\n\n{_block(raised)}"]
     lines = numbers_lines(failure, check, _SHOWN)
     if not lines:
         return []

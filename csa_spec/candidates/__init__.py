@@ -7,8 +7,8 @@ import importlib.util
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
-from csa_spec.candidates.recognise import as_candidate, import_candidate
-from csa_spec.plug.candidate import Candidate, CandidateError, one_line
+from csa_spec.candidates.recognise import as_candidate, failed, import_candidate
+from csa_spec.plug.candidate import Candidate, CandidateError
 
 SHIPPED = {
     name: f"csa_spec.candidates.{name}"
@@ -72,7 +72,4 @@ def _load(entry: EntryPoint, stage: str | None) -> Candidate:
     except CandidateError:
         raise
     except (Exception, SystemExit) as error:
-        why = f"{type(error).__name__}: {one_line(error)}"
-        raise CandidateError(
-            f"the entry point {entry.name} = {entry.value} cannot be loaded: {why}"
-        ) from error
+        raise failed(f"the entry point {entry.name} = {entry.value} cannot be loaded", error) from error

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from csa_spec.candidates.declarations import capabilities_problem
-from csa_spec.plug.candidate import Candidate, CandidateError, one_line
+from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.raised import described, in_short
 from csa_spec.stages import DEFAULT, STAGES
 
 
@@ -125,11 +126,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
                 f"; write {module_name[:-3]}:{attribute}, without .py" if module_name.endswith(".py") else ""
             )
             raise CandidateError(f"there is no module {error.name!r} on the Python path{hint}") from None
-        raise CandidateError(f"importing {module_name} failed: {error}") from error
+        raise failed(f"importing {module_name} failed", error) from error
     except (Exception, SystemExit) as error:
-        raise CandidateError(
-            f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise failed(f"importing {module_name} failed", error) from error
     try:
         for part in attribute.split("."):
             thing = getattr(thing, part)
@@ -139,7 +138,11 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     except AttributeError:
         raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
     except (Exception, SystemExit) as error:
-        raise CandidateError(
-            f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise failed(f"{path} cannot be looked at", error) from error
     return replace(candidate, name=path)
+
+
+def failed(what: str, error: BaseException) -> CandidateError:
+    """Return what to raise for an exception of a candidate's own code: a sentence, and where it was."""
+    lines = [f"{what}: {in_short(error)}", *described(error).trace]
+    return CandidateError("\n  ".join(lines))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from csa_spec.engine.case import Case
 from csa_spec.engine.dependence import Dependence
-from csa_spec.plug.plain import plain, plain_line, said
+from csa_spec.plug.plain import plain
+from csa_spec.plug.raised import described
 from csa_spec.spec import DocumentTrace
 
 
@@ -190,12 +191,18 @@ class Failure(AssertionError):
 
 class CandidateRaised(Failure):
     title = "the candidate raised an exception"
-    says = "{error}: {message}"
+    says = "{error}: {message}{at}"
     told_apart_by = "error"
 
     def __init__(self, error: BaseException, case: Case) -> None:
-        super().__init__(case, error=plain_line(type(error).__name__, 80), message=said(error))
+        raised = described(error)
+        facts: dict[str, Any] = {"error": raised.error, "message": raised.message, "where": raised.where}
+        super().__init__(case, context=raised.trace, **facts)
         self.error = error
+
+    def words(self) -> dict[str, str]:
+        """Say where in the candidate's code it was raised, where that is known."""
+        return {"at": f" (at {self.facts['where']})" if self.facts["where"] else ""}
 
 
 class CandidateHung(Failure):
@@ -210,6 +217,11 @@ class CandidateDied(Failure):
 
 class WrongShape(Failure):
     title = "output has the wrong shape"
+    says = "expected {wanted}, got {received}"
+
+
+class NotATensor(WrongShape):
+    title = "the call does not return a plain tensor"
     says = "expected {wanted}, got {received}"
 
 
@@ -413,15 +425,51 @@ class InputsChanged(Failure):
     says = "changed by the call: {names}"
 
 
+class ReadsInputsLater(Failure):
+    title = "an answer depends on what is written to the inputs after the call"
+    says = "the inputs are overwritten once the call has returned, and {item} is wrong; copy what is kept"
+
+
 class StateChanged(Failure):
     title = "the call changes the state of the process"
-    says = "changed by the call: {what}"
+    says = "{what}: {how}"
     told_apart_by = "what"
+
+
+class SeedsGenerator(StateChanged):
+    title = "the call seeds a random generator of the process"
+    says = "{what} is seeded by the call; give the call a generator of its own"
+
+
+class DrawsRandom(StateChanged):
+    title = "the call draws from a random generator of the process"
+    says = "{what} has moved on after the call; declare draws_random=True if that is intended"
 
 
 class SharesMemory(Failure):
     title = "output shares memory with an input"
     says = "the output lies in the memory of {names}"
+
+
+class OverlapsItself(Failure):
+    title = "output overlaps itself in memory"
+    says = "several elements of the output lie in the same memory; return it with .contiguous()"
+
+
+class LazyView(Failure):
+    title = "output is a lazily negated or conjugated view"
+    says = "the memory of the output does not hold its numbers; return out.resolve_neg().resolve_conj()"
+
+
+class HoldsGraph(Failure):
+    title = "output requires grad, though nobody asked for gradients"
+    says = "called under torch.no_grad(), the output holds on to a graph and its memory; return it detached"
+
+
+class GrowsWithCalls(Failure):
+    title = "every call leaves something behind"
+    says = "{what}: {how}"
+    told_apart_by = "what"
 
 
 class OverwritesOutput(Failure):
@@ -441,6 +489,14 @@ class ReturnsPrevious(Failure):
     def words(self) -> dict[str, str]:
         """Say what is returned again."""
         return {"what": "the same bits" if self.facts["same_bits"] else "the right answer to the first"}
+
+
+class IgnoresWrites(Failure):
+    title = "a call ignores what was written to its inputs since the call before"
+    says = (
+        "called again with other numbers in the same tensors, {item} is wrong; with new tensors it is right. "
+        "What is kept of an input must not be found by its address or identity alone"
+    )
 
 
 class SilentlyWrong(Failure):

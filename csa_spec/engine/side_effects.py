@@ -6,37 +6,67 @@ covered, or None where it does not apply to the case.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from csa_spec.engine import failures as kinds
-from csa_spec.engine.failures import Failure, Place
+from csa_spec.engine.failures import CandidateRaised, Failure, Place
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial, main_output
 from csa_spec.plug.arrays import same_bits
 from csa_spec.plug.call import Answer
+from csa_spec.plug.generators import DRAWN, SEEDED
 
 
 def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
-    """Inputs are not mutated."""
-    changed = trial.answer.changed_inputs
-    if changed:
-        raise kinds.InputsChanged(trial.case, names=", ".join(changed))
+    """Inputs are not mutated, nor read or mutated once the call has returned."""
+    first = trial.answer
+    if first.changed_inputs:
+        raise kinds.InputsChanged(trial.case, names=", ".join(first.changed_inputs))
+    overwritten = trial.ask(trial.arguments, overwrite=True)
+    if overwritten.changed_later:
+        names = ", ".join(overwritten.changed_later)
+        raise kinds.InputsChanged(trial.case, names=f"{names}, after the call has returned")
+    if overwritten.read_later:
+        raise kinds.ReadsInputsLater(trial.case)
+    if same_bits(trial.relevant(first), trial.relevant(overwritten)):
+        return Tally(queries=trial.queries)
+    wrong = _wrong(trial, overwritten)
+    if wrong is not None and _wrong(trial, first) is None:
+        raise kinds.ReadsInputsLater(trial.case, **wrong.numbers)
     return Tally(queries=trial.queries)
 
 
 def state_is_left_alone(trial: Trial[Any]) -> Tally:
     """The process is left as it was: random generators, default dtype, threads, working directory, ..."""
-    for what in trial.answer.changed_state:
-        raise kinds.StateChanged(trial.case, what=what)
+    _check_state(trial, trial.answer)
+    # A call that sets what happens to be there already shows where something else is there.
+    with suppress(CandidateRaised):  # e.g. it writes to its folder: its answer is judged elsewhere
+        _check_state(trial, trial.ask(trial.arguments, unusual=True))
     return Tally(queries=trial.queries)
+
+
+def _check_state(trial: Trial[Any], answer: Answer) -> None:
+    for what, how in answer.changed_state.items():
+        if how == SEEDED:
+            raise kinds.SeedsGenerator(trial.case, what=what)
+        if how != DRAWN:
+            raise kinds.StateChanged(trial.case, what=what, how=how)
+        if not trial.capabilities.draws_random:
+            raise kinds.DrawsRandom(trial.case, what=what)
+
+
+_FLAWS = {"overlap": kinds.OverlapsItself, "lazy": kinds.LazyView, "graph": kinds.HoldsGraph}
 
 
 def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
     """The output shares no memory with inputs or the next output, and all of it is written."""
     if trial.answer.shared_with:
         raise kinds.SharesMemory(trial.case, names=", ".join(trial.answer.shared_with))
+    if trial.answer.flaw:
+        raise _FLAWS[trial.answer.flaw](trial.case)
     other = trial.sibling()
     if other.ask(other.arguments).overwrote:
         raise kinds.OverwritesOutput(trial.case)
@@ -48,10 +78,20 @@ def output_has_its_own_memory(trial: Trial[Any]) -> Tally:
     return Tally(queries=trial.queries)
 
 
+def nothing_grows(trial: Trial[Any]) -> Tally:
+    """Memory, threads, child processes and open files do not grow with every call."""
+    _ = trial.answer  # whose form is checked; what is made many times is not looked at
+    what, how = trial.ask(trial.arguments, grows=True).grown
+    if what:
+        raise kinds.GrowsWithCalls(trial.case, what=what, how=how)
+    return Tally(queries=trial.queries)
+
+
 def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
     """A call does not return what the call before returned, or should have."""
     other = trial.sibling()
-    first, second = trial.answer, other.ask(other.arguments)
+    # In the same memory: a candidate may know its inputs by their address.
+    first, second = trial.answer, other.ask(other.arguments, reuse=True)
     wrong = _wrong(other, second)
     if wrong is None:
         return Tally(queries=trial.queries)
@@ -64,6 +104,8 @@ def a_call_answers_its_own_inputs(trial: Trial[Any]) -> Tally | None:
         facts: dict[str, Any] = {"first": trial.case.seed, "second": other.case.seed}
         facts |= {"same_bits": same_as_before, "expected": wrong.expected, "got": wrong.got}
         raise kinds.ReturnsPrevious(trial.case, **facts)
+    if _wrong(trial, first) is None and _wrong(other, other.ask(other.arguments)) is None:
+        raise kinds.IgnoresWrites(trial.case, **wrong.numbers)
     return None  # wrong in another way: the specification check says how
 
 

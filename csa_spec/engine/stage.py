@@ -55,6 +55,7 @@ SIDE_EFFECTS: tuple[Check[Any], ...] = (
     Check("inputs", "inputs are not mutated", side_effects.inputs_are_not_changed),
     Check("state", "the process is left as it was", side_effects.state_is_left_alone),
     Check("memory", "the output has memory of its own", side_effects.output_has_its_own_memory),
+    Check("growth", "nothing grows with every call", side_effects.nothing_grows, costly=True),
     Check("own-inputs", "a call answers its own inputs", side_effects.a_call_answers_its_own_inputs),
 )
 """Of every stage."""

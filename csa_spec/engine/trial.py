@@ -18,6 +18,7 @@ from csa_spec.engine.case import Case
 from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
+from csa_spec.plug.arrays import Foreign
 from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
@@ -141,21 +142,23 @@ class Trial(ABC, Generic[C]):
                 self.case, message=str(fault)
             ) from None
         except MisshapenAnswer as error:
-            raise kinds.WrongShape(self.case, wanted=error.args[0], received=error.args[1]) from None
+            wanted, received = error.args
+            kind = kinds.WrongShape if str(received).startswith("[") else kinds.NotATensor
+            raise kind(self.case, wanted=wanted, received=received) from None
         except NotOffered:
             raise
         except (Exception, SystemExit) as error:
             raise kinds.CandidateRaised(error, self.case) from error
-        self._check_form(main_output(answer), arguments)
+        if not request.grows:
+            self._check_form(answer, arguments)
         return answer
 
-    def _check_form(self, out: object, arguments: Mapping[str, Any]) -> None:
+    def _check_form(self, answer: Answer, arguments: Mapping[str, Any]) -> None:
         shape, dtypes, letters = self.form(arguments)
-        if not isinstance(out, Tensor):
-            what = type(out).__name__
-            if isinstance(out, (tuple, list)):
-                what = f"a {what} of {len(out)} (return the output alone)"
-            raise kinds.WrongShape(self.case, wanted="one tensor", received=what)
+        out = main_output(answer)
+        strange = next((value for value in outputs_of(answer) if isinstance(value, Foreign)), None)
+        if strange is not None or not isinstance(out, Tensor):
+            raise kinds.NotATensor(self.case, wanted="one tensor", received=str(strange or out))
         fits = out.dim() == len(shape) and all(
             length is None or length == size for length, size in zip(shape, out.shape, strict=True)
         )
@@ -242,7 +245,13 @@ class Trial(ABC, Generic[C]):
 
 def main_output(answer: Answer) -> object:
     """Return the output proper: what was returned, or the first field of a dataclass."""
+    return next(outputs_of(answer), None)
+
+
+def outputs_of(answer: Answer) -> Iterator[object]:
+    """Yield the output proper, and what else a dataclass shows."""
     returned = answer.returned
     if is_dataclass(returned) and not isinstance(returned, type):
-        return getattr(returned, fields(returned)[0].name)
-    return returned
+        yield from (getattr(returned, field.name) for field in fields(returned))
+    else:
+        yield returned

@@ -5,25 +5,32 @@ The same code runs in this process and in a worker's, so a fault is named the sa
 
 from __future__ import annotations
 
-import os
-import random
-import sys
+import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from csa_spec.plug.arrays import (
-    from_library,
     map_tensors,
+    named_arrays,
     named_tensors,
+    overlaps_itself,
+    received,
     same_bits,
     share_memory,
     to_library,
 )
+from csa_spec.plug.growth import growth
+from csa_spec.plug.process_state import Watch
+from csa_spec.plug.raised import hint_at_library
+
+_LATER = 0.01
+"""Seconds in which threads that a call left may still write to its inputs"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +43,20 @@ class Request:
     mode: str = ""
     device: str = "cpu"
     through: Callable[..., Any] | None = None
-    """Calls the stage's function, which it gets first, where that takes more than one call"""
+    """Calls the stage's function, which it gets first, where that takes more than one call; ``after`` is
+    called with the array that was handed over, after each"""
     cotangent: Tensor | None = None
     """Where given, gradients of ``(output * cotangent).sum()`` are asked for too"""
     fill: bool = False
     """Whether memory that torch hands out uninitialised holds NaN, or the largest integer"""
+    unusual: bool = False
+    """Whether the process has unusual but legal values meanwhile, a working directory of its own say"""
+    overwrite: bool = False
+    """Whether inputs are overwritten once the call has returned, those of each call where there are several"""
+    reuse: bool = False
+    """Whether inputs lie in the memory of those of the call before, where they have the same form"""
+    grows: bool = False
+    """Whether to look what grows from call to call, in place of an answer"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +68,20 @@ class Answer:
     gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
     """By the name of the argument; None where autograd found no path"""
     changed_inputs: tuple[str, ...] = ()
-    changed_state: tuple[str, ...] = ()
-    """What of the process, torch's default dtype say, the call left other than it was"""
+    changed_state: Mapping[str, str] = field(default_factory=dict)
+    """What of the process, torch's default dtype say, the call left other than it was, and how"""
     shared_with: tuple[str, ...] = ()
     """Inputs in whose memory the output lies"""
     overwrote: bool = False
     """Whether the call changed what the call before had returned"""
+    flaw: str = ""
+    """Whether the output is no ordinary tensor: ``overlap``, ``lazy`` or ``graph``"""
+    changed_later: tuple[str, ...] = ()
+    """Inputs of the call before that were changed after it had returned"""
+    read_later: bool = False
+    """Whether the output changed when the inputs were overwritten"""
+    grown: tuple[str, str] = ("", "")
+    """What grows from call to call, and by how much"""
 
 
 class Fault(Exception):
@@ -92,25 +116,46 @@ class LocalCaller:
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tensor] | None = None
         """What the last call returned: as it lies in memory, and a copy of how it was"""
+        self._given: tuple[dict[str, Tensor], Mapping[str, Any]] = {}, {}
+        """What the last call was handed, and what that was a copy of"""
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
         """Return what the function says, and what else it did."""
-        given = map_tensors(lambda _, tensor: _handed_over(tensor, request), request.arguments)
+        if request.grows:
+            return self._growing(function, request, arrays)
+        earlier = self._given if request.overwrite or request.reuse else ({}, {})
+        given, converted = _arguments(request, arrays, earlier[0] if request.reuse else {})
         inputs = named_tensors(given)
-        converted = map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
-        returned, changed_state = _watched(partial(function, *converted.values()), request)
-        out = _map_returned(from_library, returned)
+        self._given = inputs, request.arguments
+        returned, changed_state = _watched(function, converted, request, arrays)
+        # Several calls are made, and their answers converted, by ``through``.
+        like = next(iter(named_arrays(given if request.through else converted).values()), None)
+        out = _map_returned(lambda value: received(value, like), returned)
         outputs = [value for value in _leaves(out) if isinstance(value, Tensor)]
+        settled = _map_returned(_settled, out)
         return Answer(
-            _map_returned(_settled, out),
+            settled,
             {} if request.cotangent is None else _gradients(out, inputs, request.cotangent),
-            _changed(inputs, request),
+            () if request.overwrite and request.through else _changed(inputs, request.arguments),
             changed_state,
             tuple(
                 name for name, tensor in inputs.items() if any(share_memory(tensor, out) for out in outputs)
             ),
             self._overwrote(outputs),
+            _flaw(out, request),
+            _changed_later(earlier) if request.overwrite else (),
+            request.overwrite and _read_later(inputs, outputs, settled),
         )
+
+    def _growing(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
+        """Make the same call many times."""
+        self._last, self._given = None, ({}, {})
+        once = replace(request, grows=False)
+
+        def call() -> None:
+            _watched(function, _arguments(once, arrays)[1], once, arrays)
+
+        return Answer(None, grown=growth(call))
 
     def _overwrote(self, outputs: list[Tensor]) -> bool:
         """Whether the output of the call before is another now; remember that of this one."""
@@ -120,32 +165,87 @@ class LocalCaller:
         return before is not None and not same_bits(before[0].detach().cpu(), before[1])
 
 
-def _watched(call: Callable[[], Any], request: Request) -> tuple[Any, tuple[str, ...]]:
-    """Return what a call returns, and what of the process it changed, which is put back."""
-    before, with_grad = process_state(), request.cotangent is not None
-    try:
-        with torch.set_grad_enabled(with_grad), _filled(request.fill):
-            returned = call()
+def _arguments(
+    request: Request, arrays: str, again: Mapping[str, Tensor] = MappingProxyType({})
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return copies of the arguments, and the same as arrays of the candidate's library.
+
+    Where a tensor of the same form is there already, the numbers are written into that.
+    """
+
+    def handed_over(name: str, tensor: Tensor) -> Tensor:
+        if name in again and _form(again[name]) == _form(tensor):
+            return again[name].copy_(tensor)
+        copy = tensor.clone().to(request.device)
+        return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
+
+    given = map_tensors(handed_over, request.arguments)
+    return given, map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.requires_grad
+
+
+def _watched(
+    function: Callable[..., Any], arguments: Mapping[str, Any], request: Request, arrays: str
+) -> tuple[Any, dict[str, str]]:
+    """Return what a function returns, and what of the process it changed, which is put back."""
+    with torch.set_grad_enabled(request.cotangent is not None), _filled(request.fill):
+        watch = Watch(request.unusual)
+        try:
+            returned = function(*arguments.values())
             if request.device == "cuda":
                 torch.cuda.synchronize()
-            after = process_state()
-    finally:
-        restore_state(before)
-    expected = {**before, "grad mode": with_grad}
-    return returned, tuple(name for name, value in after.items() if not _same(value, expected[name]))
+        except Exception as error:
+            hint = hint_at_library(error, arrays)
+            if hint:
+                error.add_note(hint)
+            raise
+        finally:
+            changed = watch.settle()
+    return returned, changed
 
 
-def _handed_over(tensor: Tensor, request: Request) -> Tensor:
-    copy = tensor.clone().to(request.device)
-    return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
+def overwrite(array: Any) -> None:
+    """Write NaN over an array that was handed over, or zeros where it holds integers."""
+    if isinstance(array, Tensor):
+        with torch.no_grad():
+            array.fill_(math.nan if array.is_floating_point() else 0)
+    elif hasattr(array, "fill"):  # others cannot be written to
+        array.fill(math.nan if array.dtype.kind == "f" else 0)
+
+
+def _changed_later(earlier: tuple[Mapping[str, Tensor], Mapping[str, Any]]) -> tuple[str, ...]:
+    time.sleep(_LATER)
+    return _changed(*earlier)
+
+
+def _read_later(inputs: Mapping[str, Tensor], outputs: list[Tensor], settled: Any) -> bool:
+    """Whether the output is another once the inputs are; they are overwritten."""
+    for tensor in inputs.values():
+        overwrite(tensor)
+    return bool(outputs) and not same_bits(outputs[0].detach().cpu(), _leaves(settled)[0])
+
+
+def _flaw(out: Any, request: Request) -> str:
+    """Return what keeps the output from being used like any other tensor."""
+    main = next(iter(_leaves(out)), None)
+    if not isinstance(main, Tensor):
+        return ""
+    if overlaps_itself(main):
+        return "overlap"
+    if main.is_neg() or main.is_conj():
+        return "lazy"
+    return "graph" if main.requires_grad and request.cotangent is None and not request.unusual else ""
 
 
 def _settled(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
-def _changed(inputs: Mapping[str, Tensor], request: Request) -> tuple[str, ...]:
-    originals = named_tensors(request.arguments).items()
+def _changed(inputs: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    originals = named_tensors(arguments).items()
     return tuple(name for name, tensor in originals if not same_bits(inputs[name].detach().cpu(), tensor))
 
 
@@ -172,8 +272,11 @@ def _leaves(returned: Any) -> list[Any]:
 
 
 def _map_returned(change: Callable[[Any], Any], returned: Any) -> Any:
-    if is_dataclass(returned) and not isinstance(returned, type):
-        return type(returned)(*(change(value) for value in _leaves(returned)))
+    if is_dataclass(returned) and not isinstance(returned, type) and fields(returned):
+        main, *others = _leaves(returned)
+        changed = [change(main), *(None if other is None else change(other) for other in others)]
+        kind: Callable[..., Any] = type(returned)
+        return kind(*changed)
     return change(returned)
 
 
@@ -198,47 +301,3 @@ class _filled:  # noqa: N801 - read as a with-clause
             mode, fill = self._before
             torch.set_deterministic_debug_mode(mode)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-
-
-_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "torch's random generator": (torch.get_rng_state, torch.set_rng_state),
-    "Python's random generator": (random.getstate, random.setstate),
-    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "working directory": (os.getcwd, os.chdir),
-}
-"""What a call must leave as it is: how it is read, and put back"""
-
-
-def process_state() -> dict[str, Any]:
-    """Return what a call must leave as it is."""
-    return {name: read() for name, (read, _) in _known_state().items()}
-
-
-def restore_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`process_state` returned, where it is no longer so."""
-    for name, (read, write) in _known_state().items():
-        if name in state and not _same(read(), state[name]):
-            write(state[name])
-
-
-def _known_state() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    state = dict(_STATE)
-    if "numpy" in sys.modules:
-        numpy = sys.modules["numpy"].random
-        state["numpy's random generator"] = (numpy.get_state, numpy.set_state)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["CUDA's random generator"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
-    return state
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, tuple) and any(hasattr(value, "tobytes") for value in a):  # numpy's generator
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    if hasattr(a, "tobytes"):  # a numpy array
-        return bool(a.tobytes() == b.tobytes())
-    return bool(a == b)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from csa_spec.plug.call import Answer, Caller, LocalCaller, Request
+from csa_spec.plug.call import Answer, Caller, LocalCaller, Request, overwrite
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.plug.plain import plain_line
 
@@ -71,7 +71,8 @@ class Candidate:
     def ask(self, request: Request) -> Answer:
         """Call a stage; raises whatever it raises."""
         function = self.functions(request.stage)[request.mode]
-        called = function if request.through is None else partial(request.through, function)
+        after = {"after": overwrite} if request.overwrite else {}
+        called = function if request.through is None else partial(request.through, function, **after)
         return self.caller(called, request, self.capabilities_of(request.stage).arrays)
 
 

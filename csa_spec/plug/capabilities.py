@@ -153,6 +153,9 @@ class Capabilities:
     rounds to bfloat16 first, which moves each by up to 2**-8"""
     lowest_index_first: bool = False
     """A promise: among equal scores select takes the lowest entries. Without it any choice is right"""
+    draws_random: bool = False
+    """A call draws from the process's random generators, to make a module say; its output never depends on
+    what it draws, and it never seeds them"""
     deterministic: bool = True
     """Two runs on the same input give the same bits"""
     batch_invariant: bool = True

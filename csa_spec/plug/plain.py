@@ -49,7 +49,7 @@ def said(thing: object, write: Callable[[object], str] = str) -> str:
     """Return ``str(thing)``, whatever that may raise: what a candidate gives has any methods at all."""
     try:
         return str.__str__(write(thing))  # of a str of their own, the str
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # no memory for it, say
         return f"<{type(thing).__name__}, whose text cannot be had: {type(error).__name__}>"
 
 

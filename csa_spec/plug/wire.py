@@ -10,46 +10,42 @@ import functools
 import io
 import pickle
 import socket
-import traceback
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from csa_spec.plug.arrays import Foreign
 from csa_spec.plug.call import Answer, MisshapenAnswer, NotOffered
 from csa_spec.plug.candidate import one_line
+from csa_spec.plug.raised import Raised, described
 
 
 class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
+    raised: Raised
+    """What is known of it"""
 
-_OURS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (NotOffered, MisshapenAnswer)}
+
+_OURS = {kind.__name__: kind for kind in (NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
-_BETWEEN = "\x1f"
-"""Between the arguments of one of these."""
 
 
-def remote_error(name: str, message: str, trace: str) -> Exception:
+def remote_error(told: Raised | Exception) -> Exception:
     """Return what to raise here for an exception there."""
-    if name in _OURS:
-        return _OURS[name](*message.split(_BETWEEN))
-    error: RemoteError = _class_named(name, RemoteError)(message)
-    error.add_note(f"In the worker:\n{trace}")
+    if isinstance(told, Exception):
+        return told
+    error: RemoteError = _class_named(told.error)(told.message)
+    error.raised = told
     return error
 
 
-def told(error: BaseException) -> tuple[str, str, str]:
-    """Return an exception in plain text, since its object need not survive pickling."""
-    kind = type(error)
-    ours = kind in _OURS.values()
-    name = f"{kind.__module__}.{kind.__name__}" if ours else kind.__name__
-    try:
-        message = _BETWEEN.join(map(str, error.args)) if ours else str(error)
-        return name, message, "".join(traceback.format_exception(error))
-    except BaseException as another:  # its message cannot be made, or there is no memory for it
-        return name, f"(no message: {type(another).__name__})", ""
+def told(error: BaseException) -> Raised | Exception:
+    """Return an exception in plain text, since its object need not survive pickling, or one of ours."""
+    ours = _OURS.get(type(error).__name__)
+    return ours(*map(str, error.args)) if ours and type(error) is ours else described(error)
 
 
 def received_from(channel: socket.socket) -> bytes:
@@ -75,8 +71,8 @@ def packed(message: Any) -> bytes:
         if not isinstance(message, Answer):
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
-        name = f"{type(message.returned).__name__}, which cannot be pickled ({reason})"
-        data = _pickled(replace(message, returned=_StandIn(name), gradients={}))
+        what = f"{type(message.returned).__name__}, which cannot be pickled ({reason})"
+        data = _pickled(replace(message, returned=Foreign(what), gradients={}))
     return len(data).to_bytes(8) + data
 
 
@@ -86,7 +82,7 @@ def unpacked(data: memoryview) -> Any:
         return pickle.loads(data)
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        return Answer(_stand_in(f"an object that cannot be unpickled ({reason})"))
+        return Answer(Foreign(f"an object that cannot be unpickled ({reason})"))
 
 
 def _pickled(message: Any) -> bytes:
@@ -112,21 +108,7 @@ def _tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
     return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
-class _StandIn:
-    """Takes the place of something that cannot be sent; a trial names its class."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __reduce__(self) -> Any:
-        return _stand_in, (self._name,)
-
-
-def _stand_in(name: str) -> object:
-    return _class_named(name, _StandIn)(name)
-
-
 @functools.cache
-def _class_named(name: str, base: type) -> Any:
+def _class_named(name: str) -> Any:
     """Return a class of that name: reports and kinds of failure go by it."""
-    return type(name, (base,), {})
+    return type(name, (RemoteError,), {})

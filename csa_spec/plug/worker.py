@@ -8,6 +8,8 @@ from typing import Any
 
 from csa_spec.plug.call import Answer, Fault, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.growth import SECONDS
+from csa_spec.plug.raised import in_short
 from csa_spec.plug.wire import remote_error
 from csa_spec.plug.worker_pool import WorkerPool
 
@@ -48,13 +50,14 @@ class WorkerCaller:
         Fault
             If the call ends without one.
         RemoteError
-            For an exception of the candidate; the worker's traceback is a note.
+            For an exception of the candidate.
         CandidateError
             If the candidate cannot be loaded in a worker, though nothing is known against it.
         """
         try:
             pool = self._worker()
-            reply = pool.ask(request, self._time_limit)
+            # Where one call is made many times, it stops by itself.
+            reply = pool.ask(request, self._time_limit * 3 + SECONDS if request.grows else self._time_limit)
         except Fault:
             self._works = False
             raise
@@ -63,11 +66,11 @@ class WorkerCaller:
             raise
         if isinstance(reply, Answer):
             return reply
-        name, message, trace = reply
-        if _BROKEN_DEVICE.search(trace):
+        error = remote_error(reply)
+        if _BROKEN_DEVICE.search(in_short(error)):
             self._works = False
             pool.end_worker()
-        raise remote_error(name, message, trace)
+        raise error
 
     def close(self) -> None:
         """End all processes; another call would start them again."""
@@ -99,5 +102,6 @@ class WorkerCaller:
         if failed is None:
             return ""
         pool.end_worker()
-        name, message, _ = failed
-        return message if name == CandidateError.__name__ else f"loading it failed: {name}: {message}"
+        if failed.error == CandidateError.__name__:
+            return str(failed.message)
+        return f"loading it failed: {in_short(remote_error(failed))}"

@@ -32,6 +32,7 @@ LAWS = {
     "scales_the_sink_in_place": "inputs",
     "replaces_minus_infinity_in_place": "inputs",
     "draws_random_numbers": "state",
+    "keeps_every_output": "growth",
     "reuses_its_buffer": "memory",
     "remembers_answers_by_shape": "own-inputs",
     "detaches_hidden": "gradients",

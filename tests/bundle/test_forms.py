@@ -71,8 +71,8 @@ CASES = {
 }
 FORMS = {
     "raises": ("out.nothing", "CandidateRaised[AttributeError]"),
-    "none": ("None", "WrongShape"),
-    "list": ("[out, out]", "WrongShape"),
+    "none": ("None", "NotATensor"),
+    "list": ("[out, out]", "NotATensor"),
     "transposed": ("out.transpose(0, 1)", "WrongShape"),
     "double": ("out.double()", "WrongDtype"),
 }

@@ -311,7 +311,7 @@ WITHOUT_SCRIPT = {
         "attend D=2 N=2 n=1 values=gaussian", "ReturnsPrevious", "own-inputs",
     ),
     "random": Variant(
-        "attend", ATTEND, "torch.rand(1)", "pass", "attend D=2 N=2 n=1", "StateChanged[torch's random generator]",
+        "attend", ATTEND, "torch.rand(1)", "pass", "attend D=2 N=2 n=1", "DrawsRandom[torch's random generator]",
         "state",
     ),
     "detached": Variant(

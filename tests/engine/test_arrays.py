@@ -14,10 +14,12 @@ import torch
 import csa_spec
 from csa_spec import Capabilities, CompressorWeights, Failure
 from csa_spec.plug.arrays import (
+    Foreign,
     from_library,
     library_problem,
     map_tensors,
     named_tensors,
+    received,
     same_bits,
     share_memory,
     to_library,
@@ -116,9 +118,11 @@ def test_torch_gets_the_tensor_itself() -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 1.5, [1.0, 2.0], "text", (torch.ones(2), None)], ids=str)
-def test_what_is_no_array_comes_back_as_it_is(thing: object) -> None:
-    """So that the failure can name its type."""
-    assert from_library(thing) is thing
+def test_what_is_no_array_comes_back_in_words(thing: object) -> None:
+    """So that the failure can name its type, in whatever process it was made."""
+    back = received(thing, torch.ones(1))
+    assert isinstance(back, Foreign)
+    assert ("None" if thing is None else type(thing).__name__) in back.what
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -286,12 +290,12 @@ WRONG: dict[str, tuple[Callable[..., Any], str, str, str]] = {
         "WrongShape",
         "expected [2, 2, 2, 4] [B, S, H, D], got []",
     ),
-    "list": (lambda out, *_: out.tolist(), "specification", "WrongShape", "got a list of 2"),
-    "tuple": (lambda out, *_: (out, None), "specification", "WrongShape", "got a tuple of 2"),
-    "nothing": (lambda *_: None, "specification", "WrongShape", "got NoneType"),
+    "list": (lambda out, *_: out.tolist(), "specification", "NotATensor", "got a list of 2"),
+    "tuple": (lambda out, *_: (out, None), "specification", "NotATensor", "got a tuple of 2"),
+    "nothing": (lambda *_: None, "specification", "NotATensor", "got None (return the output)"),
     "flat": (lambda out, *_: out.reshape(2, 2, 8), "specification", "WrongShape", "got [2, 2, 8]"),
     "float64": (lambda out, *_: out.astype(np.float64), "specification", "WrongDtype", "float64"),
-    "text": (lambda out, *_: out.astype(str), "specification", "CandidateRaised", "TypeError"),
+    "text": (lambda out, *_: out.astype(str), "specification", "NotATensor", "a NumPy array of <U32"),
 }
 
 

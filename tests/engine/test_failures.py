@@ -38,8 +38,8 @@ from engine.wrong import BUGS, LAWS, Bug, caught, held, named
 
 TABLE = [*BUGS.items(), *LAWS.items()]
 WITHOUT_A_PLACE = (
-    "CandidateRaised", "WrongShape", "WrongDtype", "InputsChanged", "StateChanged", "OverwritesOutput",
-    "ReturnsPrevious", "NotBatchInvariant",
+    "CandidateRaised", "NotATensor", "WrongShape", "WrongDtype", "InputsChanged", "DrawsRandom",
+    "GrowsWithCalls", "OverwritesOutput", "ReturnsPrevious", "NotBatchInvariant",
 )  # fmt: skip
 EACH = pytest.mark.parametrize(("name", "bug"), TABLE, ids=[f"{name}-{bug.check}" for name, bug in TABLE])
 

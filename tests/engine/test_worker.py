@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,8 @@ def test_answers_are_those_of_a_call_in_this_process() -> None:
             assert same_bits(one, other)
     here, there = ask(LocalCaller(), "in_place", x), ask(caller, "in_place", x)
     assert there.changed_inputs == here.changed_inputs == ("x",)
-    assert there.changed_state == here.changed_state == ("default dtype",)
+    assert there.changed_state == here.changed_state
+    assert there.changed_state == {"default dtype": "it was float32, after the call it is float64"}
     assert there.shared_with == here.shared_with == ("x",)
     caller.close()
 
@@ -161,7 +163,7 @@ def test_processes_that_a_hanging_call_started_end_with_it(caller: WorkerCaller)
         ("interrupt", "KeyboardInterrupt", "not from the keyboard"),
         ("refuse", "Refusal", "no kernel"),
         ("end_of_file", "EOFError", "no more"),
-        ("raise_nameless", "Nameless", "(no message: ValueError)"),
+        ("raise_nameless", "Nameless", "<Nameless, whose text cannot be had: ValueError>"),
     ],
 )
 def test_exceptions_keep_the_name_of_their_class(
@@ -173,7 +175,7 @@ def test_exceptions_keep_the_name_of_their_class(
         ask(caller, stage)
     assert type(caught.value).__name__ == name
     assert str(caught.value) == message
-    assert "In the worker" in caught.value.__notes__[0]
+    assert re.match(r"misbehaving.py:\d+ in " + stage, caught.value.raised.where)
     assert process_of(caller) == before
 
 
@@ -190,8 +192,8 @@ def test_an_exception_of_one_name_has_one_class(caller: WorkerCaller) -> None:
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ("generator", "generator, which cannot be pickled (TypeError: cannot pickle 'generator' object)"),
-        ("one_way", "an object that cannot be unpickled (ImportError: no such class here)"),
+        ("generator", "a generator (return the output, do not yield it)"),
+        ("one_way", "an OneWay"),
     ],
 )
 def test_what_cannot_be_sent_is_an_answer_of_the_wrong_type(
@@ -199,7 +201,7 @@ def test_what_cannot_be_sent_is_an_answer_of_the_wrong_type(
 ) -> None:
     """As in this process: it is neither a crash nor an exception of the candidate."""
     before = process_of(caller)
-    assert type(ask(caller, stage).returned).__name__ == said
+    assert str(ask(caller, stage).returned) == said
     assert process_of(caller) == before
 
 

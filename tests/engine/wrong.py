@@ -25,6 +25,7 @@ from csa_spec.bugs.layer_side_effects import (
     draws_random_numbers,
     infinite_at_first,
     joins_rows,
+    keeps_every_output,
     multiplies_rows_by_their_number,
     raises_on_a_tail,
     remembers_answers_by_shape,
@@ -49,9 +50,12 @@ from csa_spec.candidates.recognise import import_candidate
 from csa_spec.engine.failures import (
     BatchOrderMatters,
     CandidateRaised,
+    DrawsRandom,
     Failure,
     FutureLeak,
+    GrowsWithCalls,
     InputsChanged,
+    NotATensor,
     NotBatchInvariant,
     NotFinite,
     NotRepeatable,
@@ -61,7 +65,6 @@ from csa_spec.engine.failures import (
     RowsInteract,
     SeesTooLittle,
     SeesTooMuch,
-    StateChanged,
     WeightIgnored,
     WrongDtype,
     WrongNumbers,
@@ -94,6 +97,7 @@ __all__ = [
     "ignores_the_index_bias",
     "infinite_at_first",
     "joins_rows",
+    "keeps_every_output",
     "leaks_the_future",
     "leaves_the_sink_out",
     "misses_the_oldest_token",
@@ -185,7 +189,7 @@ OUTSIDE = {"what": "token", "why": "outside"}
 BUGS = {
     "raises_on_a_tail": Bug(SPECIFICATION, CandidateRaised, {"error": "ValueError"}),
     "returns_nothing": Bug(
-        SPECIFICATION, WrongShape, {"wanted": "one tensor", "received": "NoneType"}, SLIDING
+        SPECIFICATION, NotATensor, {"wanted": "one tensor", "received": "None (return the output)"}, SLIDING
     ),
     "joins_rows": Bug(
         SPECIFICATION, WrongShape, {"wanted": "[1, 1, 2] [B, S, hidden]", "received": [1, 2]}, SLIDING
@@ -213,7 +217,8 @@ LAWS = {
     "centres_hidden_in_place": Bug("inputs", InputsChanged, {"names": "hidden"}, SLIDING),
     "scales_the_sink_in_place": Bug("inputs", InputsChanged, {"names": "weights.attn_sink"}, SLIDING),
     "rounds_differently_in_a_batch": Bug("rows", NotBatchInvariant, kind=SLIDING),
-    "draws_random_numbers": Bug("state", StateChanged, {"what": "torch's random generator"}, SLIDING),
+    "draws_random_numbers": Bug("state", DrawsRandom, {"what": "torch's random generator"}, SLIDING),
+    "keeps_every_output": Bug("growth", GrowsWithCalls, {"what": "tensors"}, SLIDING),
     "reuses_its_buffer": Bug("memory", OverwritesOutput, kind=SLIDING),
     "remembers_answers_by_shape": Bug("own-inputs", ReturnsPrevious, {"same_bits": True}, SLIDING),
     "ignores_kv_norm": Bug("weights", WeightIgnored, {"weight": "kv_norm"}, SLIDING),

@@ -104,7 +104,7 @@ def test_a_right_implementation_is_conformant() -> None:
     report = csa_spec.check(norm=norm, profile="few", dtype="float32,bfloat16")
     assert report.verdict is Verdict.CONFORMANT, summarise(report)
     assert {result.check for result in report.results} == {
-        "specification", "rows", "repeat", "inputs", "state", "memory", "own-inputs",
+        "specification", "rows", "repeat", "inputs", "state", "memory", "growth", "own-inputs",
     }  # fmt: skip
     assert all(result.cases for result in report.results)
     assert summarise(report).endswith(f"{HERE}:norm: CONFORMANT for norm")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.case import CaseError, whole
-from csa_spec.plug.arrays import from_library
+from csa_spec.plug.arrays import received
 from csa_spec.plug.call import MisshapenAnswer, NotOffered
 from csa_spec.plug.plain import plain_line
 from csa_spec.spec import Geometry, LayerWeights
@@ -93,20 +93,24 @@ def drive(
     batch: int,
     calls: Sequence[Call],
     *tokens: Tensor,
+    after: Callable[[Any], None] = lambda tokens: None,
 ) -> Any:
-    """Run a schedule on a new stream; return the outputs of all calls one by one, ``[tokens, hidden]``."""
+    """Run a schedule on a new stream; return the outputs of all calls one by one, ``[tokens, hidden]``.
+
+    ``after`` is called with the tokens of each call once it has returned.
+    """
     stream: Any = open_stream(weights, geometry, batch)
     other: Any = None
     saved, outs, fed = None, [], iter(tokens)
     for call in calls:
         if call.op is Op.EXTEND:
-            outs.append(_extended(stream, next(fed)))
+            outs.append(_extended(stream, next(fed), after))
         elif call.op is Op.FORK:
             original, stream = stream, _ask(stream, Op.FORK)
-            outs.append(_extended(original, next(fed)))
+            outs.append(_extended(original, next(fed), after))
         elif call.op is Op.OTHER:
             other = open_stream(weights, geometry, batch) if other is None else other
-            outs.append(_extended(other, next(fed)))
+            outs.append(_extended(other, next(fed), after))
         elif call.op is Op.SAVE:
             saved = _ask(stream, Op.SAVE)
         elif call.op is Op.RESTORE:
@@ -118,13 +122,14 @@ def drive(
     return torch.cat(outs)
 
 
-def _extended(stream: Any, hidden: Any) -> Tensor:
-    out = stream.extend(hidden)
-    if getattr(out, "shape", None) != hidden.shape:
-        got = list(out.shape) if hasattr(out, "shape") else f"a {type(out).__name__}"
-        raise MisshapenAnswer(f"{list(hidden.shape)} from extend", got)
-    outputs: Tensor = from_library(out)
-    return outputs.flatten(0, 1)
+def _extended(stream: Any, hidden: Any, after: Callable[[Any], None]) -> Tensor:
+    shape = tuple(hidden.shape)
+    out = received(stream.extend(hidden), hidden)
+    if not isinstance(out, Tensor) or tuple(out.shape) != shape:
+        got = list(out.shape) if isinstance(out, Tensor) else str(out)
+        raise MisshapenAnswer(f"{list(shape)} from extend", got)
+    after(hidden)
+    return out.flatten(0, 1)
 
 
 def _ask(stream: Any, op: Op, *arguments: Any) -> Any:
