@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -58,11 +59,28 @@ class Likeness:
     agreeing: int
     """Of the cases tried, those on which the candidate does what the bug does"""
     tried: int
-    """The failing case, and further ones on which this bug is wrong, or bugs that look like it differ"""
+    """Cases on which the bug, or the candidate alone, does other than the specification"""
+
+    @property
+    def agreement(self) -> str:
+        """How sure it is, e.g. ``agrees on 9 of 9 cases that tell it apart from the specification``."""
+        apart = "case that tells" if self.tried == 1 else "cases that tell"
+        return f"agrees on {self.agreeing} of {self.tried} {apart} it apart from the specification"
 
     def __str__(self) -> str:
         """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
         return self.title + (f" ({', '.join(self.sources)})" if self.sources else "")
+
+
+class Certainty(Enum):
+    """How sure it is that a candidate has the bugs that are named; the value is what reports say."""
+
+    CERTAIN = "behaves like"
+    """One bug does what the candidate does, on every case that was tried"""
+    SEVERAL = "one of several bugs that fit"
+    """More than one does"""
+    RESEMBLES = "resembles"
+    """One does on most cases, or on few that could be tried"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,8 @@ class Diagnosis:
     """Known bugs, the likeliest first"""
     summary: str
     """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
+    certainty: Certainty = Certainty.RESEMBLES
+    """Of the bugs that are named"""
 
 
 Found = tuple[type["Failure"], dict[str, Any]]

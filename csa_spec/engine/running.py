@@ -20,6 +20,8 @@ from csa_spec.plug.candidate import Candidate
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
+KEPT = 4
+"""Failing cases that are kept as they were tried: shrinking may lose what tells one mistake from another."""
 HUNG_ENOUGH = 3
 """The same for calls that hang, each of which takes its whole time."""
 HUNG_SECONDS = 60.0
@@ -61,6 +63,8 @@ class CheckResult:
     """Cases that were changed or left out because the candidate does not support them, by what they had"""
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
+    failed_on: list[Any] = field(default_factory=list)
+    """The first cases that failed, as they were tried"""
     seconds: float = 0.0
 
 
@@ -127,6 +131,7 @@ def run_check(
         failure = _try(check, candidate, stage, case, result)
         if failure is not None:
             hung += isinstance(failure, CandidateHung)
+            result.failed_on += [failure.case][: KEPT - len(result.failed_on)]
             known = smallest.get(failure.kind)
             if known is None or failure.case.order < known.case.order:
                 smallest[failure.kind] = failure
