@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -147,9 +147,9 @@ def _said(bug: Bug, check: Check[Any], diagnosis: Diagnosis | None) -> Named:
     return Named(diagnosis.certainty, tuple(agrees), alike[0].agreement, tied, right)
 
 
-def measure(command: Command) -> list[Measured]:
-    """Diagnose all bugs."""
-    parts = batches(command.bugs[:: command.options.nth], 4)
+def measure(command: Command, nth: int = 1) -> list[Measured]:
+    """Diagnose all bugs, or every n-th."""
+    parts = batches(command.bugs[::nth], 4)
     tasks: list[Task] = [(name_bugs, (part, command.profile, command.seeds[0])) for part in parts]
     return [*chain(*command.do(tasks))]
 
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser("names", __doc__ or "")
     options.add_argument("--nth", type=int, default=1, metavar="N", help="take only every n-th bug")
     command = read_command("names", options, arguments)
-    measured = measure(command)
+    measured = measure(command, command.options.nth)
     print(*map(details, measured), sep="\n")
     command.finish(page(measured, command))
 

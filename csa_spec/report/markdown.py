@@ -75,7 +75,8 @@ def _failure(failed: Explained) -> str:
         ]
         where = f" ({', '.join(links)})" if links else ""
         lines += [
-            f"Behaves like: **{_prose(likeness.title)}**{where}. {_prose(_cut(likeness.cause, _LINE))}",
+            f"{failed.certainty}: **{_prose(likeness.title)}**{where}. "
+            f"{_prose(_cut(likeness.cause, _LINE))} It {likeness.agreement}.",
             "",
         ]
     lines += [_prose(_cut(failed.summary, _LINE)), ""] if failed.summary else []
