@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from csa_spec.bugs.bug import Bug, following
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.diagnosis import diagnose
 from csa_spec.diagnosis.further import further_cases
+from csa_spec.diagnosis.summary import summary
 from csa_spec.engine.agreement import Part, same_and_wrong
 from csa_spec.engine.failures import Certainty, Diagnosis, Failure
 from csa_spec.engine.running import failure_of
@@ -192,6 +194,54 @@ def test_naming_ends_when_its_time_is_over() -> None:
     assert found.summary
 
 
+CONTRADICTIONS = (
+    (
+        "none that is hidden|on no other",
+        "must not (see|read|attend)|what it must not|too much|when token . changes",
+    ),
+    ("each token that it must|the set is right", "does not (read|change|depend)|too little"),
+    (
+        "what it makes of them is wrong|the set is right",
+        "its output is that of attending|selects entry|leaves out",
+    ),
+    ("call 1 of 1 ", "sequence of calls|than one call"),
+    ("no token that the row does not hold", "which the row does not hold"),
+    ("none that is hidden|the set is right", "tokens from column|input ends at|row is run alone"),
+    ("within rounding", "numbers are wrong|queries? .* wrong"),
+)
+"""What no report may say together"""
+BROKEN_LAWS = (
+    ("sees_the_next_token", "csa k=0 rows=2 values=units seed=1", "future"),
+    ("adds_the_batch_mean", "sliding rows=1,1 values=units seed=1", "rows"),
+    ("scales_logits_by_the_length_of_the_sequence", "sliding rows=2 values=units seed=1", "prefix"),
+)
+MORE = (
+    ("sees_no_entry", "csa rows=1 values=units seed=1", "specification"),
+    ("attends_to_every_second_entry", "csa rows=2 values=units seed=2", "specification"),
+    ("misses_the_oldest_token_of_the_window", "csa rows=1 values=units seed=1", "specification"),
+    ("rotates_at_position_zero", "compressor blocks=2 seed=1", "specification"),
+    (
+        "uses_the_sink_of_head_0_for_every_head",
+        "attend H=2 N=1 n=1 sinks=drawn-sinks seed=1",
+        "specification",
+    ),
+    ("scales_scores_to_the_unit_interval", "select S=2 T=2 k=1 seed=3", "specification"),
+    ("shares_one_state_between_rows", "cache sliding B=2 W=2 values=units seed=1", "specification"),
+)
+
+
+@pytest.mark.parametrize(("name", "line", "check"), [*NAMED, *BROKEN_LAWS, *MORE], ids=lambda word: word)
+def test_a_report_does_not_contradict_itself(name: str, line: str, check: str) -> None:
+    """Title, sentence, findings and summary, of the black box and of what it would expose."""
+    for candidate in (black_box(find_bug(name)), find_bug(name).candidate):
+        failure = fail(candidate, line, check)
+        law = check != "specification"
+        said = summary(stage_of(failure.case).trial(candidate, failure.case), failure, law)
+        text = " ".join((failure.title, failure.detail, *failure.findings, said))
+        for one, other in CONTRADICTIONS:
+            assert not (re.search(one, text) and re.search(other, text)), text
+
+
 def _odd(hidden: Any, weights: Any, geometry: Any, positions: Any, documents: Any) -> Any:
     """Be wrong in a way of its own: every second query is 1.0625 times what it must be."""
     out = following(SPEC)(hidden, weights, geometry, positions, documents)
@@ -205,7 +255,7 @@ def test_where_no_known_bug_is_like_it_place_and_dependence_are_told() -> None:
     assert not found.behaves_like
     assert "Query 1 of row 0 is wrong, the other is right" in found.summary
     assert "query 1 must attend to entry 0 (of 1) and to token 1 in its window" in found.summary
-    assert "the set is right, the numbers are wrong" in found.summary
+    assert "on none that is hidden from it: what it makes of them is wrong" in found.summary
 
 
 def test_what_is_seen_and_must_not_be_is_named() -> None:
@@ -223,7 +273,7 @@ def test_a_wrong_selection_is_told_by_what_it_would_explain() -> None:
     found = diagnose(as_candidate(lowest, "black box", "layer"), "specification", failure)
     assert found is not None
     assert "its output is that of attending to entry" in found.summary
-    assert "it selects the wrong entries" in found.summary
+    assert "which entries it attends to is wrong" in found.summary
 
 
 def test_a_stage_without_a_likeness_says_what_is_wrong_with_its_set() -> None:

@@ -127,9 +127,13 @@ def _measured(bug: Bug, seed: int, profiles: Sequence[Profile]) -> Measured:
         for check in run.stage.checks:
             result = run.run(check, enough=FOUND, naming=False)
             if result.failures:
-                failure, others = result.failures[0], result.failed_on
+                failure = result.failures[0]
                 both = [
-                    _said(bug, check, diagnose(candidate, check, failure, others=others, without=without))
+                    _said(
+                        bug,
+                        check,
+                        diagnose(candidate, check, failure, others=failure.met_on, without=without),
+                    )
                     for without in ((), third_of(bug.name, seed))
                 ]
                 return Measured(bug.name, check.name, str(failure.case), *both)

@@ -53,7 +53,7 @@ def diagnose(
     trial = stage.trial(candidate, failure.case)
     try:
         if isinstance(failure, (CandidateHung, CandidateDied)):  # each further call may take its whole time
-            return Diagnosis((), summary(trial, failure))
+            return Diagnosis((), summary(trial, failure, named.law))
         from csa_spec.diagnosis.likeness import Search  # only a failure needs the catalogue
 
         end = time.monotonic() + seconds
@@ -61,7 +61,7 @@ def diagnose(
         search = Search(candidate, named, stage, known, end)
         search.run([failure.case, *sorted(others, key=lambda case: case.order)])
         certainty, behaves_like = search.verdict()
-        return Diagnosis(behaves_like, summary(trial, failure), certainty)
+        return Diagnosis(behaves_like, summary(trial, failure, named.law), certainty)
     except CandidateError:
         return None
 

@@ -144,6 +144,8 @@ class Failure(AssertionError):
         """What the candidate selected, ``[B, S, k]``, where that is what the stage answers"""
         self.facts = facts
         """What else is known, by name: what the sentence is made of"""
+        self.met_on: tuple[Case, ...] = ()
+        """Cases from before shrinking on which the candidate failed"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 
@@ -354,7 +356,7 @@ class NoGradient(WrongGradient):
 
 
 class StreamDiffers(Failure):
-    title = "a sequence of calls gives a different output than one call"
+    title = "a call gives a wrong output for the tokens that a row then holds"
     says = "call {number} of {calls} ({op}): wrong output for row {row}, which holds {tokens} at this point"
     told_apart_by = "after"
 

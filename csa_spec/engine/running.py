@@ -63,8 +63,6 @@ class CheckResult:
     """Cases that were changed or left out because the candidate does not support them, by what they had"""
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
-    failed_on: list[Any] = field(default_factory=list)
-    """The first cases that failed, as they were tried"""
     seconds: float = 0.0
 
 
@@ -121,6 +119,7 @@ def run_check(
     """
     result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
     smallest: dict[str, Failure] = {}
+    met: list[Any] = []
     begin, hung = time.perf_counter(), 0
 
     def tell() -> None:
@@ -131,7 +130,7 @@ def run_check(
         failure = _try(check, candidate, stage, case, result)
         if failure is not None:
             hung += isinstance(failure, CandidateHung)
-            result.failed_on += [failure.case][: KEPT - len(result.failed_on)]
+            met += [failure.case][: KEPT - len(met)]
             known = smallest.get(failure.kind)
             if known is None or failure.case.order < known.case.order:
                 smallest[failure.kind] = failure
@@ -147,6 +146,8 @@ def run_check(
     result.failures = list(smallest.values())
     if shrinking:  # only now: one failing case of each kind, the smallest drawn, is worth the time
         result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
+        for failure in result.failures:
+            failure.met_on = tuple(met)
     result.failures.sort(key=lambda failure: failure.case.order)
     result.seconds = time.perf_counter() - begin
     return result
