@@ -26,6 +26,10 @@ from csa_spec.stages import parse_case, stage_of
 from tools.names import black_box
 
 
+BUSY = 600.0
+"""Seconds for naming, so that it is not cut short on a busy machine"""
+
+
 def fail(candidate: Candidate, line: str, check: str = "specification") -> Failure:
     """Return how a candidate fails on a case."""
     case = parse_case(line)
@@ -37,7 +41,7 @@ def fail(candidate: Candidate, line: str, check: str = "specification") -> Failu
 
 def diagnosis(candidate: Candidate, line: str, check: str = "specification") -> Diagnosis:
     """Return what the failure on a case looks like."""
-    found = diagnose(candidate, check, fail(candidate, line, check))
+    found = diagnose(candidate, check, fail(candidate, line, check), BUSY)
     assert found is not None
     return found
 
@@ -177,8 +181,8 @@ def test_a_case_from_before_shrinking_gives_the_name_that_the_smallest_one_lost(
 
     candidate, longer = as_candidate(both, "black box", "layer"), parse_case("csa rows=5 seed=1")
     failure = fail(candidate, "csa rows=2")
-    alone = diagnose(candidate, "specification", failure)
-    helped = diagnose(candidate, "specification", failure, others=[longer])
+    alone = diagnose(candidate, "specification", failure, BUSY)
+    helped = diagnose(candidate, "specification", failure, BUSY, others=[longer])
     assert alone is not None
     assert helped is not None
     assert not alone.behaves_like

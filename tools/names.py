@@ -31,6 +31,8 @@ from tools.command import Command, parser, read_command
 TWINS = 0.9
 """Of the cases on which one of two bugs is wrong, on which both give one answer, where they are one kind"""
 THIRDS = 3
+SECONDS = 600.0
+"""For one diagnosis, so that a busy machine changes nothing"""
 FOUND = 3
 """Failing cases out of which the smallest is shrunk"""
 
@@ -132,7 +134,7 @@ def _measured(bug: Bug, seed: int, profiles: Sequence[Profile]) -> Measured:
                     _said(
                         bug,
                         check,
-                        diagnose(candidate, check, failure, others=failure.met_on, without=without),
+                        diagnose(candidate, check, failure, SECONDS, failure.met_on, without),
                     )
                     for without in ((), third_of(bug.name, seed))
                 ]

@@ -32,7 +32,7 @@ SHARE = 0.75
 """Of the cases, on which a bug must agree to be named at all"""
 NAMED = 3
 """Bugs that are named at most"""
-STARTS = 3
+STARTS = 2
 """Failing cases for which the catalogue is searched, at most"""
 _SEEDS = 3
 """Other seeds on which a failing case is tried"""
