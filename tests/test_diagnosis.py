@@ -25,7 +25,6 @@ from csa_spec.spec import SPEC
 from csa_spec.stages import parse_case, stage_of
 from tools.names import black_box
 
-
 BUSY = 600.0
 """Seconds for naming, so that it is not cut short on a busy machine"""
 
