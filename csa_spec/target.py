@@ -97,7 +97,7 @@ class Target:
                 shrinking=shrinking,
             )
             for failure in result.failures if shrinking and naming else ():
-                failure.diagnosis = diagnose(self.candidate, check, failure)
+                failure.diagnosis = diagnose(self.candidate, check, failure, others=failure.met_on)
         return result
 
     def cases(self, check: Check[Any]) -> tuple[Any, ...]:

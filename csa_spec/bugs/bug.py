@@ -77,6 +77,8 @@ class Bug:
     """Layer kinds in which it shows, the plainest first; none for stages that have no layer kind"""
     broken: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """The rules of :class:`csa_spec.spec.Spec` that it replaces, where that is all it does"""
+    changed: tuple[str, ...] = ()
+    """The arguments of its stage that it changes, where that is all it does"""
     equivalent: str = ""
     """Why no check can tell it from a right implementation, where that is so"""
 
@@ -84,6 +86,11 @@ class Bug:
     def title(self) -> str:
         """The name in words."""
         return self.wording or self.name.replace("_", " ")
+
+    @property
+    def replaces(self) -> set[str]:
+        """What it replaces by something wrong, where that is known: rules and arguments."""
+        return {*self.broken, *self.changed}
 
     @property
     def seeded(self) -> bool:

@@ -105,6 +105,7 @@ class StageBugs(Generic[C]):
             cause=cause,
             kinds=self.kinds,
             broken=broken,
+            changed=tuple(changed),
             equivalent=equivalent,
             declares=declares,
         )

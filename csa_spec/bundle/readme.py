@@ -101,6 +101,7 @@ def _looks_like(failure: Failure) -> list[str]:
     lines = []
     for bug in failure.diagnosis.behaves_like:
         links = ", ".join(f"[{name}]({url})" for name, url in zip(bug.sources, bug.urls, strict=False))
-        lines.append(f"* {bug.title}{f' ({links})' if links else ''}: {bug.cause}")
-    like = "**Looks like** a known bug:\n\n" + "\n".join(lines) if lines else ""
+        lines.append(f"* {bug.title}{f' ({links})' if links else ''}: {bug.cause} It {bug.agreement}.")
+    says = failure.diagnosis.certainty.value.capitalize()
+    like = f"**{says}:**\n\n" + "\n".join(lines) if lines else ""
     return [block for block in (like, prose(failure.diagnosis.summary)) if block]

@@ -88,6 +88,7 @@ _RULES: dict[str, tuple[Wrong, str]] = {
     ),
     "arrays": (_unless(lambda value: isinstance(value, str)), "the name of a library, as text"),
     "gradients": _FLAG,
+    "draws_random": _FLAG,
     "invalid_indices": _FLAG,
     "static_shapes": _FLAG,
     "internal_dtype": (_or_none(_unless(DTYPES.__contains__)), f"one of {', '.join(DTYPES)}, or None"),

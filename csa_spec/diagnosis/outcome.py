@@ -6,12 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from csa_spec.engine.agreement import roughly
 from csa_spec.engine.failures import (
     CandidateRaised,
     Failure,
+    InputsChanged,
+    NotBatchInvariant,
     NotRepeatable,
+    OverwritesOutput,
     ReadsUninitialised,
+    SharesMemory,
+    StateChanged,
     WrongDtype,
     WrongShape,
 )
@@ -22,11 +29,13 @@ from csa_spec.plug.candidate import Candidate
 
 UNFORMED = (CandidateRaised, WrongShape, WrongDtype)
 """Failures that leave no answer to compare."""
-UNSTEADY = (NotRepeatable, ReadsUninitialised)
-"""Failures whose answers are other ones each time."""
+BITS = (NotRepeatable, ReadsUninitialised, NotBatchInvariant)
+"""Failures of answers that are right within the tolerance, or other ones each time."""
+SIDE_EFFECTS = (InputsChanged, StateChanged, SharesMemory, OverwritesOutput)
+"""Failures that need no wrong answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """How one candidate did in a check on a case."""
 
@@ -60,7 +69,7 @@ def outcome_on(
     trial = known.of(replace(candidate, caller=recorder))
     try:
         first = trial.answer
-        steady = like is not None and like.answers and not isinstance(like.failure, UNFORMED + UNSTEADY)
+        steady = like is not None and like.answers and not isinstance(like.failure, UNFORMED + BITS)
         if check.law and like is not None and steady and not known.same(like.answers[0], first):
             return None
         if check.law and check.run(trial) is None:
@@ -79,42 +88,46 @@ def fails(check: Check[Any], known: Trial[Any], outcome: Outcome) -> bool:
     return known.is_wrong(outcome.answers[0])
 
 
+def quiet(outcome: Outcome) -> bool:
+    """Whether its answers may be right all the same, so that they tell little of what is wrong."""
+    return isinstance(outcome.failure, (*BITS, *SIDE_EFFECTS))
+
+
 def alike(check: Check[Any], known: Trial[Any], got: Outcome, wrong: Outcome) -> bool:
     """Whether a candidate does what a bug does, and the specification would not."""
     if isinstance(got.failure, UNFORMED) or isinstance(wrong.failure, UNFORMED):
         return _same_failure(got, wrong)
     if not check.law:
         return known.same_and_wrong(got.answers[0], wrong.answers[0])
-    return got.failure is not None and _same_law(known, got, wrong)
+    return _same_law(known, got, wrong)
 
 
-def equal(check: Check[Any], known: Trial[Any], first: Outcome, second: Outcome) -> bool:
-    """Whether two candidates do the same, right or wrong."""
-    if isinstance(first.failure, UNFORMED) or isinstance(second.failure, UNFORMED):
-        return _same_failure(first, second)
-    if not check.law:
-        return known.same(first.answers[0], second.answers[0])
-    return _same_law(known, first, second)
-
-
-def _same_failure(first: Outcome, second: Outcome) -> bool:
-    failure, other = first.failure, second.failure
+def _same_failure(got: Outcome, wrong: Outcome) -> bool:
+    failure, other = got.failure, wrong.failure
     if failure is None or other is None:
-        return failure is other
+        return False
     same_words = isinstance(failure, CandidateRaised) or failure.detail == other.detail
     return failure.kind == other.kind and same_words
 
 
-def _same_law(known: Trial[Any], first: Outcome, second: Outcome) -> bool:
-    """Whether two candidates break a law in the same way and with the same answers, or both keep it."""
-    failure, other = first.failure, second.failure
-    if (failure is None) != (other is None) or (failure and other and failure.kind != other.kind):
+def _same_law(known: Trial[Any], got: Outcome, wrong: Outcome) -> bool:
+    """Whether two candidates break a law in the same way and with the same answers."""
+    failure, other = got.failure, wrong.failure
+    if failure is None or other is None or failure.kind != other.kind:
         return False
-    if isinstance(failure, UNSTEADY):
-        return True
-    if not first.answers or not second.answers or not known.same(first.answers[0], second.answers[0]):
+    if isinstance(failure, BITS):
+        return _bits(got) == _bits(wrong)
+    if isinstance(failure, SIDE_EFFECTS) and failure.detail != other.detail:
         return False
-    return all(map(_same_call, first.answers, second.answers))
+    if not got.answers or not wrong.answers or not known.same(got.answers[0], wrong.answers[0]):
+        return False
+    return all(map(_same_call, got.answers, wrong.answers))
+
+
+def _bits(outcome: Outcome) -> list[str]:
+    """Return what can be compared of answers that are right, or others each time: their bits, in no order."""
+    outs = (main_output(answer) for answer in outcome.answers)
+    return sorted(str(out.tolist()) for out in outs if isinstance(out, Tensor))
 
 
 def _same_call(first: Answer, second: Answer) -> bool:

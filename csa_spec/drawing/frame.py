@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from csa_spec.drawing.grid import ERROR_LEGEND, UNKNOWN, Look, draw_legend
 from csa_spec.drawing.svg import HEAD, INK, MARGIN, PURPLE, QUIET, SMALL, TEXT, Sheet
-from csa_spec.engine.failures import Failure, Likeness
+from csa_spec.engine.failures import Diagnosis, Failure
 
 LEAST = 720
 """Narrower pictures would break their sentences too often."""
@@ -34,7 +34,7 @@ def frame(
     y = sheet.paragraph(MARGIN, y + 1, _sentence(failure.detail), width, TEXT)
     y = sheet.paragraph(MARGIN, y + 1, str(failure.case), width, SMALL, QUIET, mono=True)
     if failure.diagnosis is not None and failure.diagnosis.behaves_like:
-        likely = _likely(failure.diagnosis.behaves_like[0])
+        likely = _likely(failure.diagnosis)
         y = sheet.paragraph(MARGIN, y + 4, likely, width, TEXT, PURPLE, bold=True)
     y = body(sheet, MARGIN, y + 8) + 16
     y = draw_legend(sheet, MARGIN, y, width, looks)
@@ -53,11 +53,12 @@ def frame(
     return sheet.finish(f"{failure.title}: {failure.case}", f"{failure.detail}. Squares: {described}.")
 
 
-def _likely(likeness: Likeness) -> str:
-    """Name a known bug and its first source; reports list them all."""
+def _likely(diagnosis: Diagnosis) -> str:
+    """Name the likeliest known bug and its first source; reports list them all."""
+    likeness = diagnosis.behaves_like[0]
     first, more = likeness.sources[:1], len(likeness.sources) - 1
     where = f" ({first[0]}{f' and {more} more' if more > 0 else ''})" if first else ""
-    return f"behaves like: {likeness.title}{where}"
+    return f"{diagnosis.certainty.value}: {likeness.title}{where}"
 
 
 def _sentence(text: str) -> str:

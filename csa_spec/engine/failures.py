@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -74,11 +75,28 @@ class Likeness:
     agreeing: int
     """Of the cases tried, those on which the candidate does what the bug does"""
     tried: int
-    """The failing case, and further ones on which this bug is wrong, or bugs that look like it differ"""
+    """Cases on which the bug, or the candidate alone, does other than the specification"""
+
+    @property
+    def agreement(self) -> str:
+        """How sure it is, e.g. ``agrees on 9 of 9 cases that tell it apart from the specification``."""
+        apart = "case that tells" if self.tried == 1 else "cases that tell"
+        return f"agrees on {self.agreeing} of {self.tried} {apart} it apart from the specification"
 
     def __str__(self) -> str:
         """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
         return self.title + (f" ({', '.join(self.sources)})" if self.sources else "")
+
+
+class Certainty(Enum):
+    """How sure it is that a candidate has the bugs that are named; the value is what reports say."""
+
+    CERTAIN = "behaves like"
+    """One bug does what the candidate does, on every case that was tried"""
+    SEVERAL = "one of several bugs that fit"
+    """More than one does"""
+    RESEMBLES = "resembles"
+    """One does on most cases, or on few that could be tried"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,8 @@ class Diagnosis:
     """Known bugs, the likeliest first"""
     summary: str
     """The first stage that differs, where, and what is wrong with what it depends on; in sentences"""
+    certainty: Certainty = Certainty.RESEMBLES
+    """Of the bugs that are named"""
 
 
 READS_TOO_MUCH = "It reads what it must not read"
@@ -148,6 +168,8 @@ class Failure(AssertionError):
         """What else is known, by name: what the sentence is made of"""
         self.declared = ""
         """That the candidate declares not to support the case, in words, where it was run all the same"""
+        self.met_on: tuple[Case, ...] = ()
+        """Cases from before shrinking on which the candidate failed"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 
@@ -378,7 +400,7 @@ class NoGradient(WrongGradient):
 
 
 class StreamDiffers(Failure):
-    title = "a sequence of calls gives a different output than one call"
+    title = "a call gives a wrong output for the tokens that a row then holds"
     says = "call {number} of {calls} ({op}): wrong output for row {row}, which holds {tokens} at this point"
     told_apart_by = "after"
 

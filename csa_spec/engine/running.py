@@ -20,6 +20,8 @@ from csa_spec.plug.candidate import Candidate
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
+KEPT = 4
+"""Failing cases that are kept as they were tried: shrinking may lose what tells one mistake from another."""
 HUNG_ENOUGH = 3
 """The same for calls that hang, each of which takes its whole time."""
 HUNG_SECONDS = 60.0
@@ -117,6 +119,7 @@ def run_check(
     """
     result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
     smallest: dict[str, Failure] = {}
+    met: list[Any] = []
     begin, hung = time.perf_counter(), 0
 
     def tell() -> None:
@@ -127,6 +130,7 @@ def run_check(
         failure = _try(check, candidate, stage, case, result)
         if failure is not None:
             hung += isinstance(failure, CandidateHung)
+            met += [failure.case][: KEPT - len(met)]
             known = smallest.get(failure.kind)
             if known is None or failure.case.order < known.case.order:
                 smallest[failure.kind] = failure
@@ -142,6 +146,8 @@ def run_check(
     result.failures = list(smallest.values())
     if shrinking:  # only now: one failing case of each kind, the smallest drawn, is worth the time
         result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
+        for failure in result.failures:
+            failure.met_on = tuple(met)
     result.failures.sort(key=lambda failure: failure.case.order)
     result.seconds = time.perf_counter() - begin
     return result

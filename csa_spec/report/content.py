@@ -80,6 +80,11 @@ class Explained:
         return () if self.failure.diagnosis is None else self.failure.diagnosis.behaves_like
 
     @property
+    def certainty(self) -> str:
+        """How sure it is that it is one of these, e.g. ``Behaves like``."""
+        return "" if self.failure.diagnosis is None else self.failure.diagnosis.certainty.value.capitalize()
+
+    @property
     def summary(self) -> str:
         """What the diagnosis says in sentences."""
         return "" if self.failure.diagnosis is None else self.failure.diagnosis.summary

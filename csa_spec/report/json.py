@@ -127,6 +127,7 @@ def _diagnosis(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
         return None
     return {
         "summary": diagnosis.summary,
+        "certainty": diagnosis.certainty.name.lower(),
         "behaves_like": [
             {
                 "name": likeness.name,

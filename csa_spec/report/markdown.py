@@ -76,7 +76,8 @@ def _failure(failed: Explained) -> str:
         ]
         where = f" ({', '.join(links)})" if links else ""
         lines += [
-            f"Behaves like: **{prose(likeness.title)}**{where}. {prose(cut(likeness.cause, _LINE))}",
+            f"{failed.certainty}: **{prose(likeness.title)}**{where}. "
+            f"{prose(cut(likeness.cause, _LINE))} It {likeness.agreement}.",
             "",
         ]
     lines += [prose(cut(failed.summary, _LINE)), ""] if failed.summary else []

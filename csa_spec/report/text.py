@@ -49,12 +49,14 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
 
 
 def _diagnosis(failure: Failure) -> list[str]:
-    """Say which known bugs it looks like, and what is wrong with what it depends on."""
+    """Say which known bugs it looks like, how sure that is, and what is wrong with what it depends on."""
     if failure.diagnosis is None:
         return []
     lines = []
+    says = failure.diagnosis.certainty.value
     for likeness in failure.diagnosis.behaves_like:
-        lines += ["", *_wrapped(f"behaves like: {likeness.title}"), *_wrapped(likeness.cause, "    ")]
+        lines += ["", *_wrapped(f"{says}: {likeness.title}"), *_wrapped(likeness.cause, "    ")]
+        lines += _wrapped(likeness.agreement, "    ")
         lines += [f"    {url}" for url in likeness.urls]
     return [*lines, "", *_wrapped(failure.diagnosis.summary)]
 

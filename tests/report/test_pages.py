@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness
+from csa_spec.engine.failures import CandidateRaised, Certainty, Diagnosis, Failure, Likeness
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report
 from csa_spec.report.content import quoted
@@ -53,7 +53,7 @@ def _failures() -> list[Failure]:
     title = "all queries <b>share</b> their picks"
     urls = ("https://github.com/huggingface/transformers/issues/45758", "javascript:alert(1)")
     like = Likeness("share", title, "A cause.", ("transformers #45758", "elsewhere"), urls, 1, 1)
-    found[0].diagnosis = Diagnosis((like,), "The selection is the first that differs.")
+    found[0].diagnosis = Diagnosis((like,), "The selection is the first that differs.", Certainty.CERTAIN)
     return [*found, CandidateRaised(ValueError(HOSTILE), parse_case("csa rows=2"))]
 
 

@@ -10,7 +10,15 @@ import torch
 from csa_spec.bugs import find_bug
 from csa_spec.drawing.svg import SMALL
 from csa_spec.engine.dependence import Dependence
-from csa_spec.engine.failures import CandidateRaised, Diagnosis, Failure, Likeness, SeesTooMuch, WrongNumbers
+from csa_spec.engine.failures import (
+    CandidateRaised,
+    Certainty,
+    Diagnosis,
+    Failure,
+    Likeness,
+    SeesTooMuch,
+    WrongNumbers,
+)
 from csa_spec.report.picture import picture
 from csa_spec.stages import parse_case
 from report.examples import failure_of
@@ -227,7 +235,7 @@ def test_a_known_bug_is_named() -> None:
         1,
         1,
     )
-    failure.diagnosis = Diagnosis((like,), "")
+    failure.diagnosis = Diagnosis((like,), "", Certainty.CERTAIN)
     assert "behaves like: all queries share <everything> (transformers #45758)" in words(parsed(failure))
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from csa_spec.bugs import Bug, bugs
+from csa_spec.engine.failures import Certainty
 from csa_spec.resolving import resolve_profile
 from csa_spec.selftest.kills import hunt
 from csa_spec.selftest.right import try_right
 from csa_spec.selftest.subjects import kinds_of
 from csa_spec.spec import SPEC, LayerKind
+from csa_spec.stages import STAGES
 from tools import inputs, names, power
 from tools.command import Command, parser, read_command
 from tools.grid import try_grid
@@ -36,14 +38,29 @@ def test_what_a_diagnosis_calls_a_bug_is_counted(extra: Callable[..., Bug]) -> N
     """One that is in the catalogue under its own name, and one that the diagnosis cannot tell from it."""
     extra("shows_a_block_early_too", visible_entries=lambda t, m: list(range(t // m + 1)))
     command = ask("names", "--profile", "smoke", "--bug", "has_no_relu", "--bug", "shows_a_block_early_too")
-    known, twin = named = names.measure(command)
-    assert known.right
-    assert not twin.right
-    assert twin.tied
-    page = names.page(named, command)
-    assert "1 of 2 bugs (50%) are what the diagnosis names first" in page
+    known, twin = measured = names.measure(command)
+    assert known.known.right
+    assert known.known.certainty is Certainty.CERTAIN
+    assert not known.held_out.names
+    assert twin.known.certainty is Certainty.SEVERAL
+    assert twin.known.tied
+    page = names.page(measured, command)
+    assert "1 of 2 (50.0%) bugs are what the diagnosis names first" in page
     assert page.startswith("# How often a diagnosis names the right bug\n")
     assert "Every bug" not in page  # whether all are found was not asked
+
+
+def test_bugs_that_replace_the_same_or_answer_alike_are_of_one_kind(extra: Callable[..., Bug]) -> None:
+    """Whatever their names are."""
+    check = STAGES["layer"].checks[0]
+    early = extra("shows_a_block_early_again", visible_entries=lambda t, m: list(range(t // m + 1)))
+    twin = extra(
+        "answers_as_if", answer=lambda call: call.follow(visible_entries=early.broken["visible_entries"])
+    )
+    none = extra("shows_nothing_at_all", visible_entries=lambda t, m: [])
+    assert names.same_kind(early, none, check)
+    assert names.same_kind(early, twin, check)
+    assert not names.same_kind(twin, none, check)
 
 
 def test_the_matrix_tells_which_checks_find_a_bug(extra: Callable[..., Bug]) -> None:

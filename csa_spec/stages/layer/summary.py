@@ -9,7 +9,6 @@ import torch
 
 from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, numbered
 from csa_spec.engine.layout import RowLayout
-from csa_spec.engine.numbers import RIGHT_SET
 from csa_spec.engine.tally import error_ratios
 from csa_spec.spec import SPEC, Geometry
 from csa_spec.stages.layer.expected import ExpectedDocument
@@ -62,9 +61,11 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         return [where, *sight]
     if failure.dependence is None:
         return [where, "The document is too long to probe what each query depends on"]
-    if other is not None:
-        return [where, "Every query depends on tokens that it may see, but it selects the wrong entries"]
-    return [where, f"Every query depends on the tokens that it must and on no other: {RIGHT_SET}"]
+    # An entry or the window may be missed whose tokens are read in another entry: the set may be wrong all
+    # the same.
+    wrong_is = "what it makes of them" if other is None else "which entries it attends to"
+    right_is = "Every query depends on each token that it must, and on none that is hidden from it"
+    return [where, f"{right_is}: {wrong_is} is wrong"]
 
 
 def _other_selection(
