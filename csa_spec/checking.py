@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import torch
 
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.known_issues import with_known_issues
+from csa_spec.engine.known_issues import KnownIssue, with_known_issues
 from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.position import HERE
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
@@ -44,6 +48,7 @@ def check(
     time_limit: float = TIME_LIMIT,
     known: Path | None = None,
     progress: Progress = lambda result: None,
+    begun: Callable[[Report], None] = lambda report: None,
     **stages: Any,
 ) -> Report:
     """Compare a candidate with the specification, and check what must hold without it.
@@ -76,6 +81,8 @@ def check(
         candidate declares itself.
     progress
         Called after each case.
+    begun
+        Called once there is something to check, with a report that grows while the run goes on.
     stages
         Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of
         a candidate. The names are those of :data:`csa_spec.stages.STAGES`.
@@ -97,9 +104,28 @@ def check(
     if isolate:
         resolved = isolated(resolved, candidate, stage, time_limit)
     dtypes = tuple(dtype.split(","))
-    results, missing, left_out, known_issues = [], {}, {}, []
+    results: list[CheckResult] = []
+    missing: dict[tuple[str, str], list[str]] = {}
+    left_out: dict[tuple[str, str], list[str]] = {}
+    known_issues: list[KnownIssue] = []
     try:
         targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
+        report = Report(
+            candidate=resolved.name,
+            environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
+            profile=profile,
+            dtypes=dtypes,
+            device=device,
+            seed=seed,
+            results=results,
+            missing=missing,
+            left_out=left_out,
+            declined={subject: reason for (_, subject), reason in declined.items()},
+            seconds=0.0,
+            known_issues=known_issues,
+            stopped="the run goes on, or its process was ended",
+        )
+        begun(report)
         for target in targets:
             failed = False
             for each in target.checks:
@@ -115,21 +141,7 @@ def check(
     finally:
         if isinstance(resolved.caller, WorkerCaller):
             resolved.caller.close()
-    environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment}
-    return Report(
-        candidate=resolved.name,
-        environment=environment,
-        profile=profile,
-        dtypes=dtypes,
-        device=device,
-        seed=seed,
-        results=results,
-        missing=missing,
-        left_out=left_out,
-        declined={subject: reason for (_, subject), reason in declined.items()},
-        seconds=time.perf_counter() - begin,
-        known_issues=known_issues,
-    )
+    return replace(report, seconds=time.perf_counter() - begin, stopped="")
 
 
 def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
@@ -164,6 +176,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> None:
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:
         raise UsageError(reason)
+    HERE.check, HERE.subject, HERE.case = check, stage.subject(parsed.variant), parsed
     with one_thread():
         try:
             if names[check].run(stage.trial(resolved, parsed)) is None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,20 @@ def write_bundle(
     return target
 
 
-def write_bundles(report: Report, candidate: Candidate, folder: Path) -> list[Path]:
-    """Write a bundle for every failure of a run; return where they are."""
-    return [
-        write_bundle(failure, candidate, result.check, folder, report.environment)
-        for result in report.results
-        for failure in result.failures
-    ]
+def write_bundles(
+    report: Report, candidate: Candidate, folder: Path, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
+    """Write a bundle for every failure of a run; yield where they are.
+
+    ``tell`` gets a line about each that cannot be written; the others are written all the same.
+    """
+    for result in report.results:
+        for failure in result.failures:
+            try:
+                yield write_bundle(failure, candidate, result.check, folder, report.environment)
+            except Exception as error:
+                name, reason = bundle_name(failure, result.check), " ".join(f"{error}".split())
+                tell(f"csa-spec: --bundle: {name} could not be written: {type(error).__name__}: {reason}")
 
 
 def bundle_name(failure: Failure, check: str) -> str:

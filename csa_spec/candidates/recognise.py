@@ -11,6 +11,7 @@ from typing import Any
 from csa_spec.plug.arrays import library_problem
 from csa_spec.plug.candidate import Candidate, CandidateError, one_line
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
+from csa_spec.plug.position import HERE, stops_the_run
 from csa_spec.spec import LayerKind
 from csa_spec.stages import DEFAULT, STAGES
 
@@ -126,7 +127,8 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise CandidateError(f"{path!r} is not of the form package.module:object")
     try:
-        thing = importlib.import_module(module_name)
+        with HERE.importing(module_name):
+            thing = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (
             module_name == error.name or module_name.startswith(error.name + ".")
@@ -136,7 +138,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
             )
             raise CandidateError(f"there is no module {error.name!r} on the Python path{hint}") from None
         raise CandidateError(f"importing {module_name} failed: {error}") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         raise CandidateError(
             f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -148,7 +152,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
         raise
     except AttributeError:
         raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         raise CandidateError(
             f"{path} cannot be looked at: {type(error).__name__}: {one_line(error)}"
         ) from error

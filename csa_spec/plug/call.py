@@ -24,6 +24,7 @@ from csa_spec.plug.arrays import (
     share_memory,
     to_library,
 )
+from csa_spec.plug.position import Ended, in_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Answer:
 
 
 class Fault(Exception):
-    """A call that ended without an answer or an exception; only a worker process survives to tell."""
+    """A call that ended without an answer or an exception."""
 
     hung: bool = False
     """Whether it ran past its time; else the process died"""
@@ -94,7 +95,14 @@ class LocalCaller:
         """What the last call returned: as it lies in memory, and a copy of how it was"""
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
-        """Return what the function says, and what else it did."""
+        """Return what the function says, and what else it did; an ``os._exit`` there is a fault."""
+        try:
+            with in_call():
+                return self._answer(function, request, arrays)
+        except Ended as end:
+            raise Fault(str(end)) from None
+
+    def _answer(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
         given = map_tensors(lambda _, tensor: _handed_over(tensor, request), request.arguments)
         inputs = named_tensors(given)
         converted = map_tensors(lambda _, tensor: to_library(tensor, arrays), given)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.plug.call import Answer, MisshapenAnswer, NotOffered
+from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered
 from csa_spec.plug.candidate import one_line
 
 
@@ -25,7 +25,7 @@ class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
 
-_OURS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (NotOffered, MisshapenAnswer)}
+_OURS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (Fault, NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
 _BETWEEN = "\x1f"
 """Between the arguments of one of these."""

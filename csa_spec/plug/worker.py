@@ -46,7 +46,7 @@ class WorkerCaller:
         Raises
         ------
         Fault
-            If the call ends without one.
+            If the call ends without one; the next gets a new process.
         RemoteError
             For an exception of the candidate; the worker's traceback is a note.
         CandidateError
@@ -64,10 +64,11 @@ class WorkerCaller:
         if isinstance(reply, Answer):
             return reply
         name, message, trace = reply
-        if _BROKEN_DEVICE.search(trace):
+        error = remote_error(name, message, trace)
+        if isinstance(error, Fault) or _BROKEN_DEVICE.search(trace):
             self._works = False
             pool.end_worker()
-        raise remote_error(name, message, trace)
+        raise error
 
     def close(self) -> None:
         """End all processes; another call would start them again."""
