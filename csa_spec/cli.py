@@ -12,10 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, problem_of_output
+from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
 from csa_spec.supervising import Stopped, Supervised, Unsupervised, can_supervise, interrupted, supervise
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     if arguments is None and can_supervise():
         limit = getattr(options, "time_limit", None) or CALL_LIMIT
-        return supervise(lambda child: _run(options, Console.private(), child), limit)
+        return supervise(
+            lambda child: _run(options, Console.private(), child), limit, partial(note_death, options)
+        )
     return _run(options, Console(sys.stdout, sys.stderr), Unsupervised())
 
 
@@ -252,7 +255,8 @@ def _check(options: argparse.Namespace, console: Console, supervised: Supervised
         line.clear()
         if reports.begun:
             _tell(reports.so_far(stopped), reports, options, console)
-        console.tell(f"csa-spec: {stopped}; " + ("not finished" if reports.begun else "nothing was decided"))
+        outcome = "the report is not finished" if reports.begun else "nothing was decided"
+        console.tell(f"csa-spec: {stopped}" + ("" if stopped.hung else f"; {outcome}"))
 
     supervised.on_stop = stop
     try:

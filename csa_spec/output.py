@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -150,6 +151,15 @@ class Reports:
                 write_text(path, _text(report, name))
             except Exception as error:
                 self._console.tell(f"csa-spec: --{name}: {path} could not be written: {reason_of(error)}")
+
+
+def note_death(options: argparse.Namespace, sentence: str) -> None:
+    """Say in the JSON report of a run why it is not finished, where that run could not."""
+    path: Path | None = getattr(options, "json", None)
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
+        if path is not None and data.get("finished") is False:
+            write_text(path, json.dumps({**data, "stopped": sentence}, indent=1) + "\n")
 
 
 def _with_hung(results: list[CheckResult], stopped: Stopped) -> list[CheckResult]:

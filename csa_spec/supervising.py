@@ -88,7 +88,7 @@ def interrupted(number: int = signal.SIGINT) -> Stopped:
     return Stopped(f"interrupted by {name}", 128 + number)
 
 
-def supervise(command: Command, limit: float) -> int:
+def supervise(command: Command, limit: float, on_death: Callable[[str], None]) -> int:
     """Run a command in a fork; return its exit code.
 
     Parameters
@@ -97,6 +97,8 @@ def supervise(command: Command, limit: float) -> int:
         Is given what stands for the fork, and returns the exit code.
     limit
         Seconds for one call of the candidate in that fork.
+    on_death
+        Gets a sentence where the fork ends without a word.
     """
     HERE.share()
     token, dump = os.urandom(16), tempfile.TemporaryFile()  # noqa: SIM115 - as long as both processes
@@ -108,7 +110,7 @@ def supervise(command: Command, limit: float) -> int:
         ours.close()
         Child(theirs, token, dump, limit).run(command)
     theirs.close()
-    return _Parent(process, ours, token, dump, limit).wait()
+    return _Parent(process, ours, token, dump, limit, on_death).wait()
 
 
 class Child:
@@ -199,14 +201,25 @@ class Child:
 class _Parent:
     """The process that was started: it waits for its fork."""
 
-    def __init__(self, process: int, channel: socket.socket, token: bytes, dump: IO[bytes], limit: float) -> None:
+    def __init__(
+        self,
+        process: int,
+        channel: socket.socket,
+        token: bytes,
+        dump: IO[bytes],
+        limit: float,
+        on_death: Callable[[str], None],
+    ) -> None:
         self._process = process
         self._channel = channel
         self._token = token
         self._dump = dump
         self._limit = limit
+        self._on_death = on_death
         self._received = b""
         self._open = True
+        self._heard = 0
+        """How far the fork was when it said something last, or could say nothing any more"""
         self._signals: list[tuple[int, float]] = []
         self._moment, self._spent, self._last = (0, 0), 0.0, time.monotonic()
         self._ordered = 0.0
@@ -239,8 +252,11 @@ class _Parent:
         if not self._open:
             time.sleep(seconds)
         elif select.select([self._channel], [], [], seconds)[0]:
-            part = self._channel.recv(64)
+            part = b""
+            with contextlib.suppress(OSError):
+                part = self._channel.recv(64)
             self._open, self._received = bool(part), self._received + part
+            self._heard = HERE.moment[1]
 
     def _code(self) -> int | None:
         before, found, after = self._received.partition(self._token)
@@ -291,13 +307,15 @@ class _Parent:
         how = cause_of_death(status) + place
         if self._ordered:
             how = f"no answer within {self._limit:g} s, and it cannot be interrupted{place}"
-        out = "run it with --isolate, which survives this"
-        at = str(where) or "its first call"
-        if where.doing == CALLING:
+        at, out = str(where) or "its first call", "run it with --isolate, which survives this"
+        if not self._ordered and where.number > self._heard + 1 > 1:
+            sentence = f"the candidate closed the files through which the run reports, by {at}; {out}"
+        elif where.doing == CALLING:
             sentence = f"a call of the candidate ended the run ({how}) in {at}; {out}"
         elif where.doing == IMPORTING:
             sentence = f"importing {where.module} ended the run ({how}); nothing was decided"
         else:
             sentence = f"the run ended between two calls of the candidate ({how}), the last in {at}; {out}"
         print(f"csa-spec: {sentence}", file=sys.stderr)
+        self._on_death(sentence)
         return 1 if where.doing == CALLING else 2
