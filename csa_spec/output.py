@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,7 @@ class Reports:
         self._report: Report | None = None
         self._current: CheckResult | None = None
         self._told: list[int] = []
+        self._start = time.perf_counter()
 
     def begin(self, report: Report) -> None:
         """Take the report that grows while the run goes on."""
@@ -132,8 +134,9 @@ class Reports:
         results = list(report.results)
         if current is not None and not any(result is current for result in results):
             results.append(current)
+        report = replace(report, results=results, seconds=time.perf_counter() - self._start)
         if stopped is None:
-            return replace(report, results=results)
+            return report
         return replace(report, results=_with_hung(results, stopped), stopped=str(stopped))
 
     @property

@@ -31,10 +31,13 @@ from csa_spec.plug.position import CALLING, HERE, IMPORTING, frames_from
 INTERNAL = 3
 IMPORT_LIMIT = 600.0
 """Seconds for importing a candidate; libraries may compile meanwhile."""
-GRACE = 10.0
-"""Seconds for telling what was found so far, once a command is to stop"""
+GRACE, TELLING = 10.0, 120.0
+"""Seconds for obeying an order to stop, and for telling what was found so far"""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HUNG, _DEBUGGED = b"h", b"d"
+_HUNG = b"h"
+"""The order to stop a call that does not return; others are the number of a signal"""
+_DEBUGGED, _OBEYS = b"d", b"o"
+"""Answers to an order"""
 _TICK = 0.1
 
 
@@ -170,6 +173,8 @@ class Child:
                 self._channel.sendall(_DEBUGGED)
             elif order == _HUNG or not order or number in _SIGNALS:
                 break
+        with contextlib.suppress(OSError):
+            self._channel.sendall(_OBEYS)
         if not self._ending.acquire(blocking=False):
             return
         if not order:
@@ -269,10 +274,15 @@ class _Parent:
         (number, first), (last, second) = self._signals[0], self._signals[-1]
         if not self._ordered:
             self._order(bytes([number]))
-        if second > first + 0.5 or time.monotonic() > self._ordered + GRACE:
+        if second > first + 0.5 or self._is_deaf():
             self._kill(signal.SIGKILL)
             os.waitpid(self._process, 0)
+            print(f"csa-spec: {interrupted(last)}, and ended at once", file=sys.stderr)
             sys.exit(128 + last)
+
+    def _is_deaf(self) -> bool:
+        grace = TELLING if _OBEYS in self._received else GRACE
+        return bool(self._ordered) and time.monotonic() > self._ordered + grace
 
     def _order(self, order: bytes) -> None:
         self._ordered = time.monotonic()
@@ -291,7 +301,7 @@ class _Parent:
         limit = {CALLING: self._limit, IMPORTING: IMPORT_LIMIT}.get(moment[0], float("inf"))
         if self._spent > limit and not self._ordered:
             self._order(_HUNG)
-        elif self._ordered and now > self._ordered + GRACE:
+        elif self._is_deaf():
             self._kill(signal.SIGABRT)  # faulthandler says where it is
             time.sleep(0.5)
             self._kill(signal.SIGKILL)

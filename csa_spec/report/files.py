@@ -13,14 +13,14 @@ _ROOM = b"\n" * (1 << 16)
 
 def write_text(path: Path, text: str) -> None:
     """Write a text; an interrupted write leaves the old file as it was, where the file is a regular one."""
-    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     if is_special(path):
-        path.write_text(text, **how)
+        with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
         return
     path = path.resolve()  # the file, not the link to it
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, **how)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,7 +38,7 @@ def problem_of_file(path: Path) -> str:
                 path.open("ab").close()
             with tempfile.TemporaryFile(dir=path.resolve().parent) as file:
                 file.write(_ROOM)
-        elif stat.S_ISCHR(path.stat().st_mode) and not os.isatty(fd := os.open(path, os.O_WRONLY | os.O_NOCTTY)):
+        elif path.exists() and stat.S_ISCHR(path.stat().st_mode) and not os.isatty(fd := os.open(path, os.O_WRONLY | os.O_NOCTTY)):
             os.write(fd, b"\n")  # of all devices, /dev/full is why: it takes nothing
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return f"{path} cannot be written: {reason_of(error)}; name another"
@@ -64,5 +64,5 @@ def reason_of(error: Exception) -> str:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is there and neither a file nor a folder: a device or a pipe, which nothing may replace."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    """Whether a path is a device or a pipe, or like /dev/stdout stands for one: nothing may replace it."""
+    return path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file() and not path.is_dir())
