@@ -112,7 +112,11 @@ def check(
         targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
         report = Report(
             candidate=resolved.name,
-            environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
+            environment={
+                "csa-spec": version("csa-spec"),
+                "torch": torch.__version__,
+                **resolved.environment,
+            },
             profile=profile,
             dtypes=dtypes,
             device=device,

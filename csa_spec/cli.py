@@ -27,6 +27,7 @@ INTERNAL = 3
 CALL_LIMIT = 120.0
 """Seconds for one call in this process, where it may compile first, and where a hang costs the whole run"""
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code.
 
@@ -36,18 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A candidate given as module:object usually lies in the folder that the command is run in.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    problem = problem_of_output(options)
-    if sys.stdout is None:
-        problem = "stdout is closed; open it, or send it to a file"
+    return start(options, supervised=arguments is None and can_supervise())
+
+
+def start(options: argparse.Namespace, supervised: bool) -> int:
+    """Run a command whose output can be written, in a fork where it is ``supervised``; return its exit code."""
+    problem = problem_of_output(options) if sys.stdout else "stdout is closed; open it, or send it to a file"
     if problem:
         print(f"csa-spec: {problem}", file=sys.stderr)
         return USAGE
-    if arguments is None and can_supervise():
-        limit = getattr(options, "time_limit", None) or CALL_LIMIT
-        return supervise(
-            lambda child: _run(options, Console.private(), child), limit, partial(note_death, options)
-        )
-    return _run(options, Console(sys.stdout, sys.stderr), Unsupervised())
+    if not supervised:
+        return _run(options, Console(sys.stdout, sys.stderr), Unsupervised())
+    limit = getattr(options, "time_limit", None) or CALL_LIMIT
+    return supervise(
+        lambda child: _run(options, Console.private(), child), limit, partial(note_death, options)
+    )
 
 
 def _run(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
@@ -348,7 +352,9 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
         try:
             write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
         except OSError as error:
-            console.tell(f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}")
+            console.tell(
+                f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}"
+            )
     return 0 if outcome.passed else 1
 
 

@@ -88,7 +88,7 @@ class Console:
 
 
 def _copy(stream: TextIO) -> TextIO:
-    return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="backslashreplace")  # noqa: SIM115
+    return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="backslashreplace")
 
 
 def problem_of_output(options: argparse.Namespace) -> str:

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, NoReturn, Protocol
 
-from csa_spec.plug.ending import cause_of_death, candidates_frames, place_in_dump, place_of
-from csa_spec.plug.position import CALLING, HERE, IMPORTING, frames_from
+from csa_spec.plug.ending import candidates_frames, cause_of_death, frames_from, place_in_dump, place_of
+from csa_spec.plug.position import CALLING, HERE, IMPORTING
 
 INTERNAL = 3
 IMPORT_LIMIT = 600.0
@@ -189,7 +189,9 @@ class Child:
         return list(frames_from(sys._current_frames().get(self._main)))
 
     def _debugged(self) -> bool:
-        return any(os.path.basename(file) in ("bdb.py", "pdb.py", "pydevd.py") for file, *_ in self._frames())
+        return any(
+            os.path.basename(file) in ("bdb.py", "pdb.py", "pydevd.py") for file, *_ in self._frames()
+        )
 
     def _hung(self) -> Stopped:
         """Say where the main thread is."""
@@ -264,7 +266,7 @@ class _Parent:
             self._heard = HERE.moment[1]
 
     def _code(self) -> int | None:
-        before, found, after = self._received.partition(self._token)
+        _, found, after = self._received.partition(self._token)
         return after[0] if found and after else None
 
     def _pass_on(self) -> None:

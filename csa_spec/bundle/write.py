@@ -46,18 +46,18 @@ def write_bundle(
     try:
         script = _script(failure, candidate, check, environment)
         if script is not None:
-            (temporary / SCRIPT_FILE).write_text(script[0], encoding="utf-8")
+            (temporary / SCRIPT_FILE).write_text(script[0], encoding="utf-8", errors="backslashreplace")
             if script[1]:
                 save_file(script[1], temporary / TENSORS_FILE)
         drawing = _picture(failure, check)
         if drawing is not None:
-            (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8")
+            (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8", errors="backslashreplace")
         files = [path.name for path in temporary.iterdir()]
         text = None if script is None else script[0]
         readme = make_readme(failure, name, check, environment, text, files)
-        (temporary / README_FILE).write_text(readme, encoding="utf-8")
+        (temporary / README_FILE).write_text(readme, encoding="utf-8", errors="backslashreplace")
         data = json.dumps(_record(failure, name, check, environment), indent=1, allow_nan=False)
-        (temporary / CASE_FILE).write_text(data + "\n", encoding="utf-8")
+        (temporary / CASE_FILE).write_text(data + "\n", encoding="utf-8", errors="backslashreplace")
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         if target.exists():
             shutil.rmtree(target)

@@ -96,6 +96,7 @@ class in_call:  # noqa: N801 - read as a with-clause
     """
 
     def __enter__(self) -> None:
+        """Let ``os._exit`` raise."""
         self._process, self._thread, self._exit = os.getpid(), threading.get_ident(), os._exit
         self._ended: Ended | None = None
         self._before = HERE.doing
@@ -103,6 +104,7 @@ class in_call:  # noqa: N801 - read as a with-clause
         os._exit = self._stay
 
     def __exit__(self, *exception: object) -> None:
+        """Put it back, and raise what the candidate may have caught."""
         if os.getpid() != self._process:
             self._exit(0)
         os._exit = self._exit

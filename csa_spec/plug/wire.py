@@ -25,7 +25,9 @@ class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
 
-_OURS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (Fault, NotOffered, MisshapenAnswer)}
+_OURS: dict[str, type[Any]] = {
+    f"{kind.__module__}.{kind.__name__}": kind for kind in (Fault, NotOffered, MisshapenAnswer)
+}
 """Exceptions that mean something here; those of the candidate have only their names."""
 _BETWEEN = "\x1f"
 """Between the arguments of one of these."""

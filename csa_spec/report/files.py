@@ -38,7 +38,11 @@ def problem_of_file(path: Path) -> str:
                 path.open("ab").close()
             with tempfile.TemporaryFile(dir=path.resolve().parent) as file:
                 file.write(_ROOM)
-        elif path.exists() and stat.S_ISCHR(path.stat().st_mode) and not os.isatty(fd := os.open(path, os.O_WRONLY | os.O_NOCTTY)):
+        elif (
+            path.exists()
+            and stat.S_ISCHR(path.stat().st_mode)
+            and not os.isatty(fd := os.open(path, os.O_WRONLY | os.O_NOCTTY))
+        ):
             os.write(fd, b"\n")  # of all devices, /dev/full is why: it takes nothing
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return f"{path} cannot be written: {reason_of(error)}; name another"
@@ -48,7 +52,7 @@ def problem_of_file(path: Path) -> str:
 def problem_of_folder(path: Path) -> str:
     """Say why files cannot be written into a folder, which need not be there yet; "" where they can."""
     try:
-        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not there.is_dir():
             return f"{there} is not a folder; name a folder, or one to make"
         with tempfile.TemporaryFile(dir=there) as file:
