@@ -11,6 +11,7 @@ import io
 import pickle
 import socket
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ class RemoteError(Exception):
     """An exception of the candidate, under the name of the class that was raised in the worker."""
 
 
-_OURS: dict[str, type[Any]] = {
+_OURS: dict[str, Callable[..., Exception]] = {
     f"{kind.__module__}.{kind.__name__}": kind for kind in (Fault, NotOffered, MisshapenAnswer)
 }
 """Exceptions that mean something here; those of the candidate have only their names."""
