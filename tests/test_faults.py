@@ -42,6 +42,13 @@ AT_IMPORT = {
     }.items()
 }
 """Modules that cannot be imported, and what is said of them"""
+SMALLEST = {
+    "segfaults": AttendCase(keys=5),
+    "breaks_device": AttendCase(keys=40),
+    "hangs": AttendCase(picks=65),
+    "killed": AttendCase(picks=65),
+}
+"""Crashes whose cases are made small"""
 SLOW = ("hangs", "hangs_in_spite", "hangs_in_c", "stops")
 
 
@@ -84,8 +91,13 @@ def outcome(name: str, isolate: bool) -> Outcome:
     limit = ["--time-limit", "1"] if name in SLOW else []
     candidate = name if ":" in name else f"faults:{name}"
     options = ["--stage", "attend", "--profile", "smoke", *limit, *["--isolate"] * isolate]
-    # What a worker does cannot harm this process; what importing does can.
-    return _run(isolate and ":" not in name, "check", candidate, *options)
+    with pytest.MonkeyPatch.context() as patch:
+        # Small cases and names of known bugs take most of the time, and are no matter here.
+        patch.setattr("csa_spec.target.diagnose", lambda *_: None)
+        if name not in SMALLEST:
+            patch.setattr("csa_spec.engine.running.shrink", lambda failure, *_, **__: failure)
+        # What a worker does cannot harm this process; what importing does can.
+        return _run(isolate and ":" not in name, "check", candidate, *options)
 
 
 def _run(here: bool, *arguments: str) -> Outcome:
@@ -241,21 +253,13 @@ def test_the_only_fault_is_the_one_that_is_named() -> None:
             assert outcome(name, False).kinds == {(fault.check, fault.kind)}, name
 
 
-@pytest.mark.parametrize(
-    ("name", "smallest"),
-    [
-        ("segfaults", AttendCase(keys=5)),
-        ("breaks_device", AttendCase(keys=40)),
-        ("hangs", AttendCase(picks=65)),
-        ("killed", AttendCase(picks=65)),
-    ],
-)
-def test_the_smallest_case_of_a_crash_is_true(name: str, smallest: AttendCase) -> None:
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_case_of_a_crash_is_true(name: str) -> None:
     """It dies on that case in a new process, and on none that is smaller."""
     fault = FAULTS[name]
     failure = outcome(name, True).failure(fault.check, fault.kind)
     assert failure is not None
-    assert failure["case_line"] == str(smallest)
+    assert failure["case_line"] == str(SMALLEST[name])
 
 
 @pytest.mark.parametrize(
@@ -308,40 +312,39 @@ def test_what_is_no_fault_of_the_answers_is_survived(name: str, isolate: bool) -
     assert counts(done.report) == counts(right.report)
 
 
-def document() -> str:
-    """Return ``docs/faults.md``."""
-    lines = [
-        "# Faults and bad inputs",
-        "",
-        "What `csa-spec check` says about candidates with one fault each, and about inputs that mean nothing: the exit code",
-        "and the sentence. `python tests/test_faults.py --write` runs them and writes this page; `tests/test_faults.py` tests it.",
-        "",
-        "## Candidates",
-        "",
-        "Each of these candidates for `attend` (`tests/faults.py`) is right but for one fault. Exit code 1: not conformant; what",
-        "follows is the check that fails, and the failure. Exit code 2: it cannot be used, or nothing was decided.",
-        "",
-        "| fault | candidate | in process | with `--isolate` |",
-        "| --- | --- | --- | --- |",
-        *rows().values(),
-        "",
-        *_LEFT,
-    ]
-    return "\n".join([*lines, *_bad_inputs()]) + "\n"
+INTRODUCTION = """# Faults and bad inputs
 
+What `csa-spec check` says about candidates with one fault each, and what commands say about inputs that mean nothing:
+the exit code and the sentence. `python tests/test_faults.py --write` runs them all and writes this page, and
+`tests/test_faults.py` tests it.
 
-_LEFT = """
+## Candidates
+
+Each of these candidates for `attend` (`tests/faults.py`) is right but for one fault. With exit code 1 it is not
+conformant, and the check that fails and the failure follow; with 2 it cannot be used, or nothing was decided.
+
+| fault | candidate | in process | with `--isolate` |
+| --- | --- | --- | --- |
+"""
+WHAT_IS_LEFT = """
 ### What ends a run in process
 
-A command runs in a fork of the process that was started. What that fork prints counts only once it says that it is finished;
-where it dies, the sentence names the call, and `--json` has what was found before, with `"finished": false`.
-With `--isolate` the candidate has a process of its own and every end of it is a failure like any other.
+A command runs in a fork of the process that was started, whose exit code counts only once it says that it is finished.
+Where it dies, the sentence names the call, and `--json` has what was found before, with `"finished": false`. With
+`--isolate` the candidate has a process of its own, and every end of that is a failure like any other.
 
 `csa_spec.check()` and the pytest plugin have no such process. There, too, an exception of any kind and `os._exit` are
-failures, and a fork that returns from a call ends; but a signal, an exit in C or in a thread, and a call that hangs end or
-stop the whole Python process, as they would in any other test. Use `isolate=True`, or `--csa-isolate`, for these.
-Where Python has no `os.fork` (Windows), the same holds for the command, and there is no `--isolate`.
-""".strip().splitlines()
+failures, and a fork that returns from a call ends; but a signal, an exit in C or in a thread, and a call that hangs end
+or stop the whole Python process, as they would in any other test: use `isolate=True` or `--csa-isolate` for these.
+Where Python has no `os.fork` (Windows), the same holds for the command.
+"""
+
+
+def document() -> str:
+    """Return ``docs/faults.md``."""
+    return (
+        "\n".join([INTRODUCTION + "\n".join(rows().values()), WHAT_IS_LEFT, *_bad_inputs()]).rstrip() + "\n"
+    )
 
 
 def _bad_inputs() -> list[str]:
@@ -350,7 +353,7 @@ def _bad_inputs() -> list[str]:
         return []
     inputs = importlib.import_module("bad_inputs")
     table = [f"| {_code(shown)} | {code}: {_plain(sentence)} |" for shown, code, sentence in inputs.rows()]
-    return ["", "## Inputs", "", "| input | exit code and sentence |", "| --- | --- |", *table]
+    return ["## Inputs", "", "| input | exit code and sentence |", "| --- | --- |", *table]
 
 
 def _plain(text: str) -> str:
