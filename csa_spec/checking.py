@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -14,11 +16,13 @@ from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.known_issues import with_known_issues
+from csa_spec.engine.known_issues import KnownIssue, with_known_issues
 from csa_spec.engine.results import Report
+from csa_spec.engine.running import CheckResult
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.plain import shown
+from csa_spec.plug.position import HERE
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
@@ -51,6 +55,7 @@ def check(
     time_limit: float = TIME_LIMIT,
     known: Path | None = None,
     progress: Progress = lambda result: None,
+    begun: Callable[[Report], None] = lambda report: None,
     **stages: Any,
 ) -> Report:
     """Compare a candidate with the specification, and check what must hold without it.
@@ -83,6 +88,8 @@ def check(
         candidate declares itself.
     progress
         Called after each case.
+    begun
+        Called once there is something to check, with a report that grows while the run goes on.
     stages
         Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of
         a candidate. The names are those of :data:`csa_spec.stages.STAGES`.
@@ -106,9 +113,32 @@ def check(
     if isolate:
         resolved = isolated(resolved, candidate, stage, time_limit)
     dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
-    results, missing, left_out, known_issues = [], {}, {}, []
+    results: list[CheckResult] = []
+    missing: dict[tuple[str, str], list[str]] = {}
+    left_out: dict[tuple[str, str], list[str]] = {}
+    known_issues: list[KnownIssue] = []
     try:
         targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
+        report = Report(
+            candidate=resolved.name,
+            environment={
+                "csa-spec": version("csa-spec"),
+                "torch": torch.__version__,
+                **resolved.environment,
+            },
+            profile=profile,
+            dtypes=dtypes,
+            device=device,
+            seed=seed,
+            results=results,
+            missing=missing,
+            left_out=left_out,
+            declined={subject: reason for (_, subject), reason in declined.items()},
+            seconds=0.0,
+            known_issues=known_issues,
+            stopped="the run goes on, or its process was ended",
+        )
+        begun(report)
         for target in targets:
             failed = False
             for each in target.checks:
@@ -124,21 +154,7 @@ def check(
     finally:
         if isinstance(resolved.caller, WorkerCaller):
             resolved.caller.close()
-    environment = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment}
-    return Report(
-        candidate=resolved.name,
-        environment=environment,
-        profile=profile,
-        dtypes=dtypes,
-        device=device,
-        seed=seed,
-        results=results,
-        missing=missing,
-        left_out=left_out,
-        declined={subject: reason for (_, subject), reason in declined.items()},
-        seconds=time.perf_counter() - begin,
-        known_issues=known_issues,
-    )
+    return replace(report, seconds=time.perf_counter() - begin, stopped="")
 
 
 def check_case(candidate: Any, case: Any, check: str = "specification") -> str:
@@ -180,6 +196,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> str:
     if reason:
         raise UsageError(reason)
     declared = declared_unsupported(resolved, stage, parsed)
+    HERE.check, HERE.subject, HERE.case = check, stage.subject(parsed.variant), parsed
     with one_thread():
         try:
             if names[check].run(stage.trial(resolved, parsed)) is None:

@@ -12,28 +12,53 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
+from csa_spec.supervising import Stopped, Supervised, Unsupervised, can_supervise, interrupted, supervise
+
 if TYPE_CHECKING:
     from csa_spec.engine.results import Report
+    from csa_spec.engine.running import CheckResult
 
-USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
+INTERNAL = 3
+CALL_LIMIT = 120.0
+"""Seconds for one call in this process, where it may compile first, and where a hang costs the whole run"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command; return its exit code.
+
+    Without arguments they are those of the process, and the command runs under supervision.
+    """
     options = _parser().parse_args(arguments)
     _search_here(options)
+    return start(options, supervised=arguments is None and can_supervise())
+
+
+def start(options: argparse.Namespace, supervised: bool) -> int:
+    """Run a command whose output can be written, in a fork where it is ``supervised``; return its exit code."""
+    problem = problem_of_output(options) if sys.stdout else "stdout is closed; open it, or send it to a file"
+    if problem:
+        print(f"csa-spec: {problem}", file=sys.stderr)
+        return USAGE
+    if not supervised:
+        return _run(options, Console(sys.stdout, sys.stderr), Unsupervised())
+    limit = getattr(options, "time_limit", None) or CALL_LIMIT
+    return supervise(
+        lambda child: _run(options, Console.private(), child), limit, partial(note_death, options)
+    )
+
+
+def _run(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    """Run a command; return its exit code."""
+    supervised.on_stop = lambda stopped: console.tell(f"csa-spec: {stopped}; nothing was decided")
     try:
-        code: int = options.run(options)
-        sys.stdout.flush()  # here, where a closed pipe is handled, not when the interpreter ends
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); keep the interpreter from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERRUPTED
+        code: int = options.run(options, console, supervised)
     except KeyboardInterrupt:
-        print("\ncsa-spec: interrupted; nothing was decided", file=sys.stderr)
+        supervised.on_stop(interrupted())
         return INTERRUPTED
     except Exception as error:
         from csa_spec.engine.case import CaseError
@@ -43,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from csa_spec.vectors import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
-            print(f"csa-spec: {plain_line(error, 2000)}", file=sys.stderr)
+            console.tell(f"csa-spec: {plain_line(error, 2000)}")
             return USAGE
-        traceback.print_exc()
-        print("csa-spec: internal error, not the candidate's fault; please report it", file=sys.stderr)
+        console.tell(traceback.format_exc(), end="")
+        console.tell("csa-spec: internal error, not the candidate's fault; please report it")
         return INTERNAL
-    return code
+    return console.code(code)
 
 
 def _search_here(options: argparse.Namespace) -> None:
@@ -138,10 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--isolate", action="store_true", help="run the candidate in a process of its own")
     check.add_argument(
         "--time-limit",
-        default=30.0,
-        type=float,
+        type=_seconds,
         metavar="S",
-        help="seconds for one call with --isolate (default 30)",
+        help="seconds for one call: with --isolate (default 30) one that takes longer is a failure like any "
+        f"other, without (default {CALL_LIMIT:g}) the run ends there",
     )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument(
@@ -241,16 +266,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace) -> int:
-    from csa_spec.checking import check
-    from csa_spec.report.text import summarise
-    from csa_spec.resolving import UsageError, resolve_candidate
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"it must be more than 0 seconds, not {text}")
+    return seconds
 
-    for name in ("json", "html", "markdown"):
-        _require_writable(f"--{name}", getattr(options, name))
-    if options.bundle is not None and options.bundle.exists() and not options.bundle.is_dir():
-        raise UsageError(f"--bundle: {options.bundle} is not a folder; name a folder, or one to make")
-    line = ProgressLine()
+
+def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.checking import check
+    from csa_spec.plug.worker import TIME_LIMIT
+
+    line, reports = ProgressLine(console), Reports(options, console)
+
+    def progress(result: CheckResult) -> None:
+        line.show(result)
+        reports.progress(result)
+
+    def stop(stopped: Stopped) -> None:
+        console.take_over()
+        line.clear()
+        if reports.begun:
+            _tell(reports.so_far(stopped), reports, options, console)
+        outcome = "the report is not finished" if reports.begun else "nothing was decided"
+        console.tell(f"csa-spec: {stopped}" + ("" if stopped.hung else f"; {outcome}"))
+
+    supervised.on_stop = stop
     try:
         report = check(
             options.candidate,
@@ -261,60 +302,42 @@ def _check(options: argparse.Namespace) -> int:
             device=options.device,
             seed=options.seed,
             isolate=options.isolate,
-            time_limit=options.time_limit,
+            time_limit=TIME_LIMIT if options.time_limit is None else options.time_limit,
             known=options.known,
-            progress=line.show,
+            progress=progress,
+            begun=reports.begin,
         )
     finally:
         line.clear()
-    _write(report, options)
-    print(summarise(report))
-    if options.bundle is not None:
-        from csa_spec.bundle import write_bundles
-
-        for path in write_bundles(
-            report, resolve_candidate(options.candidate, options.stage), options.bundle
-        ):
-            print(f"bundle: {path}")
+    supervised.finish()
+    _tell(report, reports, options, console)
     return report.verdict.value
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _tell(report: Report, reports: Reports, options: argparse.Namespace, console: Console) -> None:
+    """Print a report, and write what was asked for: what cannot be written takes nothing else with it."""
+    from csa_spec.report.text import summarise
+
+    console.say(summarise(report))
+    reports.write(report)
+    if options.bundle is not None:
+        from csa_spec.bundle import write_bundles
+        from csa_spec.resolving import resolve_candidate
+
+        candidate = resolve_candidate(options.candidate, options.stage)
+        for path in write_bundles(report, candidate, options.bundle, console.tell):
+            console.say(f"bundle: {path}")
+
+
+def _replay(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.replay import exit_code, replay, summarise_replay
 
     replayed = replay(options.bundles, options.candidate, trust=options.trust)
-    print(summarise_replay(replayed))
+    console.say(summarise_replay(replayed))
     return exit_code(replayed)
 
 
-def _require_writable(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work is done."""
-    from csa_spec.resolving import UsageError
-
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: there is no folder {path.absolute().parent}; make it first")
-    if path is not None and path.exists() and not path.is_file():
-        raise UsageError(f"{option}: {path} is not a file; name another")
-
-
-def _write(report: Report, options: argparse.Namespace) -> None:
-    from csa_spec.report.files import write_text
-
-    if options.json is not None:
-        from csa_spec.report.json import write_json
-
-        write_json(report, options.json)
-    if options.html is not None:
-        from csa_spec.report.html import to_html
-
-        write_text(options.html, to_html(report))
-    if options.markdown is not None:
-        from csa_spec.report.markdown import to_markdown
-
-        write_text(options.markdown, to_markdown(report))
-
-
-def _case(options: argparse.Namespace) -> int:
+def _case(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.checking import check_case
     from csa_spec.engine.failures import Failure
     from csa_spec.report.text import describe
@@ -322,16 +345,15 @@ def _case(options: argparse.Namespace) -> int:
     try:
         declared = check_case(options.candidate, options.case, options.check)
     except Failure as failure:
-        print(describe(failure, options.candidate, options.check))
+        console.say(describe(failure, options.candidate, options.check))
         return 1
-    print(
-        *filter(None, [declared]), f"{options.candidate} passes {options.check} on: {options.case}", sep="\n"
-    )
+    lines = [declared, f"{options.candidate} passes {options.check} on: {options.case}"]
+    console.say("\n".join(filter(None, lines)))
     return 0
 
 
-def _selftest(options: argparse.Namespace) -> int:
-    from csa_spec.report.files import write_text
+def _selftest(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.report.files import reason_of, write_text
     from csa_spec.resolving import UsageError
     from csa_spec.selftest.run import selftest
     from csa_spec.selftest.text import as_markdown, as_text
@@ -344,8 +366,7 @@ def _selftest(options: argparse.Namespace) -> int:
         ) from None
     if options.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {options.jobs}")
-    _require_writable("--markdown", options.markdown)
-    line = ProgressLine()
+    line = ProgressLine(console)
     try:
         outcome = selftest(
             options.bug,
@@ -356,13 +377,18 @@ def _selftest(options: argparse.Namespace) -> int:
         )
     finally:
         line.clear()
+    console.say(as_text(outcome))
     if options.markdown is not None:
-        write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
-    print(as_text(outcome))
+        try:
+            write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
+        except OSError as error:
+            console.tell(
+                f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}"
+            )
     return 0 if outcome.passed else 1
 
 
-def _vectors(options: argparse.Namespace) -> int:
+def _vectors(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.resolving import stage_function
     from csa_spec.vectors import STAGE, TOLERANCE, check_attend, check_vectors
 
@@ -382,30 +408,28 @@ def _vectors(options: argparse.Namespace) -> int:
         worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
         wrong = [result.case for result in of_file if not result.agrees]
         state = f"cases {wrong} DISAGREE" if wrong else "agree"
-        print(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
+        console.say(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
     wrong_cases = sum(not result.agrees for result in results)
-    print(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
+    console.say(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
     return 1 if wrong_cases else 0
 
 
 class ProgressLine:
     """One line on the terminal that says how far a long run is; on anything else, a line per layer kind."""
 
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_live
         self._last = 0.0
         self._told: set[tuple[str, str]] = set()
 
-    def show(self, result: object) -> None:
+    def show(self, result: CheckResult) -> None:
         """Say where the run is."""
-        from csa_spec.engine.running import CheckResult
-
-        assert isinstance(result, CheckResult)
         where = f"{result.subject} {result.dtype}"
         if not self._live:
             if (result.subject, result.dtype) not in self._told:
                 self._told.add((result.subject, result.dtype))
-                print(f"checking {where} ...", file=sys.stderr, flush=True)
+                self._console.tell(f"checking {where} ...")
             return
         now = time.monotonic()
         if now - self._last < 0.1:
@@ -417,9 +441,9 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Show a text in place of what the line says, where there is a terminal."""
         if self._live:
-            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+            self._console.tell(f"\r\x1b[2K{text}", end="")
 
     def clear(self) -> None:
         """Wipe the line."""
         if self._live:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._console.tell("\r\x1b[2K", end="")

@@ -8,6 +8,7 @@ from typing import Any
 
 from csa_spec.candidates import GROUP, SHIPPED
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.position import stops_the_run
 from csa_spec.report.content import quoted
 from csa_spec.scripting.subject import Imported
 
@@ -43,7 +44,9 @@ def imported(path: str, stage: str, mode: str = "", renamed: bool = False) -> Im
         thing: Any = module
         for part in (first, *rest):
             thing = getattr(thing, part)
-    except (Exception, SystemExit):
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         return None
     expression = ".".join(["imported" if renamed else first, *rest])
     if module_name.startswith("csa_spec.candidates.") and attribute == "load":

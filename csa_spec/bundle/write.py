@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,18 @@ def write_bundle(
     try:
         script = _script(failure, candidate, check, environment)
         if script is not None:
-            (temporary / SCRIPT_FILE).write_text(script[0], encoding="utf-8")
+            (temporary / SCRIPT_FILE).write_text(script[0], encoding="utf-8", errors="backslashreplace")
             if script[1]:
                 save_file(script[1], temporary / TENSORS_FILE)
         drawing = _picture(failure, check)
         if drawing is not None:
-            (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8")
+            (temporary / PICTURE_FILE).write_text(drawing, encoding="utf-8", errors="backslashreplace")
         files = [path.name for path in temporary.iterdir()]
         text = None if script is None else script[0]
         readme = make_readme(failure, name, check, environment, text, files)
-        (temporary / README_FILE).write_text(readme, encoding="utf-8")
+        (temporary / README_FILE).write_text(readme, encoding="utf-8", errors="backslashreplace")
         data = json.dumps(_record(failure, name, check, environment), indent=1, allow_nan=False)
-        (temporary / CASE_FILE).write_text(data + "\n", encoding="utf-8")
+        (temporary / CASE_FILE).write_text(data + "\n", encoding="utf-8", errors="backslashreplace")
         temporary.chmod(0o755)  # mkdtemp lets nobody else in
         if target.exists():
             shutil.rmtree(target)
@@ -67,13 +67,20 @@ def write_bundle(
     return target
 
 
-def write_bundles(report: Report, candidate: Candidate, folder: Path) -> list[Path]:
-    """Write a bundle for every failure of a run; return where they are."""
-    return [
-        write_bundle(failure, candidate, result.check, folder, report.environment)
-        for result in report.results
-        for failure in result.failures
-    ]
+def write_bundles(
+    report: Report, candidate: Candidate, folder: Path, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
+    """Write a bundle for every failure of a run; yield where they are.
+
+    ``tell`` gets a line about each that cannot be written; the others are written all the same.
+    """
+    for result in report.results:
+        for failure in result.failures:
+            try:
+                yield write_bundle(failure, candidate, result.check, folder, report.environment)
+            except Exception as error:
+                name, reason = bundle_name(failure, result.check), " ".join(f"{error}".split())
+                tell(f"csa-spec: --bundle: {name} could not be written: {type(error).__name__}: {reason}")
 
 
 def bundle_name(failure: Failure, check: str) -> str:

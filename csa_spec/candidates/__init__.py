@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from csa_spec.candidates.recognise import as_candidate, failed, import_candidate
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.position import HERE, stops_the_run
 
 SHIPPED = {
     name: f"csa_spec.candidates.{name}"
@@ -68,8 +69,11 @@ def _is_module(name: str) -> bool:
 
 def _load(entry: EntryPoint, stage: str | None) -> Candidate:
     try:
-        return replace(as_candidate(entry.load(), entry.value, stage), name=entry.name)
+        with HERE.importing(entry.value):
+            return replace(as_candidate(entry.load(), entry.value, stage), name=entry.name)
     except CandidateError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         raise failed(f"the entry point {entry.name} = {entry.value} cannot be loaded", error) from error

@@ -11,6 +11,7 @@ from typing import Any
 from csa_spec.candidates.declarations import capabilities_problem
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.position import HERE, stops_the_run
 from csa_spec.plug.raised import described, in_short
 from csa_spec.stages import DEFAULT, STAGES
 
@@ -117,7 +118,8 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise CandidateError(f"{path!r} is not of the form package.module:object")
     try:
-        thing = importlib.import_module(module_name)
+        with HERE.importing(module_name):
+            thing = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (
             module_name == error.name or module_name.startswith(error.name + ".")
@@ -127,7 +129,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
             )
             raise CandidateError(f"there is no module {error.name!r} on the Python path{hint}") from None
         raise failed(f"importing {module_name} failed", error) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         raise failed(f"importing {module_name} failed", error) from error
     try:
         for part in attribute.split("."):
@@ -137,7 +141,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
         raise
     except AttributeError:
         raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         raise failed(f"{path} cannot be looked at", error) from error
     return replace(candidate, name=path)
 

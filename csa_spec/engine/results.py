@@ -42,12 +42,14 @@ class Report:
     seconds: float
     known_issues: Sequence[KnownIssue] = ()
     """What the candidate is known not to support, and what trying it showed"""
+    stopped: str = ""
+    """Why the run ended before its end; empty where it is finished"""
 
     @property
     def verdict(self) -> Verdict:
-        """Not conformant if anything failed, else inconclusive if a required kind was not reached."""
+        """Not conformant if anything failed, else inconclusive if not finished, or a kind was not reached."""
         if any(result.failures for result in self.results):
             return Verdict.NOT_CONFORMANT
-        if any(self.missing.values()) or not any(result.cases for result in self.results):
+        if self.stopped or any(self.missing.values()) or not any(result.cases for result in self.results):
             return Verdict.INCONCLUSIVE
         return Verdict.CONFORMANT

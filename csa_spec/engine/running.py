@@ -17,6 +17,7 @@ from csa_spec.engine.stage import Check, Stage
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.position import HERE
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
@@ -118,6 +119,7 @@ def run_check(
         Whether to look for the smallest case of each kind of failure.
     """
     result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
+    HERE.check, HERE.subject = check.name, result.subject
     smallest: dict[str, Failure] = {}
     met: list[Any] = []
     begin, hung = time.perf_counter(), 0
@@ -134,6 +136,7 @@ def run_check(
             known = smallest.get(failure.kind)
             if known is None or failure.case.order < known.case.order:
                 smallest[failure.kind] = failure
+                result.failures = list(smallest.values())  # for whoever must report before the end
         tell()
         # More failing cases say nothing new, and those of a candidate that hangs take half a minute each.
         if result.failing >= enough or hung >= HUNG_ENOUGH:
@@ -143,7 +146,6 @@ def run_check(
         tell()
         return failure_of(check, candidate, stage, case)
 
-    result.failures = list(smallest.values())
     if shrinking:  # only now: one failing case of each kind, the smallest drawn, is worth the time
         result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
         for failure in result.failures:

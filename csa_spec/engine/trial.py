@@ -22,6 +22,7 @@ from csa_spec.plug.arrays import Foreign
 from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.position import HERE, stops_the_run
 
 
 class Form(NamedTuple):
@@ -131,7 +132,7 @@ class Trial(ABC, Generic[C]):
         Failure
             If it raises, hangs or dies, or returns something other than a tensor of the right form.
         """
-        through = type(self).through
+        through, HERE.case = type(self).through, self.case
         request = Request(self.stage, arguments, self.case.mode, self.case.device, through, **options)
         try:
             answer = self.candidate.ask(request)
@@ -147,7 +148,9 @@ class Trial(ABC, Generic[C]):
             raise kind(self.case, wanted=wanted, received=received) from None
         except NotOffered:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if stops_the_run(error):
+                raise
             raise kinds.CandidateRaised(error, self.case) from error
         if not request.grows:
             self._check_form(answer, arguments)

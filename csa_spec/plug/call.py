@@ -26,6 +26,7 @@ from csa_spec.plug.arrays import (
     to_library,
 )
 from csa_spec.plug.growth import growth
+from csa_spec.plug.position import Ended, in_call
 from csa_spec.plug.process_state import Watch
 from csa_spec.plug.raised import hint_at_library
 
@@ -85,7 +86,7 @@ class Answer:
 
 
 class Fault(Exception):
-    """A call that ended without an answer or an exception; only a worker process survives to tell."""
+    """A call that ended without an answer or an exception."""
 
     hung: bool = False
     """Whether it ran past its time; else the process died"""
@@ -120,7 +121,14 @@ class LocalCaller:
         """What the last call was handed, and what that was a copy of"""
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
-        """Return what the function says, and what else it did."""
+        """Return what the function says, and what else it did; an ``os._exit`` there is a fault."""
+        try:
+            with in_call():
+                return self._answer(function, request, arrays)
+        except Ended as end:
+            raise Fault(str(end)) from None
+
+    def _answer(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
         if request.grows:
             return self._growing(function, request, arrays)
         earlier = self._given if request.overwrite or request.reuse else ({}, {})

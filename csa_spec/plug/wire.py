@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.plug.arrays import Foreign
-from csa_spec.plug.call import Answer, MisshapenAnswer, NotOffered
+from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered
 from csa_spec.plug.candidate import one_line
 from csa_spec.plug.raised import Raised, described
 
@@ -29,7 +29,7 @@ class RemoteError(Exception):
     """What is known of it"""
 
 
-_OURS = {kind.__name__: kind for kind in (NotOffered, MisshapenAnswer)}
+_OURS = {kind.__name__: kind for kind in (Fault, NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
 
 

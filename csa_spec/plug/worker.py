@@ -48,7 +48,7 @@ class WorkerCaller:
         Raises
         ------
         Fault
-            If the call ends without one.
+            If the call ends without one; the next gets a new process.
         RemoteError
             For an exception of the candidate.
         CandidateError
@@ -67,7 +67,7 @@ class WorkerCaller:
         if isinstance(reply, Answer):
             return reply
         error = remote_error(reply)
-        if _BROKEN_DEVICE.search(in_short(error)):
+        if isinstance(error, Fault) or _BROKEN_DEVICE.search(in_short(error)):
             self._works = False
             pool.end_worker()
         raise error

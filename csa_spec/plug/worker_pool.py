@@ -16,7 +16,6 @@ import gc
 import importlib
 import os
 import pickle
-import re
 import signal
 import socket
 import subprocess
@@ -30,9 +29,9 @@ from typing import IO, Any, NoReturn
 
 import torch
 
-from csa_spec.plug import call
 from csa_spec.plug.call import Fault
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.ending import cause_of_death, place_in_dump
 from csa_spec.plug.wire import packed, received_from, told, unpacked
 
 ENDING = 10.0
@@ -127,11 +126,7 @@ class WorkerPool:
         if not status:
             self._process.wait()
             return "the worker pool, the process that it was forked from, has ended"
-        code = os.waitstatus_to_exitcode(int.from_bytes(status))
-        if code >= 0:
-            return f"exited with status {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"ended by {name}" + (" (often the out-of-memory killer)" if -code == signal.SIGKILL else "")
+        return cause_of_death(int.from_bytes(status))
 
     def _last_words(self) -> str:
         """Return where the candidate was, innermost first, and the last that it wrote to stderr."""
@@ -139,18 +134,9 @@ class WorkerPool:
             return ""
         text = os.pread(self._words.fileno(), 1 << 20, 0).decode(errors="replace")
         written, _, dump = text.partition("Fatal Python error: ")
-        current = dump.partition("Current thread")[2]
-        frames = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', current, re.MULTILINE)
-        inside = [
-            f"{name} ({os.path.basename(file)}:{line})"
-            for file, line, name in frames
-            if file != call.__file__
-        ]
-        depth = next((i for i, (file, *_) in enumerate(frames) if file == call.__file__), len(inside))
-        where = f", in {' < '.join(inside[: min(depth, 3)])}" if inside[:depth] else ""
         lines = written.split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return where + (f"; the last it wrote to stderr: {last[:200]}" if last else "")
+        return place_in_dump(dump) + (f"; the last it wrote to stderr: {last[:200]}" if last else "")
 
 
 def _end(

@@ -152,14 +152,15 @@ def verdict(report: Report) -> str:
 
 def about(report: Report) -> str:
     """Say what a verdict is about, e.g. `` for csa (nothing found for hca)``."""
+    end = ", unfinished" if report.stopped else ""
     failed = list(dict.fromkeys(result.subject for result in report.results if result.failures))
     others = list(dict.fromkeys(result.subject for result in report.results if result.subject not in failed))
     if report.verdict is Verdict.NOT_CONFORMANT:
         rest = f" (nothing found for {', '.join(others)})" if others else ""
-        return f" for {', '.join(failed)}{rest}"
+        return f" for {', '.join(failed)}{rest}{end}"
     many = len(report.known_issues)
     issues = f", except {many} known issue{'s' * (many > 1)}" if many else ""
-    return (f" for {', '.join(others)}" if others else "") + issues
+    return (f" for {', '.join(others)}" if others else "") + issues + end
 
 
 def environment(report: Report) -> str:
@@ -170,7 +171,12 @@ def environment(report: Report) -> str:
 
 def gaps(report: Report) -> list[str]:
     """Return what a run did not reach, and what the candidate does not offer."""
-    return [*unreached(report), *out_of_reach(report), *declined(report)]
+    return [*unfinished(report), *unreached(report), *out_of_reach(report), *declined(report)]
+
+
+def unfinished(report: Report) -> list[str]:
+    """Say why a run is not finished; nothing where it is."""
+    return [f"unfinished: {report.stopped}"] if report.stopped else []
 
 
 def unreached(report: Report) -> list[str]:

@@ -29,6 +29,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "device": report.device,
         "seed": report.seed,
         "seconds": round(report.seconds, 3),
+        "finished": not report.stopped,
+        "stopped": report.stopped or None,
         "verdict": str(report.verdict),
         "exit_code": report.verdict.value,
         "missing": _kinds(report.missing),
@@ -51,8 +53,13 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write a report; an interrupted run leaves the old file as it was."""
-    write_text(path, json.dumps(to_json(report), indent=1, allow_nan=False) + "\n")
+    """Write a report; an interrupted write leaves the old file as it was."""
+    write_text(path, as_text(report))
+
+
+def as_text(report: Report) -> str:
+    """Return a report as the text of a file."""
+    return json.dumps(to_json(report), indent=1, allow_nan=False) + "\n"
 
 
 def _kinds(by_subject: Mapping[tuple[str, str], list[str]]) -> list[dict[str, Any]]:

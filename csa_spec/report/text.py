@@ -109,7 +109,7 @@ def _table(table: Table) -> str:
 def _verdict(report: Report) -> str:
     inconclusive = report.verdict is Verdict.INCONCLUSIVE
     lines = [f"inconclusive for {line}" for line in content.unreached(report)] if inconclusive else []
-    lines += content.out_of_reach(report) + content.declined(report)
+    lines += content.unfinished(report) + content.out_of_reach(report) + content.declined(report)
     for issue in report.known_issues:
         lines.append(content.known_issue_line(issue))
         if issue.failure is not None:

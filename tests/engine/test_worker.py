@@ -125,7 +125,7 @@ def test_calls_share_a_worker_as_long_as_it_lives(caller: WorkerCaller) -> None:
     ("stage", "hung", "message"),
     [
         ("segfault", False, r"ended by SIGSEGV, in string_at \(.*\) < segfault \(misbehaving.py:\d+\)$"),
-        ("exit_3", False, "exited with status 3$"),
+        ("exit_3", False, r"exited with status 3, in exit_3 \(misbehaving.py:\d+\)$"),
         (
             "kill",
             False,

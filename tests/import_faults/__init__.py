@@ -1,0 +1,1 @@
+"""Candidates that cannot be imported: ``import_faults.exits:attend``, say."""

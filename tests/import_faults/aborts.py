@@ -1,0 +1,5 @@
+"""It aborts."""
+
+import os
+
+os.abort()

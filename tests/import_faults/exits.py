@@ -1,0 +1,5 @@
+"""It calls sys.exit(0)."""
+
+import sys
+
+sys.exit(0)

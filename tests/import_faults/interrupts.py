@@ -1,0 +1,3 @@
+"""It raises KeyboardInterrupt."""
+
+raise KeyboardInterrupt

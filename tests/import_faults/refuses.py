@@ -1,0 +1,3 @@
+"""It raises an exception."""
+
+raise RuntimeError("no GPU found")
