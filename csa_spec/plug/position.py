@@ -124,7 +124,7 @@ def stops_the_run(error: BaseException) -> bool:
 
     Where Ctrl-C does not raise KeyboardInterrupt, as under a supervisor, it is the candidate's own.
     """
-    if isinstance(error, KeyboardInterrupt):
+    kind = type(error)  # isinstance would ask the exception itself, too
+    if issubclass(kind, KeyboardInterrupt):
         return signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    kind = type(error)
     return kind.__module__ == "_pytest.outcomes" and kind.__name__ in ("Failed", "Exit")
