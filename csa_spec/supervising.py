@@ -156,6 +156,8 @@ class Child:
         self._finished = True
 
     def _end(self, code: int) -> NoReturn:
+        with contextlib.suppress(Exception):
+            _end_processes()
         with contextlib.suppress(OSError):
             self._channel.sendall(self._token + bytes([code]))
         os._exit(code)  # without exit handlers of the candidate
@@ -203,6 +205,18 @@ class Child:
         at = f" in {HERE}" if str(HERE) else ""
         sentence = f"{what} ({hung}){at}; run it with --isolate, which survives a call that hangs"
         return Stopped(sentence, 1, hung if HERE.doing == CALLING else "", lines)
+
+
+def _end_processes() -> None:
+    """Do what exit handlers of multiprocessing would do: ours do not run, and neither do the candidate's."""
+    if "multiprocessing" not in sys.modules:
+        return
+    import multiprocessing.util
+
+    for process in multiprocessing.active_children():
+        process.kill()
+    # Else semaphores are left, and warned of.
+    multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
 
 
 class _Parent:

@@ -51,7 +51,7 @@ class Watch:
     def __init__(self, unusual: bool = False) -> None:
         self._undo = _made_unusual() if unusual else {}
         self._modules = len(sys.modules)
-        self._before = {name: item.read() for name, item in ITEMS.items()}
+        self._before = {name: _read(item) for name, item in ITEMS.items()}
         self._generators = generators()
         for generator in self._generators.values():
             generator.begin()
@@ -81,7 +81,7 @@ _LEFT: dict[str, Any] = {}
 
 def _made_unusual() -> dict[str, Any]:
     """Set what calls may be blind to; return what it was."""
-    before = {name: ITEMS[name].read() for name in (*_LEFT, *_UNUSUAL)}
+    before = {name: _read(ITEMS[name]) for name in (*_LEFT, *_UNUSUAL)}
     for name, value in before.items():
         _write(ITEMS[name], _LEFT.get(name, value))
         if name in _UNUSUAL:
@@ -137,8 +137,8 @@ def _of_sys(name: str) -> Item:
     return Item(lambda: getattr(sys, name), lambda value: setattr(sys, name, value), says, of_imports=True)
 
 
-_BY_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "KMP_")
-"""Variables that compilers add when they first compile, and then rely on."""
+_BY_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "KMP_", "CUDA_MODULE_LOADING", "XLA_", "TF_")
+"""Variables that compilers and devices add when they are first used, and then rely on."""
 
 
 def _environment() -> dict[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,6 +42,7 @@ def do_all(tasks: Sequence[Task], jobs: int, progress: Progress = lambda done, t
 def _begin() -> None:
     """Let a worker use one thread, and end with the process that started it, however that ends."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for that process, which ends us
     parent = multiprocessing.parent_process()
     assert parent is not None
 
