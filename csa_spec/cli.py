@@ -63,12 +63,12 @@ def _run(options: argparse.Namespace, console: Console, supervised: Supervised) 
     except Exception as error:
         from csa_spec.engine.case import CaseError
         from csa_spec.plug.candidate import CandidateError
-        from csa_spec.plug.plain import plain_line
+        from csa_spec.plug.plain import plain
         from csa_spec.resolving import UsageError
         from csa_spec.vectors import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
-            console.tell(f"csa-spec: {plain_line(error, 2000)}")
+            console.tell(f"csa-spec: {plain(error, 2000)}")
             return USAGE
         console.tell(traceback.format_exc(), end="")
         console.tell("csa-spec: internal error, not the candidate's fault; please report it")

@@ -9,16 +9,16 @@ from typing import Any
 
 from csa_spec.plug.call import Answer, Caller, LocalCaller, Request, overwrite
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.plug.plain import plain_line
+from csa_spec.plug.plain import plain, plain_line
 
 Function = Callable[..., Any]
 
 
 class CandidateError(Exception):
-    """A candidate that cannot be used as given; the message is one clear sentence."""
+    """A candidate that cannot be used as given; the message is one clear sentence, and where its code fails."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(plain_line(sentence, 2000))
+        super().__init__(plain(sentence, 2000))
 
 
 @dataclass(frozen=True, slots=True)

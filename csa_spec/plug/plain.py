@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 MOST = 400
 """Characters of one text that are kept."""
+_SLACK = 50
+"""And so many more, if it ends with them."""
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, the cursor
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles, links
@@ -32,7 +34,9 @@ def plain(text: object, most: int = MOST) -> str:
     begin, rest = whole[: 8 * most], len(whole[8 * most :])
     visible = "".join(map(_visible, _ESCAPES.sub("", begin).replace("\r\n", "\n")))
     more = len(visible[most:]) + rest
-    return visible[:most] + (f"... ({more} more characters)" if more else "")
+    if not rest and more <= _SLACK:  # a text that was cut before stays as it is
+        return visible
+    return f"{visible[:most]}... ({more:,} more characters)"
 
 
 def plain_line(text: object, most: int = MOST) -> str:
