@@ -86,7 +86,7 @@ class CacheCase(OfLayer):
     @property
     def total(self) -> int:
         """Tokens of all calls, per row."""
-        return sum(call.numbers[0] for call in self.calls if call.op is Op.EXTEND)
+        return _total(self.calls)
 
     @property
     def numbers(self) -> Mapping[str, int]:

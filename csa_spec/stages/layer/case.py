@@ -364,9 +364,7 @@ class LayerCase(OfLayer):
         for row in self.rows:
             lengths = (sum(row.lengths),) if Feature.PACKING in features else row.lengths
             padding = row.left_padding
-            if (
-                Feature.LEFT_PADDING in features
-            ):  # tokens in its place: the row must not get shorter than others
+            if Feature.LEFT_PADDING in features:  # tokens in its place: no row gets shorter than others
                 lengths, padding = (lengths[0] + padding, *lengths[1:]), 0
             start = 0 if Feature.SHIFTED_START in features else row.start
             row = Row(lengths, padding, start)

@@ -139,7 +139,8 @@ def _outside(
         return facts
     read = {other for number, other_row, other in dependence.outside if (number, other_row) == (t, row)}
     read |= {span.begin + j for j in dependence.observed[t].nonzero().flatten().tolist()}
-    origin = blocks_read(read, window, case.compress_ratio, (0, span.begin))
+    origins = (0, case.rows[row].left_padding, span.begin)
+    origin = blocks_read(read, window, case.compress_ratio, origins)
     if origin is not None:
         facts |= {"entry": (column - origin) // case.compress_ratio, "blocks_from": origin}
     return facts

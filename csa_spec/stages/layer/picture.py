@@ -90,6 +90,11 @@ class _Drawn:
         around = self._current or 0
         self._queries = crop(self._document.length, around)
         self._columns = crop(len(self._layout.documents), self._document.begin + around)
+        if len(self._columns) < len(self._layout.documents) and not (
+            failure.dependence is not None and failure.dependence.outside
+        ):  # the document alone, where it depends on nothing else
+            begin = self._document.begin
+            self._columns = range(begin + self._queries[0], begin + self._queries[-1] + 1)
         self._entries = crop(len(trace.context.entries), around // max(1, geometry.compress_ratio))
 
     @property
