@@ -141,9 +141,8 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     except BaseException as error:
         if stops_the_run(error):
             raise
-        raise CandidateError(
-            f"importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        why = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+        raise CandidateError(f"importing {module_name} failed: {why}") from error
     try:
         for part in attribute.split("."):
             thing = getattr(thing, part)
