@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import csa_spec
 from csa_spec.cli import main
 from csa_spec.engine.failures import Failure
 from csa_spec.plug.position import Ended, in_call
@@ -223,3 +224,24 @@ def test_a_call_that_swallows_its_exit_is_a_fault_all_the_same() -> None:
     with pytest.raises(Ended, match=said), in_call(), contextlib.suppress(BaseException):
         os._exit(0)
     assert os._exit is real
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("exits_with_0", "exited with status 0, in"), ("raises_exit", "GeneratorExit"), ("raises_base", "Unlucky")],
+)
+def test_python_survives_what_it_can_without_a_supervisor(name: str, said: str) -> None:
+    """As the API and the pytest plugin do."""
+    with pytest.raises(Failure, match=said):
+        csa_spec.check_case(f"faults:{name}", "attend n=65")
+
+
+def test_ctrl_c_is_no_failure_of_the_candidate() -> None:
+    """Where Python raises KeyboardInterrupt for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("signal.getsignal", lambda number: signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            csa_spec.check_case("faults:raises_interrupt", "attend n=65")
+        patch.setattr("signal.getsignal", lambda number: signal.SIG_IGN)
+        with pytest.raises(Failure, match="KeyboardInterrupt"):
+            csa_spec.check_case("faults:raises_interrupt", "attend n=65")

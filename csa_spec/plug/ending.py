@@ -26,8 +26,10 @@ def cause_of_death(status: int) -> str:
 
 
 def candidates_frames(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Return the frames of the candidate: those inside of the call."""
-    return takewhile(lambda frame: frame[0] != _CALL, frames)
+    """Return the frames of the candidate: those inside of the call, or of the import."""
+    return takewhile(
+        lambda frame: frame[0] != _CALL and not frame[0].startswith("<frozen importlib"), frames
+    )
 
 
 def place_of(frames: Iterable[Frame]) -> str:

@@ -65,7 +65,7 @@ def described(error: BaseException) -> Raised:
 def in_short(error: BaseException) -> str:
     """Return class, message and place, on one line."""
     raised = described(error)
-    message = " ".join(f"{raised.error}: {raised.message}".split())
+    message = " ".join(f"{raised.error}: {raised.message}".split()).removesuffix(":")
     return message + (f", at {raised.where}" if raised.where else "")
 
 
