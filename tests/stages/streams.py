@@ -25,7 +25,8 @@ class Tokens:
 
     def extend(self, hidden: Tensor) -> Tensor:
         """Run every row anew."""
-        self.rows = [[*row, *tokens] for row, tokens in zip(self.rows, hidden, strict=True)]
+        kept = hidden.clone()  # the caller may write to its own
+        self.rows = [[*row, *tokens] for row, tokens in zip(self.rows, kept, strict=True)]
         outs = []
         for row in self.rows:
             positions = torch.arange(len(row))[None]

@@ -86,7 +86,7 @@ def test_manners_are_held_to_too() -> None:
     assert str(report.verdict) == "conformant"
     without_sizes = [check.name for check in STAGES["cache"].checks if check.name != "limits"]
     assert [result.check for result in report.results] == without_sizes
-    assert all(result.cases >= 20 for result in report.results)
+    assert all(result.cases >= (5 if result.check == "growth" else 20) for result in report.results)
 
 
 @pytest.mark.parametrize(
@@ -277,18 +277,18 @@ class AnswersEverything(Tokens):
 
 
 @pytest.mark.parametrize(
-    ("stream", "says"),
+    ("stream", "kind", "got"),
     [
-        (SqueezesOneToken, "expected [1, 1, 2] from extend, got [1, 2]"),
-        (DropsTheBatch, "expected [1, 1, 2] from extend, got [1, 2]"),
-        (AnswersEverything, "expected [1, 1, 2] from extend, got a tuple"),
+        (SqueezesOneToken, "WrongShape", "[1, 2]"),
+        (DropsTheBatch, "WrongShape", "[1, 2]"),
+        (AnswersEverything, "NotATensor", "a tuple of 2 (return the output alone)"),
     ],
 )
-def test_the_wrong_shape_of_one_call_is_a_wrong_shape(stream: type[Any], says: str) -> None:
+def test_the_wrong_shape_of_one_call_is_a_wrong_shape(stream: type[Any], kind: str, got: str) -> None:
     """Also where it is that of the outputs of all calls."""
     (failure,) = result_of(smoke(stream)).failures
-    assert failure.kind == "WrongShape"
-    assert failure.detail == says
+    assert failure.kind == kind
+    assert failure.detail == f"expected [1, 1, 2] from extend, got {got}"
     assert str(failure.case) == "cache sliding values=units"
 
 
