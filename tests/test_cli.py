@@ -596,7 +596,7 @@ LINES = {
     "csa yarn=1": ["'yarn=1'"],
     "csa yarn=0/64/32/1": ["YaRN needs a positive factor"],
     "csa yarn=4/64/1/32": ["YaRN needs beta_fast > beta_slow"],
-    "csa yarn=nan/64/32/1": ["YaRN", "nan"],
+    "csa yarn=nan/64/32/1": ["yarn has nan"],
     "csa rows=": ["'' is not a row"],
     "csa rows=0": ["row 0"],
     "csa rows=-1": ["'-1' is not a row"],

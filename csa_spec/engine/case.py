@@ -38,8 +38,8 @@ class CaseError(ValueError):
         super().__init__(plain_line(sentence, 1000))
 
 
-class TooManyDigits(CaseError):
-    """A number that no size or seed has; the message goes on after the name of what has it."""
+class UnfitNumber(CaseError):
+    """A number that nothing of a case can be; the message goes on after the name of what has it."""
 
 
 def require_memory(numbers: Mapping[str, int]) -> None:
@@ -64,7 +64,7 @@ def whole(text: str, digits: int = _DIGITS) -> int:
     if not re.fullmatch("[+-]?[0-9]+", text):
         raise ValueError
     if len(text) > digits:
-        raise TooManyDigits(f"has a number of {len(text):,} digits; write one of at most {digits}")
+        raise UnfitNumber(f"has a number of {len(text):,} digits; write one of at most {digits}")
     return int(text)
 
 
@@ -72,7 +72,9 @@ def finite(text: str) -> float:
     """Read a number that is neither infinite nor NaN."""
     value = float(text)
     if not math.isfinite(value):
-        raise CaseError(f"{plain_line(text, 40)} is not a finite number; write one such as 1e-6")
+        raise UnfitNumber(
+            f"has {plain_line(text, 40)}, which is not a finite number; write one such as 0.001"
+        )
     return value
 
 
@@ -438,7 +440,7 @@ def _read(field: Field[Any], word: str, value: str) -> Any:
     whole_number = "letter" in field.metadata or field.name == "seed"
     try:
         return (whole if "letter" in field.metadata else field.metadata.get("read", str))(value)
-    except TooManyDigits as error:
+    except UnfitNumber as error:
         raise CaseError(f"{_text_of(field)} {error}") from None
     except CaseError:
         raise

@@ -128,8 +128,8 @@ def test_modes_survive_the_line(mode: str) -> None:
         ("csa m=0 rows=3", "m (compression ratio) must be an integer of at least 1, not 0"),
         ("csa R=3 rows=3", "rope_dim 3 must be even"),
         ("csa groups=2 rows=3", "o_groups 2 must divide heads 1"),
-        ("csa theta=nan rows=3", "nan is not a finite number"),
-        ("csa yarn=4/64 rows=3", "yarn has four numbers, not '4/64'"),
+        ("csa theta=nan rows=3", "theta has nan, which is not a finite number"),
+        ("csa yarn=4/64 rows=3", "'yarn=4/64' must have four numbers"),
         ("csa yarn=0/64/32/1 rows=3", "YaRN needs a positive factor"),
         (
             "csa rows=3 values=large",

@@ -155,7 +155,7 @@ def _digits(value: float) -> str:
 
 def _read_yarn(text: str) -> Yarn:
     if text.count("/") != 3:
-        raise CaseError(f"yarn has four numbers, not {shown(text)}; write e.g. yarn=16/65536/32/1")
+        raise CaseError(f"{shown(f'yarn={text}')} must have four numbers; write e.g. yarn=16/65536/32/1")
     factor, length, fast, slow = text.split("/")
     try:
         return Yarn(finite(factor), whole(length), finite(fast), finite(slow))
