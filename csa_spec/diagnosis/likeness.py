@@ -30,6 +30,8 @@ CERTAIN = 4
 """Cases on which a bug must agree, and on none not, to be what the candidate is said to behave like"""
 SHARE = 0.75
 """Of the cases, on which a bug must agree to be named at all"""
+TWICE = 2
+"""Cases on which a bug must agree to be named at all: one may be chance"""
 NAMED = 3
 """Bugs that are named at most"""
 STARTS = 2
@@ -109,7 +111,7 @@ class Search:
         """Return how sure it is, and which bugs are named, the likeliest first."""
         ranked = sorted(self.suspects, key=lambda one: (one.misses, -one.agreeing, one.bug.seeded))
         fitting = [one for one in ranked if one.fits]
-        named = fitting or [one for one in ranked if one.share >= SHARE]
+        named = fitting or [one for one in ranked if one.share >= SHARE and one.agreeing >= TWICE]
         certainty = Certainty.RESEMBLES if self.cut or not fitting else Certainty.SEVERAL
         if certainty is Certainty.SEVERAL and len(fitting) == 1:
             certainty = Certainty.CERTAIN
@@ -152,8 +154,8 @@ class Search:
             if self.late or (enough and len(leading) == 1):
                 return
             trial = self.stage.trial(self.candidate, case)
-            outcomes = [self._outcome_of(suspect.bug, trial) for suspect in leading]
-            wrong = [one for one in outcomes if one is not None and fails(self.check, trial, one)]
+            outcomes = [self._wrong_of(suspect.bug, trial) for suspect in leading]
+            wrong = [one for one in outcomes if one is not None]
             if not wrong and controls >= CONTROLS:
                 continue
             if enough and len(wrong) in (0, len(leading)) and self._all_alike(trial, wrong):
@@ -164,10 +166,15 @@ class Search:
             controls += not wrong
             failing = fails(self.check, trial, got)
             for suspect, outcome in zip(leading, outcomes, strict=True):
-                agrees = outcome in wrong and alike(self.check, trial, got, outcome)
-                suspect.tried += outcome in wrong or failing
-                suspect.agreeing += agrees
-                suspect.told += agrees and not quiet(outcome)
+                suspect.tried += outcome is not None or failing
+                if outcome is not None and alike(self.check, trial, got, outcome):
+                    suspect.agreeing += 1
+                    suspect.told += not quiet(outcome)
+
+    def _wrong_of(self, bug: Bug, trial: Any) -> Outcome | None:
+        """Return what a bug does on a case; None where that is right."""
+        outcome = self._outcome_of(bug, trial)
+        return outcome if outcome is not None and fails(self.check, trial, outcome) else None
 
     def _all_alike(self, trial: Any, wrong: Sequence[Outcome]) -> bool:
         return all(alike(self.check, trial, wrong[0], other) for other in wrong[1:])
