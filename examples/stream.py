@@ -19,7 +19,7 @@ class CachedAttention:
 
     def forward(self, x):
         """Return the outputs [b, n, e] of new tokens x [b, n, e]."""
-        self.past = x if self.past is None else torch.cat((self.past, x), 1)
+        self.past = x.clone() if self.past is None else torch.cat((self.past, x), 1)
         ago = (columns := torch.arange(self.past.shape[1]))[:, None] - columns
         mask = ((ago >= 0) & (ago < self.config.window)).expand(len(x), -1, -1)
         return sliding_attention(self.past, self.state, mask, columns.expand(len(x), -1), self.config)[

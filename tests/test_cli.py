@@ -61,7 +61,8 @@ def refusal(*arguments: str | Path) -> str:
     assert "Traceback" not in outcome.err, outcome.err
     assert outcome.code == 2, outcome
     assert outcome.out == ""
-    (line,) = outcome.err.splitlines()
+    line, *trace = outcome.err.splitlines()
+    assert all(more.startswith("  ") for more in trace)  # where the candidate's own code failed
     assert line.startswith("csa-spec: ")
     return line.removeprefix("csa-spec: ")
 
