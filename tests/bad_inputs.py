@@ -104,6 +104,8 @@ DECLARATIONS: dict[str, dict[str, Any]] = {
     "lacks_a_number": {"lacks": {("attend", "empty"): 5}},
     "lacks_unknown": {"lacks": {("softmax", "empty"): "why"}},
     "allowed_text": {"allowed": {"S": "abc"}},
+    "endless_set": {"allowed": {"S": range(1, 10**30)}},
+    "long_set": {"compress_ratios": range(1, 10**12)},
     "nan_tolerance": {"tie_tolerance": math.nan},
     "text_flag": {"gradients": "yes"},
     "unknown_arrays": {"arrays": "no_such_module"},

@@ -7,9 +7,11 @@ Each of the tests takes its share of that time; what is found is kept by Hypothe
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stages.toy import NORM
 
-import csa_spec.strategies
+from csa_spec import AllBut, Candidate, Capabilities
 from csa_spec.bundle.reading import BundleError, read_bundle
+from csa_spec.candidates.declarations import declaration_problem
+from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.case import LARGEST, MOST_BYTES, Case, CaseError
 from csa_spec.engine.known_file import read_known_file
 from csa_spec.engine.stage import Setting
+from csa_spec.plug.candidate import CandidateError
 from csa_spec.plug.reading import Unreadable
 from csa_spec.stages import STAGES, parse_case, stage_of
 
-TESTS = 4
+TESTS = 5
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0")) / TESTS
 HERE = Path(__file__).parent
 
@@ -181,7 +186,7 @@ def test_a_line_is_a_case_or_a_sentence(line: str) -> None:
     assert case.in_words()
     assert case.id
     if sum(case.sizes.values()) < 60 and max(case.numbers.values()) < 10**6:
-        assert stage_of(case).trial(csa_spec.Candidate("nobody"), case).arguments
+        assert stage_of(case).trial(Candidate("nobody"), case).arguments
 
 
 @fuzz(
@@ -258,6 +263,32 @@ def test_the_command_ends_with_a_verdict_or_a_sentence(bad: Bad) -> None:
     code, sentence = outcome(bad)
     assert code in (0, 1, 2), sentence
     assert sentence
+
+
+KEYS = st.sampled_from(
+    ["S", "m", "k", "first", ("csa", "m"), ("attend", "empty"), ("cache", "fork"), "", 5, None]
+)
+DECLARED = st.one_of(
+    VALUES,
+    st.sampled_from([math.nan, AllBut(4), range(3), range(1, 10**30), "float32", "cpu", 10**4000]),
+    st.frozensets(st.sampled_from([1, 4, 0, "cpu", "csa", "float32", None, True]), max_size=2),
+    st.dictionaries(KEYS, st.one_of(st.integers(-1, 70), VALUES, st.just({1, 4})), max_size=2),
+)
+CAPABILITIES = st.dictionaries(
+    st.sampled_from([field.name for field in fields(Capabilities)]), DECLARED, max_size=3
+)
+
+
+@fuzz(150, st.tuples(CAPABILITIES, st.sampled_from(["layer", "attend", "cache"])))
+def test_a_declaration_is_used_or_a_sentence(declared: tuple[dict[str, Any], str]) -> None:
+    """Cases fit what is accepted, or there is none."""
+    values, stage = declared
+    candidate = Candidate("fuzzed", {stage: lambda *arguments: None}, Capabilities(**values))
+    if attempt(lambda: as_candidate(candidate, "fuzzed"), CandidateError) and not declaration_problem(
+        candidate
+    ):
+        for case in [case for case in VALID if case.stage == stage][:5]:
+            attempt(lambda case=case: case.fit(candidate.capabilities), CaseError)
 
 
 def test_what_is_fuzzed_is_valid_to_begin_with(tmp_path: Path) -> None:

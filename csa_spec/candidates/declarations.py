@@ -25,7 +25,9 @@ def _each(holds: Callable[[Any], bool]) -> Wrong:
     """Of a set, or of any collection that serves as one; not of a text, nor of an empty one."""
 
     def wrong(value: Any) -> Iterable[object]:
-        if isinstance(value, (str, bytes)) or not isinstance(value, Collection) or not value:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
+            return (value,)
+        if not 0 < _count(value) <= _MOST:
             return (value,)
         return (item for item in value if not holds(item))
 
@@ -62,26 +64,41 @@ def _sizes(holds: Callable[[Any], bool]) -> Wrong:
 def _is_set_of_sizes(value: Any) -> bool:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__contains__"):
         return False
-    return not isinstance(value, Collection) or all(map(_whole(0), value))
+    return not isinstance(value, Collection) or (_count(value) <= _MOST and all(map(_whole(0), value)))
+
+
+def _count(value: Collection[Any]) -> int:
+    try:
+        return len(value)
+    except OverflowError:  # a range may be longer than any list
+        return _MOST + 1
 
 
 def _is_tolerance(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
+_MOST = 100_000
+"""Members of a set; what is larger is a limit."""
 _SIZES = "a mapping from the letter of a size to a whole number of at least {}"
 _FLAG = (_unless(lambda value: isinstance(value, bool)), "True or False")
 _RULES: dict[str, tuple[Wrong, str]] = {
     "kinds": (_each(list(LayerKind).__contains__), f"a set out of {', '.join(LayerKind)}"),
     "dtypes": (_each(DTYPES.__contains__), f"a set out of {', '.join(DTYPES)}"),
     "devices": (_each(DEVICES.__contains__), f"a set out of {', '.join(DEVICES)}"),
-    "compress_ratios": (_or_none(_each(_whole(1))), "a set of whole numbers of at least 1"),
-    "head_dims": (_or_none(_each(_whole(1))), "a set of whole numbers of at least 1"),
+    "compress_ratios": (
+        _or_none(_each(_whole(1))),
+        f"a set of at most {_MOST:,} whole numbers of at least 1",
+    ),
+    "head_dims": (_or_none(_each(_whole(1))), f"a set of at most {_MOST:,} whole numbers of at least 1"),
     "max_top_k": (_or_none(_unless(_whole(0))), "a whole number of at least 0"),
     "limits": (_sizes(_whole(0)), _SIZES.format(0)),
     "least": (_sizes(_whole(0)), _SIZES.format(0)),
     "multiples": (_sizes(_whole(1)), _SIZES.format(1)),
-    "allowed": (_sizes(_is_set_of_sizes), "a mapping from the letter of a size to a set of whole numbers"),
+    "allowed": (
+        _sizes(_is_set_of_sizes),
+        f"a mapping from the letter of a size to a set of at most {_MOST:,} whole numbers",
+    ),
     "lacks": (
         _items(lambda key, reason: _is_pair(key) and isinstance(reason, str)),
         "a mapping from pairs such as (stage, name) to a reason as text",
