@@ -169,7 +169,8 @@ def page(measured: Sequence[Measured], command: Command) -> str:
         command.head("How often a diagnosis names the right bug"),
         f"A diagnosis says *behaves like* of a bug that agrees on every case that tells it apart from the "
         f"specification, on at least {CERTAIN} of them, where no other bug does. Of several that do it says so. "
-        f"Of one that agrees on at least {SHARE:.0%} of the cases, two or more, it says *resembles*; of others, nothing.",
+        f"Of one that agrees on at least {SHARE:.0%} of the cases, two or more, it says *resembles*; of others, "
+        "nothing.",
         "Plugged in as a black box that shows its output alone, and made small, "
         f"{_share([one for one in failed if one.known.first == one.title], failed)} "
         f"bugs are what the diagnosis names first; {_with_certainty(failed)} alone and with certainty. "
