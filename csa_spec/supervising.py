@@ -183,8 +183,10 @@ class Child:
             stopped = Stopped("the process that supervises this one was ended", 1)
         else:
             stopped = self._hung() if order == _HUNG else interrupted(number)
-        with contextlib.suppress(Exception):
+        try:
             self.on_stop(stopped)
+        except Exception:  # of a state that nobody foresaw: the sentence at least
+            print(f"csa-spec: {stopped}", file=sys.__stderr__, flush=True)
         self._end(stopped.code)
 
     def _frames(self) -> list[tuple[str, int, str]]:
@@ -201,10 +203,13 @@ class Child:
         inside = list(candidates_frames(frames))
         hung = f"no answer within {self._limit:g} s{place_of(frames)}"
         lines = tuple(f"{file}, line {line}, in {name}" for file, line, name in inside)
-        what = f"importing {HERE.module} did not end" if HERE.doing == IMPORTING else "a call did not return"
+        if HERE.doing != CALLING:
+            return Stopped(f"importing {HERE.module} did not end ({hung})", 2)
         at = f" in {HERE}" if str(HERE) else ""
-        sentence = f"{what} ({hung}){at}; run it with --isolate, which survives a call that hangs"
-        return Stopped(sentence, 1, hung if HERE.doing == CALLING else "", lines)
+        sentence = (
+            f"a call did not return ({hung}){at}; run it with --isolate, which survives a call that hangs"
+        )
+        return Stopped(sentence, 1, hung, lines)
 
 
 def _end_processes() -> None:

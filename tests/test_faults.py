@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
     err: str
     report: dict[str, Any]
     """The JSON report, where there is one"""
+    bundles: int
 
     def failure(self, check: str, kind: str) -> dict[str, Any] | None:
         """Return a failure of the report."""
@@ -104,10 +105,12 @@ def _run(here: bool, *arguments: str) -> Outcome:
     """Run a command in this process, which has imported torch and knows the answers, or in a fork of it."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err", "report.json")]
-        options = cli._parser().parse_args([*arguments, "--json", str(files[2])])
+        written = ["--json", str(files[2]), "--bundle", str(Path(folder, "bundles"))]
+        options = cli._parser().parse_args([*arguments, *written])
         code = _in_this_process(options, files) if here else _in_a_fork(options, files)
         out, err, report = (path.read_text() if path.exists() else "" for path in files)
-    return Outcome(code, out, err, json.loads(report or "{}"))
+        bundles = len([*Path(folder).glob("bundles/*/README.md")])
+    return Outcome(code, out, err, json.loads(report or "{}"), bundles)
 
 
 def _in_this_process(options: Any, files: list[Path]) -> int:
@@ -212,9 +215,15 @@ def _cell(name: str, isolate: bool) -> str:
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_by_the_check_that_names_it(name: str, isolate: bool) -> None:
-    """Or the run ends with a sentence: never with a traceback, with success or with an error of ours."""
+    """Or the run ends with a sentence: never with a traceback, with success or with an error of ours.
+
+    Every failure that is reported has a bundle.
+    """
     fault, done = FAULTS[name], outcome(name, isolate)
     assert "Traceback" not in done.err, done.err
+    if done.code == 1 and done.out:
+        assert done.bundles == sum(len(result["failures"]) for result in done.report["results"]) > 0
+        assert not re.search("Warning|could not be written", done.err), done.err
     if fault.ends and not isolate:
         assert done.code == fault.code
         assert done.report["finished"] is (fault.code == 2)

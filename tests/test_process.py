@@ -228,7 +228,11 @@ def test_a_call_that_swallows_its_exit_is_a_fault_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("exits_with_0", "exited with status 0, in"), ("raises_exit", "GeneratorExit"), ("raises_base", "Unlucky")],
+    [
+        ("exits_with_0", "exited with status 0, in"),
+        ("raises_exit", "GeneratorExit"),
+        ("raises_base", "Unlucky"),
+    ],
 )
 def test_python_survives_what_it_can_without_a_supervisor(name: str, said: str) -> None:
     """As the API and the pytest plugin do."""
