@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -108,7 +109,7 @@ def _run(here: bool, *arguments: str) -> Outcome:
         written = ["--json", str(files[2]), "--bundle", str(Path(folder, "bundles"))]
         options = cli._parser().parse_args([*arguments, *written])
         code = _in_this_process(options, files) if here else _in_a_fork(options, files)
-        out, err, report = (path.read_text() if path.exists() else "" for path in files)
+        out, err, report = (path.read_text(errors="replace") if path.exists() else "" for path in files)
         bundles = len([*Path(folder).glob("bundles/*/README.md")])
     return Outcome(code, out, err, json.loads(report or "{}"), bundles)
 
@@ -142,6 +143,9 @@ def _in_a_fork(options: Any, files: list[Path]) -> int:
             sys.stderr.flush()
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    end = time.monotonic() + 60
+    while code < 0 and "csa-spec: " not in files[1].read_text() and time.monotonic() < end:
+        time.sleep(0.05)  # its own fork has yet to say that
     return code if code >= 0 else 128 - code
 
 
@@ -228,7 +232,7 @@ def test_a_fault_is_found_by_the_check_that_names_it(name: str, isolate: bool) -
         assert done.code == fault.code
         assert done.report["finished"] is (fault.code == 2)
         assert fault.ends in done.err
-        assert "check 'specification' of attend, case \"attend " in done.err or "interrupted" in fault.ends
+        assert ' of attend, case "attend ' in done.err or fault.code > 2
         return
     assert done.failure(fault.check, fault.kind), done
     assert (done.code, done.report["finished"]) == (1, True)
@@ -294,7 +298,7 @@ def test_a_call_that_hangs_is_in_the_report() -> None:
     """Though the run ends there: with its case, and the calls that it is in."""
     failure = outcome("hangs", False).failure("specification", "CandidateHung")
     assert failure is not None
-    assert "picks" in failure["case"]
+    assert failure["case_line"].startswith("attend ")
     assert failure["context"][0].endswith("in _for_ever")
 
 
