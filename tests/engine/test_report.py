@@ -62,7 +62,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["csa_spec_report"] == VERSION == 3
     assert set(data) == {
         "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
-        "exit_code", "missing", "left_out", "declined", "known_issues", "results",
+        "finished", "stopped", "exit_code", "missing", "left_out", "declined", "known_issues", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
     assert data["missing"] == [{"dtype": "float32", "subject": "csa", "kinds": ["partial tail"]}]
