@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from csa_spec.engine.failures import Failure
     from csa_spec.engine.results import Report
+    from csa_spec.engine.running import CheckResult
 
 USAGE, INTERNAL, INTERRUPTED = 2, 3, 130
 
@@ -119,6 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds for one call with --isolate (default 30)",
     )
+    check.add_argument("-x", "--fail-fast", action="store_true", help="stop after the first failure")
+    check.add_argument(
+        "--jobs",
+        default=1,
+        type=int,
+        metavar="N",
+        help="processes that check subjects side by side (default 1)",
+    )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument(
         "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
@@ -214,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace) -> int:
     from csa_spec.checking import check
-    from csa_spec.report.text import summarise
+    from csa_spec.report.text import Failures, conclude
     from csa_spec.resolving import UsageError, resolve_candidate
 
     for name in ("json", "html", "markdown"):
@@ -222,6 +232,12 @@ def _check(options: argparse.Namespace) -> int:
     if options.bundle is not None and options.bundle.exists() and not options.bundle.is_dir():
         raise UsageError(f"--bundle: {options.bundle} is not a folder; name a folder, or one to make")
     line = ProgressLine()
+    told: list[Failures] = []
+
+    def tell(failure: Failure, result: CheckResult) -> None:
+        line.clear()
+        print(told[0](failure, result), end="\n\n", flush=True)
+
     try:
         report = check(
             options.candidate,
@@ -235,11 +251,15 @@ def _check(options: argparse.Namespace) -> int:
             time_limit=options.time_limit,
             known=options.known,
             progress=line.show,
+            begun=lambda report: told.append(Failures(report)),
+            found=tell,
+            fail_fast=options.fail_fast,
+            jobs=options.jobs,
         )
     finally:
         line.clear()
     _write(report, options)
-    print(summarise(report))
+    print(conclude(report))
     if options.bundle is not None:
         from csa_spec.bundle import write_bundles
 

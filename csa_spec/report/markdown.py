@@ -63,11 +63,12 @@ def _failure(failed: Explained) -> str:
         "",
         f"{_prose(_cut(failed.detail, _LINE))} The property: {_prose(failed.result.sentence)}.",
         "",
-        "Smallest case found:",
+        f"{content.case_label(failure).capitalize()}:",
         "",
         *_fence(_cut(str(failure.case), 2 * _LINE)),
         "",
     ]
+    lines += [line for remark in failure.remarks for line in (f"{_prose(remark)}.", "")]
     for likeness in failed.likenesses[:3]:
         links = [
             f"[{_prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else _prose(name)
