@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import settings
+
+from csa_spec.profiles import PROFILES
 
 # Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
@@ -27,3 +33,11 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unlimited_patience() -> Iterator[None]:
+    """Make failures as small as they get, however busy the machine is."""
+    patient = {name: replace(profile, patience=math.inf) for name, profile in PROFILES.items()}
+    with patch.dict(PROFILES, patient):
+        yield

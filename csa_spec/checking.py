@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -14,16 +15,20 @@ import torch
 
 from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
+from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue, with_known_issues
 from csa_spec.engine.results import Report
-from csa_spec.engine.running import CheckResult
+from csa_spec.engine.running import CheckResult, Found
+from csa_spec.engine.stage import SPECIFICATION
+from csa_spec.jobs import side_by_side
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.plain import shown
 from csa_spec.plug.position import HERE
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
+from csa_spec.profiles import Profile
 from csa_spec.report.text import describe
 from csa_spec.resolving import (
     UsageError,
@@ -39,7 +44,9 @@ from csa_spec.resolving import (
     unsupported,
 )
 from csa_spec.stages import AnyStage, parse_case, stage_of
-from csa_spec.target import Progress, make_targets, one_thread
+from csa_spec.target import Effort, Progress, Target, make_targets, one_thread
+
+FIRST_FAILURE = "it stopped at the first failure, as it was told to"
 
 
 def check(
@@ -56,6 +63,10 @@ def check(
     known: Path | None = None,
     progress: Progress = lambda result: None,
     begun: Callable[[Report], None] = lambda report: None,
+    found: Found = lambda failure, result: None,
+    fail_fast: bool = False,
+    patience: float | None = None,
+    jobs: int = 1,
     **stages: Any,
 ) -> Report:
     """Compare a candidate with the specification, and check what must hold without it.
@@ -90,6 +101,15 @@ def check(
         Called after each case.
     begun
         Called once there is something to check, with a report that grows while the run goes on.
+    found
+        Called with each failure as soon as it is found, made small and named, and the result of its check.
+    fail_fast
+        Stop after the first failure.
+    patience
+        Seconds for making failures small and naming them, beside half of what cases take; None: as the
+        profile says.
+    jobs
+        Processes that check subjects side by side; the candidate must be given by name.
     stages
         Single stages by name, such as ``attend=function`` or ``select="package.module:object"``, in place of
         a candidate. The names are those of :data:`csa_spec.stages.STAGES`.
@@ -104,57 +124,90 @@ def check(
     begin = time.perf_counter()
     require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
     require_seed(seed)
+    dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
     amounts = resolve_profile(profile)
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, not {jobs}")
+    if jobs > 1 and not isinstance(candidate, str):
+        raise UsageError("several jobs import the candidate by name; give its name, or leave jobs out")
+    prepare = partial(
+        _prepared, candidate, stages, stage, layer, known, time_limit if isolate else None, dtypes, device
+    )
+    resolved, targets, declined = prepare(amounts, seed)
+    report = Report(
+        candidate=resolved.name,
+        environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
+        profile=profile,
+        dtypes=dtypes,
+        device=device,
+        seed=seed,
+        results=[],
+        missing={},
+        left_out={},
+        declined={subject: reason for (_, subject), reason in declined.items()},
+        seconds=0.0,
+        known_issues=[],
+        stopped="the run goes on, or its process was ended",
+    )
+    begun(report)
+    listener = _Growing(report, progress, found)
+    effort = Effort(Allowance(amounts.patience if patience is None else patience), fail_fast, dtypes[0])
+    try:
+        if jobs > 1 and len(targets) > 1:
+            make = partial(_targets, prepare, amounts, seed)
+            stopped = side_by_side(make, len(targets), jobs, effort, listener)
+        else:
+            stopped = any(target.run_all(listener, effort) and fail_fast for target in targets)
+    finally:
+        if isinstance(resolved.caller, WorkerCaller):
+            resolved.caller.close()
+    return replace(report, seconds=time.perf_counter() - begin, stopped=FIRST_FAILURE if stopped else "")
+
+
+def _prepared(
+    candidate: Any,
+    stages: dict[str, Any],
+    stage: str,
+    layer: str,
+    known: Path | None,
+    time_limit: float | None,
+    dtypes: tuple[str, ...],
+    device: str,
+    amounts: Profile,
+    seed: int,
+) -> tuple[Candidate, list[Target], dict[tuple[str, str], str]]:
+    """Return the candidate, what is checked of it, and what cannot be, with the reason."""
     resolved = _resolve(candidate, stages, stage)
     resolve_stages(stage, resolved)
     resolve_kinds(layer)
     if known is not None:
         resolved = _with_known_file(resolved, known)
-    if isolate:
+    if time_limit is not None:
         resolved = isolated(resolved, candidate, stage, time_limit)
-    dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
-    results: list[CheckResult] = []
-    missing: dict[tuple[str, str], list[str]] = {}
-    left_out: dict[tuple[str, str], list[str]] = {}
-    known_issues: list[KnownIssue] = []
-    try:
-        targets, declined = make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
-        report = Report(
-            candidate=resolved.name,
-            environment={
-                "csa-spec": version("csa-spec"),
-                "torch": torch.__version__,
-                **resolved.environment,
-            },
-            profile=profile,
-            dtypes=dtypes,
-            device=device,
-            seed=seed,
-            results=results,
-            missing=missing,
-            left_out=left_out,
-            declined={subject: reason for (_, subject), reason in declined.items()},
-            seconds=0.0,
-            known_issues=known_issues,
-            stopped="the run goes on, or its process was ended",
-        )
-        begun(report)
-        for target in targets:
-            failed = False
-            for each in target.checks:
-                # Failures that follow from the first one have the same cause.
-                result = target.run(each, progress, naming=not failed)
-                failed |= bool(result.failures)
-                results.append(result)
-                if each is target.stage.checks[0]:
-                    missing[target.dtype, target.subject] = target.missing(result)
-                    left_out[target.dtype, target.subject] = target.left_out(result)
-            if target.dtype == dtypes[0]:
-                known_issues += target.known_issues()
-    finally:
-        if isinstance(resolved.caller, WorkerCaller):
-            resolved.caller.close()
-    return replace(report, seconds=time.perf_counter() - begin, stopped="")
+    return resolved, *make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
+
+
+def _targets(prepare: Callable[..., Any], amounts: Profile, seed: int) -> list[Target]:
+    targets: list[Target] = prepare(amounts, seed)[1]
+    return targets
+
+
+class _Growing:
+    """Adds to a report what happens, and passes it on."""
+
+    def __init__(self, report: Report, progress: Progress, found: Found) -> None:
+        self._report = report
+        self.progress = progress
+        self.found = found
+
+    def ended(self, result: CheckResult, missing: list[str], left_out: list[str]) -> None:
+        self._report.results.append(result)
+        if result.check == SPECIFICATION:
+            self._report.missing[result.dtype, result.subject] = missing
+            self._report.left_out[result.dtype, result.subject] = left_out
+
+    def tried(self, issues: list[KnownIssue]) -> None:
+        self._report.known_issues.extend(issues)
 
 
 def check_case(candidate: Any, case: Any, check: str = "specification") -> str:

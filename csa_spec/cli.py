@@ -20,8 +20,10 @@ from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, pr
 from csa_spec.supervising import Stopped, Supervised, Unsupervised, can_supervise, interrupted, supervise
 
 if TYPE_CHECKING:
+    from csa_spec.engine.failures import Failure
     from csa_spec.engine.results import Report
     from csa_spec.engine.running import CheckResult
+    from csa_spec.report.text import Failures
 
 INTERNAL = 3
 CALL_LIMIT = 120.0
@@ -168,6 +170,14 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for one call: with --isolate (default 30) one that takes longer is a failure like any "
         f"other, without (default {CALL_LIMIT:g}) the run ends there",
     )
+    check.add_argument("-x", "--fail-fast", action="store_true", help="stop after the first failure")
+    check.add_argument(
+        "--jobs",
+        default=1,
+        type=int,
+        metavar="N",
+        help="processes that check subjects side by side (default 1)",
+    )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument(
         "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
@@ -276,18 +286,23 @@ def _seconds(text: str) -> float:
 def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.checking import check
     from csa_spec.plug.worker import TIME_LIMIT
+    from csa_spec.report.text import Failures
 
-    line, reports = ProgressLine(console), Reports(options, console)
+    line, reports, texts = ProgressLine(console), Reports(options, console), Failures()
 
     def progress(result: CheckResult) -> None:
         line.show(result)
         reports.progress(result)
 
+    def tell(failure: Failure, result: CheckResult) -> None:
+        line.clear()
+        console.say(texts.explain(failure, result, reports.so_far()) + "\n")
+
     def stop(stopped: Stopped) -> None:
         console.take_over()
         line.clear()
         if reports.begun:
-            _tell(reports.so_far(stopped), reports, options, console)
+            _tell(reports.so_far(stopped), texts, reports, options, console)
         outcome = "the report is not finished" if reports.begun else "nothing was decided"
         console.tell(f"csa-spec: {stopped}" + ("" if stopped.hung else f"; {outcome}"))
 
@@ -306,19 +321,24 @@ def _check(options: argparse.Namespace, console: Console, supervised: Supervised
             known=options.known,
             progress=progress,
             begun=reports.begin,
+            found=tell,
+            fail_fast=options.fail_fast,
+            jobs=options.jobs,
         )
     finally:
         line.clear()
     supervised.finish()
-    _tell(report, reports, options, console)
+    _tell(report, texts, reports, options, console)
     return report.verdict.value
 
 
-def _tell(report: Report, reports: Reports, options: argparse.Namespace, console: Console) -> None:
-    """Print a report, and write what was asked for: what cannot be written takes nothing else with it."""
-    from csa_spec.report.text import summarise
+def _tell(
+    report: Report, texts: Failures, reports: Reports, options: argparse.Namespace, console: Console
+) -> None:
+    """Print the end of a report, and write what was asked for: what cannot be written stops nothing else."""
+    from csa_spec.report.text import conclude
 
-    console.say(summarise(report))
+    console.say("\n\n".join([*texts.untold(report), conclude(report)]))
     reports.write(report)
     if options.bundle is not None:
         from csa_spec.bundle import write_bundles

@@ -213,11 +213,43 @@ def csa_check(request: pytest.FixtureRequest) -> Callable[[], None]:
         if request.param is None:
             pytest.fail(_NO_CANDIDATE, pytrace=False)
         target, check = request.param.target, request.param.check
-        result = target.run(check)
+        result = _run(request.config, target, check)
         _note_coverage(request.node, target, result)
         _judge(target, check, result)
 
     return run
+
+
+_SO_FAR = pytest.StashKey[dict[tuple[str, str, str], Any]]()
+"""By candidate, subject and dtype: causes for which the first check fails, as far as this process knows"""
+
+
+def _run(config: pytest.Config, target: Target, check: Check[Any]) -> CheckResult:
+    """Run a check, which is not judged where the first check fails for the same cause.
+
+    That one may be a test of another process, so it is asked here, once, without making anything small.
+    """
+    from csa_spec.engine.allowance import Allowance
+    from csa_spec.engine.running import SoFar
+
+    first = target.stage.checks[0]
+    known = config.stash.setdefault(_SO_FAR, {})
+    place = target.candidate.name, target.subject, target.dtype
+
+    class Elsewhere(SoFar):
+        def reported(self, cause: tuple[object, ...]) -> bool:
+            if place not in known:
+                known[place] = SoFar()
+                target.run(first, shrinking=False, so_far=known[place])
+            self.causes |= known[place].causes
+            return cause in self.causes
+
+    allowance = Allowance(target.profile.patience)
+    if check is first:
+        so_far = known[place] = SoFar(allowance)
+    else:
+        so_far = Elsewhere(allowance, set(known[place].causes if place in known else ()))
+    return target.run(check, so_far=so_far)
 
 
 def _note_coverage(test: pytest.Item, target: Target, result: CheckResult) -> None:
@@ -235,11 +267,15 @@ def _judge(target: Target, check: Check[Any], result: CheckResult) -> None:
 
     if result.failures:
         texts = [describe(failure, target.candidate.name, check.name) for failure in result.failures]
-        pytest.fail(f"FAILED: {check.sentence}\n" + "\n\n".join(texts), pytrace=False)
+        heading = check.sentence if result.found else result.failures[0].title
+        pytest.fail(f"FAILED: {heading}\n" + "\n\n".join(texts), pytrace=False)
     missing = target.missing(result) if check is target.stage.checks[0] else []
     if missing:
         names = ", ".join(missing)
         pytest.fail(f"inconclusive: no case of these kinds was reached: {names}", pytrace=False)
+    if result.state == "not judged":
+        first = target.stage.checks[0].sentence
+        pytest.skip(f"not judged: the candidate fails here as it does in the check {first!r}")
     if not result.cases:
         pytest.skip(f"check {check.name!r} does not apply to any case that was tried")
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from csa_spec.candidates.declarations import declaration_problem
-from csa_spec.diagnosis import diagnose
+from csa_spec.diagnosis import SECONDS, diagnose
+from csa_spec.engine.allowance import Allowance
+from csa_spec.engine.failures import Failure, Flaky
 from csa_spec.engine.known_issues import KnownIssue, probe
-from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check
+from csa_spec.engine.running import ENOUGH, CheckResult, Found, SoFar, draw_cases, run_check
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
@@ -79,13 +82,25 @@ class Target:
         enough: int = ENOUGH,
         shrinking: bool = True,
         naming: bool = True,
+        found: Found = lambda failure, result: None,
+        so_far: SoFar | None = None,
     ) -> CheckResult:
         """Run one check, up to ``enough`` failing cases.
 
-        One failure of each kind is shrunk if ``shrinking``, and diagnosed if ``naming``.
+        One failure of each kind is shrunk if ``shrinking``, diagnosed if ``naming``, and given to ``found``.
+        ``so_far`` is what the subject's other checks found, and how long failures may take; None for no limit.
         """
+
+        def explain(failure: Failure, seconds: float) -> None:
+            if not naming:
+                return
+            begin, seconds = time.perf_counter(), min(seconds, SECONDS)
+            failure.diagnosis = diagnose(self.candidate, check, failure, seconds, others=failure.met_on)
+            if time.perf_counter() - begin > seconds:
+                failure.remarks += (f"the search for known bugs like this stopped after {seconds:.0f} s",)
+
         with one_thread():
-            result = run_check(
+            return run_check(
                 check,
                 self.candidate,
                 self.stage,
@@ -93,12 +108,31 @@ class Target:
                 variant=self.variant,
                 dtype=self.dtype,
                 progress=progress,
+                found=found,
                 enough=enough,
                 shrinking=shrinking,
+                explain=explain,
+                so_far=so_far,
             )
-            for failure in result.failures if shrinking and naming else ():
-                failure.diagnosis = diagnose(self.candidate, check, failure, others=failure.met_on)
-        return result
+
+    def run_all(self, listener: Listener, effort: Effort) -> bool:
+        """Run every check; what has one cause fails once. Return whether something failed."""
+        so_far, failed, named = SoFar(effort.allowance), False, False
+        for check in self.checks:
+            # Failures that follow from the first one have the same cause, so they are not named.
+            enough = 1 if effort.fail_fast else ENOUGH
+            result = self.run(
+                check, listener.progress, enough, naming=not named, found=listener.found, so_far=so_far
+            )
+            named |= any(not isinstance(failure, Flaky) for failure in result.failures)
+            failed |= bool(result.failures)
+            first = check is self.stage.checks[0]
+            listener.ended(result, *(self.missing(result), self.left_out(result)) if first else ([], []))
+            if failed and effort.fail_fast:
+                return True
+        if self.dtype == effort.first_dtype:
+            listener.tried(self.known_issues())
+        return failed
 
     def cases(self, check: Check[Any]) -> tuple[Any, ...]:
         """Return what a check tries: corner cases, of which laws get only a few, and drawn ones."""
@@ -109,7 +143,8 @@ class Target:
             return
         # Each check draws other cases, so that together they see more of them.
         seed = self.seed + zlib.crc32(check.name.encode())
-        yield from self._corners(check)
+        # Small ones first: what fails there is found, and made small, in a fraction of the time.
+        yield from sorted(self._corners(check), key=lambda case: case.order)
         yield from _drawn(self.stage.name, self.variant, self._setting, self._amount(check), seed)
 
     def _amount(self, check: Check[Any]) -> int:
@@ -170,10 +205,39 @@ class Target:
         return [name for name in required if not result.reached[name]]
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of the targets of a run is tried."""
+
+    allowance: Allowance
+    """For making failures small and naming them; each process has one of its own"""
+    fail_fast: bool
+    """Whether the run stops at the first failure"""
+    first_dtype: str
+    """In which known issues are tried"""
+
+
+class Listener(Protocol):
+    """Is told what happens, when it happens."""
+
+    def progress(self, result: CheckResult) -> None:
+        """A case was tried."""
+
+    def found(self, failure: Failure, result: CheckResult) -> None:
+        """A failure was found, made small and named."""
+
+    def ended(self, result: CheckResult, missing: list[str], left_out: list[str]) -> None:
+        """A check has ended; the first of a subject says which required kinds of case it did not reach."""
+
+    def tried(self, issues: list[KnownIssue]) -> None:
+        """The known issues of a subject were tried."""
+
+
 @lru_cache(maxsize=512)
 def _drawn(stage: str, variant: str, setting: Setting, amount: int, seed: int) -> tuple[Any, ...]:
     """Draw cases; whoever is checked next with the same ones need not wait for them."""
-    return tuple(draw_cases(STAGES[stage].draws.cases(variant, setting), amount, seed))
+    cases = draw_cases(STAGES[stage].draws.cases(variant, setting), amount, seed)
+    return tuple(sorted(cases, key=lambda case: case.order))
 
 
 def make_targets(

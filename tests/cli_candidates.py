@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 
 import torch
@@ -124,3 +125,15 @@ no_kinds = Layer(Capabilities(kinds=frozenset()))
 no_ratios = Layer(Capabilities(compress_ratios=frozenset()))
 no_modes = Candidate("no modes", {})
 named = Candidate("my kernel", {"layer": leaky})
+
+
+def changes_inputs(hidden: Tensor, *arguments: object) -> Tensor:
+    """Answer right, and leave zeros where the hidden states were."""
+    out = right(hidden, *arguments)  # type: ignore[arg-type]
+    hidden.zero_()
+    return out
+
+
+def leaves(*arguments: object) -> Tensor:
+    """End the process at once, as if all were well."""
+    os._exit(0)

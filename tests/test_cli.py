@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=2, law=1, costly=1)
+TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=2, law=1, costly=1, patience=float("inf"))
 
 
 # Verdicts
@@ -125,6 +125,29 @@ def test_a_candidate_that_raises_is_not_conformant_and_its_words_are_shown() -> 
     assert outcome.code == 1
     assert "RuntimeError: no kernel for this machine see the log" in outcome.out
     assert "Traceback" not in outcome.text
+
+
+def test_each_failure_is_printed_once_and_the_first_may_be_the_last() -> None:
+    """The verdict at the end does not print them again."""
+    outcome = run("check", "cli_candidates:raises", "--profile", "tiny")
+    assert outcome.out.count("FAILED csa: ") == outcome.out.count("FAILED hca: ") == 1
+    assert outcome.out.count("RuntimeError: no kernel") == 6  # the sentence, and what the diagnosis says
+    outcome = run("check", "cli_candidates:raises", "--profile", "tiny", "-x")
+    assert outcome.code == 1
+    assert outcome.out.count("FAILED ") == 1
+    assert "not finished: it stopped at the first failure, as it was told to" in outcome.out
+    assert "NOT CONFORMANT for csa" in outcome.out.splitlines()[-1]
+
+
+def test_jobs_must_be_at_least_one() -> None:
+    """One sentence, like all that cannot be used."""
+    assert "jobs must be at least 1, not 0" in refusal("check", "cli_candidates:right", "--jobs", "0")
+
+
+def test_a_process_of_jobs_that_is_ended_never_looks_like_success() -> None:
+    """``os._exit(0)`` in a candidate ends the process that checks it."""
+    sentence = refusal("check", "cli_candidates:leaves", "--jobs", "2", "--profile", "smoke")
+    assert "a process of --jobs was ended with status 0" in sentence
 
 
 def test_a_candidate_that_ends_the_process_is_not_conformant() -> None:
@@ -470,7 +493,8 @@ def test_every_failure_in_a_report_can_be_tried_again(folder: Path) -> None:
     outcome, data = report(folder / "report.json", "cli_candidates:raises")
     assert (data["verdict"], data["exit_code"], outcome.code) == ("not conformant", 1, 1)
     failing = [(result["check"], failure) for result in data["results"] for failure in result["failures"]]
-    assert len({check for check, _ in failing}) > 2
+    assert [check for check, _ in failing] == ["specification"]
+    assert {result["state"] for result in data["results"][1:]} <= {"not judged", "no case"}
     for check, failure in failing:
         again = run("case", "cli_candidates:raises", failure["case_line"], "--check", check)
         assert again.code == 1

@@ -31,8 +31,9 @@ CHECKS = len(LAYER.checks)
 """Tests of one layer kind in one dtype."""
 
 
-TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=1, law=1, costly=1)
+TINY_PROFILE = Profile("tiny", light=2, medium=2, heavy=1, law=1, costly=1, patience=float("inf"))
 ADD_TINY_PROFILE = f"""
+from math import inf
 from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.profiles import PROFILES, Profile
 PROFILES["tiny"] = {TINY_PROFILE!r}
@@ -136,9 +137,26 @@ def test_a_wrong_candidate_fails_with_an_explanation_and_no_traceback(pytester: 
 
 def test_a_law_that_is_broken_names_its_check_in_the_line_to_try_again(pytester: pytest.Pytester) -> None:
     """Without it the line would try something else."""
-    result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", "float32-inputs")
+    result = suite(
+        pytester, "--csa-candidate", "cli_candidates:changes_inputs", *TINY, "-k", "float32-inputs"
+    )
     result.assert_outcomes(failed=1, deselected=CHECKS - 1)
-    result.stdout.fnmatch_lines(['*check_case("cli_candidates:raises", "sliding *", check="inputs")'])
+    result.stdout.fnmatch_lines(
+        ['*check_case("cli_candidates:changes_inputs", "sliding *", check="inputs")']
+    )
+
+
+@pytest.mark.parametrize("chosen", ["float32-inputs", "float32-specification or float32-inputs"])
+def test_a_law_is_skipped_where_the_first_check_fails_for_the_same_cause(
+    pytester: pytest.Pytester, chosen: str
+) -> None:
+    """Also where the first check is a test of another process, or was not chosen."""
+    first = "or" in chosen.split()
+    result = suite(pytester, "--csa-candidate", "cli_candidates:raises", *TINY, "-k", chosen, "-rs")
+    result.assert_outcomes(failed=int(first), skipped=1, deselected=CHECKS - 1 - first)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*not judged: the candidate fails here as it does in the check 'output matches the *"]
+    )
 
 
 def test_a_candidate_that_ends_the_process_fails_like_any_other(pytester: pytest.Pytester) -> None:

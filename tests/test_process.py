@@ -100,7 +100,7 @@ def test_an_interrupted_run_reports_what_it_found(
     report = json.loads((folder / "r.json").read_text())
     assert (report["finished"], report["stopped"]) == (False, f"interrupted by {number.name}")
     for name in ("r.html", "r.md"):
-        assert f"unfinished: interrupted by {number.name}" in (folder / name).read_text()
+        assert f"not finished: interrupted by {number.name}" in (folder / name).read_text()
     assert [(path / "README.md").exists() for path in (folder / "bundles").iterdir()] == [True]
     end = time.monotonic() + 20
     while session(process.pid) and time.monotonic() < end:

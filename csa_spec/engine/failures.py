@@ -128,6 +128,8 @@ class Failure(AssertionError):
     """The sentence, with the names of facts in braces; ``{item}`` is the query or entry that it is about"""
     told_apart_by: ClassVar[str] = ""
     """A fact that makes failures of one class different kinds"""
+    same_cause: ClassVar[tuple[str, ...] | None] = None
+    """For failures that say nothing of the check that met them: facts in which those of one cause agree"""
 
     def __init__(
         self,
@@ -170,6 +172,8 @@ class Failure(AssertionError):
         """That the candidate declares not to support the case, in words, where it was run all the same"""
         self.met_on: tuple[Case, ...] = ()
         """Cases from before shrinking on which the candidate failed"""
+        self.remarks: tuple[str, ...] = ()
+        """Sentences on how far to trust the case: that shrinking was cut short, say"""
         self.diagnosis: Diagnosis | None = None
         """What it looks like, where somebody looked"""
 
@@ -178,6 +182,13 @@ class Failure(AssertionError):
         """The kind of failure; shrinking keeps it."""
         name = type(self).__name__
         return f"{name}[{self.facts[self.told_apart_by]}]" if self.told_apart_by else name
+
+    @property
+    def cause(self) -> tuple[object, ...] | None:
+        """The same for failures that are one, whichever check meets them; None where the check found it."""
+        if self.same_cause is None:
+            return None
+        return (type(self).__name__, *(self.facts.get(name) for name in self.same_cause))
 
     @property
     def evident(self) -> bool:
@@ -210,11 +221,22 @@ class Failure(AssertionError):
         """Return title and detail."""
         return f"{self.title}: {self.detail}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as it is, but for an exception of the candidate, which may not travel."""
+        return _restored, (type(self), {**vars(self), "error": None})
+
+
+def _restored(kind: type[Failure], attributes: dict[str, Any]) -> Failure:
+    failure = kind.__new__(kind)
+    vars(failure).update(attributes)
+    return failure
+
 
 class CandidateRaised(Failure):
     title = "the candidate raised an exception"
     says = "{error}: {message}{at}"
     told_apart_by = "error"
+    same_cause = ("error", "where")
 
     def __init__(self, error: BaseException, case: Case) -> None:
         raised = described(error)
@@ -230,16 +252,19 @@ class CandidateRaised(Failure):
 class CandidateHung(Failure):
     title = "the call does not return"
     says = "{message}"
+    same_cause = ()
 
 
 class CandidateDied(Failure):
     title = "the call ends the process"
     says = "{message}"
+    same_cause = ()
 
 
 class WrongShape(Failure):
     title = "output has the wrong shape"
     says = "expected {wanted}, got {received}"
+    same_cause = ()
 
 
 class NotATensor(WrongShape):
@@ -250,6 +275,26 @@ class NotATensor(WrongShape):
 class WrongDtype(Failure):
     title = "output has the wrong dtype"
     says = "expected {wanted}, got {received}"
+    same_cause = ()
+
+
+class Flaky(Failure):
+    title = "the same input fails in some runs and not in others"
+    says = "{fails} of {runs} runs on the same input fail{when}; {again}. A failing run: {inner}"
+    same_cause = ()
+
+    def words(self) -> dict[str, str]:
+        """Say what the runs that fail have in common, where they have something."""
+        (other, of_other), (same, of_same) = self.facts["after_another_shape"], self.facts["after_the_same"]
+        fails, runs, when = self.facts["fails"], self.facts["runs"], ""
+        if {(other == of_other, other == 0), (same == of_same, same == 0)} == {(True, False), (False, True)}:
+            when = (
+                f" ({other} of {of_other} after a call of another shape, {same} of {of_same} after the same)"
+            )
+        elif fails == 1:
+            when = f" (that of call {self.facts['failing_calls'][0]} of the check)"
+        again = "it may not fail again" if fails < runs else "but not in the same way"
+        return {"when": when, "again": again}
 
 
 class NotFinite(Failure):

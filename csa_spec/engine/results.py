@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from csa_spec.engine.known_issues import KnownIssue
@@ -33,14 +33,14 @@ class Report:
     device: str
     seed: int
     results: list[CheckResult]
-    missing: Mapping[tuple[str, str], list[str]]
+    missing: dict[tuple[str, str], list[str]]
     """By dtype and stage or layer kind, the required kinds of case that the run never reached"""
-    left_out: Mapping[tuple[str, str], list[str]]
+    left_out: dict[tuple[str, str], list[str]]
     """The same for those that cannot be reached within what the candidate declares"""
     declined: Mapping[str, str]
     """Layer kinds, stages and dtypes that the candidate does not offer, with the reason"""
     seconds: float
-    known_issues: Sequence[KnownIssue] = ()
+    known_issues: list[KnownIssue] = field(default_factory=list)
     """What the candidate is known not to support, and what trying it showed"""
     stopped: str = ""
     """Why the run ended before its end; empty where it is finished"""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from csa_spec.engine.failures import CandidateHung, Failure
-from csa_spec.engine.shrink import SECONDS, shrink
-from csa_spec.engine.stage import Check, Stage
+from csa_spec.engine.allowance import LEAST, Allowance
+from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure, Flaky, NotRepeatable
+from csa_spec.engine.shrink import SECONDS, clear_of_rounding, shrink
+from csa_spec.engine.stage import SPECIFICATION, Check, Stage
+from csa_spec.engine.steadiness import Counted, flaky
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
@@ -21,12 +26,12 @@ from csa_spec.plug.position import HERE
 
 ENOUGH = 12
 """Failing cases after which a check looks no further."""
-KEPT = 4
-"""Failing cases that are kept as they were tried: shrinking may lose what tells one mistake from another."""
-HUNG_ENOUGH = 3
-"""The same for calls that hang, each of which takes its whole time."""
+UNJUDGED_ENOUGH = 3
+"""Cases after which a check ends of which every case fails for a reason that was reported before."""
+SHRINKING = 0.65
+"""Share of the time for a failure in which it is made small; the rest is for saying what it looks like"""
 HUNG_SECONDS = 60.0
-"""For how long a hang is shrunk."""
+"""For how long a hang is shrunk at most."""
 
 Regime = tuple[str, ...]
 """How the data of a case are drawn: one name for each thing that is drawn"""
@@ -56,6 +61,10 @@ class CheckResult:
     cases: int = 0
     """Cases that gave the check something to do"""
     failing: int = 0
+    not_judged: int = 0
+    """Cases, beside these, on which the candidate failed as it had in an earlier check"""
+    not_asked: bool = False
+    """Whether no case was tried, since an earlier call hung or ended its process"""
     tally: Tally = field(default_factory=Tally)
     regimes: dict[Regime, RegimeCount] = field(default_factory=dict)
     reached: Counter[str] = field(default_factory=Counter)
@@ -65,6 +74,42 @@ class CheckResult:
     failures: list[Failure] = field(default_factory=list)
     """The smallest case of each kind of failure"""
     seconds: float = 0.0
+
+    @property
+    def found(self) -> list[Failure]:
+        """The failures that say something of what is checked; an exception, say, does not."""
+        return [f for f in self.failures if f.cause is None or self.check == SPECIFICATION]
+
+    @property
+    def state(self) -> str:
+        """What the check says: ``3 FAILED``, ``12 ok``, ``not judged`` for what is reported elsewhere."""
+        if self.found:
+            return f"{self.failing} FAILED"
+        if self.cases > self.failing:
+            return f"{self.cases - self.failing} ok"
+        return "not judged" if self.failures or self.not_judged or self.not_asked else "no case"
+
+
+@dataclass(slots=True)
+class SoFar:
+    """What the checks of a subject before this one leave to it."""
+
+    allowance: Allowance = field(default_factory=Allowance)
+    """For making failures small and naming them"""
+    causes: set[tuple[object, ...]] = field(default_factory=set)
+    """Of failures that say nothing of the check that met them"""
+
+    @property
+    def lost(self) -> bool:
+        """Whether a call hung or ended its process: each further one may, too, after its whole time."""
+        return any(cause[0] in LOST for cause in self.causes)
+
+    def reported(self, cause: tuple[object, ...]) -> bool:
+        """Whether an earlier check has reported a failure of this cause."""
+        return cause in self.causes
+
+
+LOST = (CandidateHung.__name__, CandidateDied.__name__)
 
 
 def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list[Any]:
@@ -89,6 +134,11 @@ def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list
     return drawn
 
 
+Explain = Callable[[Failure, float], None]
+"""Says what a failure looks like, within so many seconds"""
+Found = Callable[[Failure, CheckResult], None]
+
+
 def run_check(
     check: Check[Any],
     candidate: Candidate,
@@ -98,10 +148,13 @@ def run_check(
     variant: str = "",
     dtype: str = "float32",
     progress: Callable[[CheckResult], None] = lambda result: None,
+    found: Found = lambda failure, result: None,
     enough: int = ENOUGH,
     shrinking: bool = True,
+    explain: Explain = lambda failure, seconds: None,
+    so_far: SoFar | None = None,
 ) -> CheckResult:
-    """Run a check on cases, and shrink each kind of failure.
+    """Run a check on cases; make each kind of failure small and explain it as soon as it is met.
 
     Parameters
     ----------
@@ -113,51 +166,181 @@ def run_check(
         Layer kind and dtype of all cases; labels here.
     progress
         Called after each case.
+    found
+        Called with each failure once it is small and explained.
     enough
         Failing cases after which no more are tried.
     shrinking
-        Whether to look for the smallest case of each kind of failure.
+        Whether to try failing cases again, and to look for the smallest of each kind of failure. If not,
+        the smallest that is met is returned.
+    explain
+        Called with a failure that was made small, and the seconds that it may take.
+    so_far
+        What earlier checks of the subject found; this one adds to it. None: nothing, and time without limit.
     """
+    counted = replace(candidate, caller=Counted(candidate.caller))
     result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
+    run = _Run(
+        check, counted, stage, result, so_far or SoFar(), progress, found, explain if shrinking else None
+    )
     HERE.check, HERE.subject = check.name, result.subject
-    smallest: dict[str, Failure] = {}
-    met: list[Any] = []
-    begin, hung = time.perf_counter(), 0
-
-    def tell() -> None:
-        result.seconds = time.perf_counter() - begin
-        progress(result)
-
-    for case in cases:
-        failure = _try(check, candidate, stage, case, result)
-        if failure is not None:
-            hung += isinstance(failure, CandidateHung)
-            met += [failure.case][: KEPT - len(met)]
-            known = smallest.get(failure.kind)
-            if known is None or failure.case.order < known.case.order:
-                smallest[failure.kind] = failure
-                result.failures = list(smallest.values())  # for whoever must report before the end
-        tell()
-        # More failing cases say nothing new, and those of a candidate that hangs take half a minute each.
-        if result.failing >= enough or hung >= HUNG_ENOUGH:
+    result.not_asked = run.so_far.lost
+    for case in () if result.not_asked else cases:
+        run.try_case(case)
+        if run.has_enough(enough):
             break
-
-    def judge(case: Any) -> Failure | None:
-        tell()
-        return failure_of(check, candidate, stage, case)
-
-    if shrinking:  # only now: one failing case of each kind, the smallest drawn, is worth the time
-        result.failures = [_shrunk(failure, judge, stage) for failure in result.failures]
-        for failure in result.failures:
-            failure.met_on = tuple(met)
-    result.failures.sort(key=lambda failure: failure.case.order)
-    result.seconds = time.perf_counter() - begin
+    result.failures = sorted(run.kinds.values(), key=lambda failure: failure.case.order)
+    run.so_far.causes.update(failure.cause for failure in result.failures if failure.cause)
+    run.tell()
     return result
 
 
-def _shrunk(failure: Failure, judge: Callable[[Any], Failure | None], stage: Stage[Any, Any]) -> Failure:
-    seconds = HUNG_SECONDS if isinstance(failure, CandidateHung) else SECONDS
-    return shrink(failure, judge, stage.passes, seconds=seconds)
+@dataclass
+class _Run:
+    """One check while it runs."""
+
+    check: Check[Any]
+    candidate: Candidate
+    stage: Stage[Any, Any]
+    result: CheckResult
+    so_far: SoFar
+    progress: Callable[[CheckResult], None]
+    found: Found
+    explain: Explain | None
+    """None: failures stay as they are met"""
+    begin: float = field(default_factory=time.perf_counter)
+    kinds: dict[str, Failure] = field(default_factory=dict)
+    """The failure of each kind that is reported"""
+    shapes: list[Any] = field(default_factory=list)
+    """The first two cases of different shapes"""
+
+    def tell(self) -> None:
+        self.result.seconds = time.perf_counter() - self.begin
+        self.progress(self.result)
+
+    def has_enough(self, enough: int) -> bool:
+        # More failing cases say nothing new, and those of a candidate that hangs take half a minute each.
+        result = self.result
+        lost = any(failure.kind in LOST for failure in self.kinds.values())
+        idle = result.not_judged >= (ENOUGH if result.cases else UNJUDGED_ENOUGH)
+        return result.failing >= enough or lost or idle or self.so_far.lost
+
+    def try_case(self, case: Any) -> None:
+        """Try one case, count what it covered, and settle what fails."""
+        calls, begin = self.calls, time.perf_counter()
+        case, lacking = case.fit(self.candidate.capabilities_of(self.stage.name))
+        self.result.not_applicable.update(lacking)
+        trial = self.stage.trial(self.candidate, case)
+        try:
+            tally, failure = self.check.run(trial), None
+        except Failure as caught:
+            tally, failure = None, caught
+        except NotOffered as refusal:
+            self.result.not_applicable[str(refusal)] += 1
+            return
+        self.so_far.allowance.earn(time.perf_counter() - begin)
+        if failure is not None:
+            with self.so_far.allowance.spending():
+                self.settle(failure, calls + 1)
+        elif tally is not None:  # None: the check does not apply to the case, which counts for nothing
+            self.count(case, tally, trial)
+        if len(self.shapes) < 2 and all(case.sizes != other.sizes for other in self.shapes):
+            self.shapes.append(case)
+        self.tell()
+
+    def count(self, case: Any, tally: Tally | None, trial: Any = None) -> None:
+        """Count a case that was judged; only what was judged right counts as covered."""
+        regime = self.result.regimes.setdefault(case.regime, RegimeCount())
+        for counts in (self.result, regime):
+            counts.cases += 1
+            counts.failing += tally is None
+            if tally is not None:
+                counts.tally.add(tally)
+        if tally is not None and not self.check.law:
+            self.result.reached.update(trial.kinds())
+
+    def settle(self, failure: Failure, call: int) -> None:
+        """Set aside what was reported before; of each other kind report one failure, small and explained."""
+        known = self.kinds.get(failure.kind)
+        if known is None and self.explain is not None and not self.is_old(failure):
+            self.report(failure, call)
+        elif self.is_old(failure):
+            self.result.not_judged += 1
+        else:
+            self.count(failure.case, None)
+            if known is None or (self.explain is None and failure.case.order < known.case.order):
+                self.kinds[failure.kind] = failure
+
+    def is_old(self, failure: Failure) -> bool:
+        return failure.cause is not None and self.so_far.reported(failure.cause)
+
+    def is_fickle(self, failure: Failure) -> bool:
+        """Whether answers are other ones each time, so that no known bug gives the same."""
+        known = self.so_far.reported((Flaky.__name__,))
+        return isinstance(failure, Flaky) or (known and isinstance(failure, NotRepeatable))
+
+    def report(self, failure: Failure, call: int) -> None:
+        """Try a failure again, make it small and say what it looks like, within what the run allows."""
+        assert self.explain is not None
+        begin, allowed = time.perf_counter(), self.so_far.allowance.left
+        self.result.failures = [*self.kinds.values(), failure]  # for whoever must report before the end
+        settled = self.unsteady(failure, call) or self.small(failure, SHRINKING * allowed)
+        if self.is_old(settled):
+            self.result.not_judged += 1
+        else:
+            self.count(failure.case, None)
+            if settled.kind not in self.kinds:
+                self.kinds[settled.kind] = settled
+                settled.met_on = (failure.case,)
+                if not self.is_fickle(settled):
+                    self.explain(settled, max(LEAST, allowed - (time.perf_counter() - begin)))
+                self.found(settled, self.result)
+        self.result.failures = list(self.kinds.values())
+
+    def judge(self, case: Any) -> Failure | None:
+        self.tell()
+        return failure_of(self.check, self.candidate, self.stage, case)
+
+    def small(self, failure: Failure, seconds: float) -> Failure:
+        """Return the smallest failure of its kind that is found in time, if that one fails every time."""
+        begin = time.perf_counter()
+        seconds = min(seconds, HUNG_SECONDS if failure.kind in LOST else SECONDS)
+        smallest = shrink(failure, self.judge, self.stage.passes, seconds=seconds)
+        taken = time.perf_counter() - begin
+        smallest = clear_of_rounding(smallest, self.judge)
+        unsteady = smallest.case != failure.case and self.unsteady(smallest, self.calls)
+        if unsteady:  # what failed each time before was luck
+            return self.unsteady(failure, self.calls) or unsteady
+        if taken >= seconds:
+            longer = "; --profile thorough takes longer" if seconds < HUNG_SECONDS else ""
+            smallest.remarks += (f"shrinking stopped after {taken:.0f} s: a smaller case may exist{longer}",)
+        return smallest
+
+    @property
+    def calls(self) -> int:
+        caller = self.candidate.caller
+        return caller.calls if isinstance(caller, Counted) else 0
+
+    def unsteady(self, failure: Failure, call: int) -> Failure | None:
+        """Return what is to be reported of a failure that does not come every time; None if it does."""
+        assert isinstance(self.candidate.caller, Counted)
+        again = flaky(
+            failure, self.judge, partial(self.elsewhere, failure.case), self.candidate.caller, call
+        )
+        if again is None or not isinstance(failure, NotRepeatable):
+            return again
+        failure.remarks += (
+            f"found in {again.facts['fails']} of {again.facts['runs']} tries of the same case",
+        )
+        return failure
+
+    def elsewhere(self, case: Any) -> None:
+        """Call the candidate with another shape than that of a case, whatever comes of it."""
+        simpler = (other for pass_ in self.stage.passes for other in pass_(case))
+        other = next((other for other in chain(self.shapes, simpler) if other.sizes != case.sizes), case)
+        trial = self.stage.trial(self.candidate, other)
+        with suppress(Failure, NotOffered):
+            trial.ask(trial.arguments)
 
 
 def failure_of(check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any) -> Failure | None:
@@ -170,37 +353,4 @@ def failure_of(check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], 
         return failure
     except NotOffered:
         return None
-    return None
-
-
-def _try(
-    check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any, result: CheckResult
-) -> Failure | None:
-    """Try one case and count what it covered."""
-    case, lacking = case.fit(candidate.capabilities_of(stage.name))
-    result.not_applicable.update(lacking)
-    trial = stage.trial(candidate, case)
-    failure, tally = None, None
-    try:
-        tally = check.run(trial)
-        if tally is None:
-            return None  # the check does not apply to the case: it counts for nothing
-    except Failure as caught:
-        failure = caught
-    except NotOffered as refusal:
-        result.not_applicable[str(refusal)] += 1
-        return None
-    result.cases += 1
-    regime = result.regimes.setdefault(case.regime, RegimeCount())
-    regime.cases += 1
-    if failure is not None:
-        result.failing += 1
-        regime.failing += 1
-        return failure
-    assert tally is not None
-    # Only what was judged right counts as covered.
-    result.tally.add(tally)
-    regime.tally.add(tally)
-    if not check.law:
-        result.reached.update(trial.kinds())
     return None

@@ -65,6 +65,14 @@ def smallest(case: Case) -> Iterator[Case]:
             yield replace(case, seed=seed, **sizes)
 
 
+def same_shape(case: Case) -> Iterator[Case]:
+    """Yield a few cases of the same shape: other seeds, then other data."""
+    yield from (replace(case, seed=seed) for seed in range(2 * SEEDS) if seed != case.seed)
+    for other in _other_data(case):
+        if other != case:
+            yield from (replace(other, seed=seed) for seed in (0, 1))
+
+
 def _least(case: Case) -> dict[str, Any]:
     """Return the least legal value of every size, by the name of its field."""
     return {field.name: field.metadata["least"] for field in fields(case) if "letter" in field.metadata}

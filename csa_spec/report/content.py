@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from csa_spec.engine.failures import Failure, Likeness
+from csa_spec.engine.failures import Failure, Flaky, Likeness
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
@@ -42,6 +42,11 @@ def numbers_lines(failure: Failure, check: str, shown: int = 6) -> list[str]:
     return lines
 
 
+def case_label(failure: Failure) -> str:
+    """Return what the case of a failure is: the smallest one that was found, or one as it was met."""
+    return "failing case" if isinstance(failure, Flaky) else "smallest case found"
+
+
 def call_line(failure: Failure, candidate: str, check: str) -> str:
     """Return the line of Python that tries the case again."""
     law = "" if check == SPECIFICATION else f", check={quoted(check)}"
@@ -73,6 +78,11 @@ class Explained:
         """What is wrong, as a sentence."""
         detail = self.failure.detail
         return f"{detail[:1].upper()}{detail[1:]}" + ("" if detail.endswith((".", "!", "?")) else ".")
+
+    @property
+    def case_label(self) -> str:
+        """What the case is."""
+        return case_label(self.failure)
 
     @property
     def likenesses(self) -> tuple[Likeness, ...]:
@@ -131,18 +141,13 @@ def tables(report: Report) -> Iterator[Table]:
         subjects = list(dict.fromkeys(result.subject for result in results))
         place = {(result.check, result.subject): result for result in results}
         rows = [
-            (sentence, [_count(place.get((check, subject))) for subject in subjects])
+            (
+                sentence,
+                [result.state if (result := place.get((check, subject))) else "" for subject in subjects],
+            )
             for check, sentence in dict.fromkeys((result.check, result.sentence) for result in results)
         ]
         yield Table(dtype, subjects, rows, [place[results[0].check, subject] for subject in subjects])
-
-
-def _count(result: CheckResult | None) -> str:
-    if result is None:
-        return ""
-    if result.failures:
-        return f"{result.failing} FAILED"
-    return f"{result.cases} ok" if result.cases else "no case"
 
 
 def verdict(report: Report) -> str:
@@ -176,7 +181,7 @@ def gaps(report: Report) -> list[str]:
 
 def unfinished(report: Report) -> list[str]:
     """Say why a run is not finished; nothing where it is."""
-    return [f"unfinished: {report.stopped}"] if report.stopped else []
+    return [f"not finished: {report.stopped}"] if report.stopped else []
 
 
 def unreached(report: Report) -> list[str]:

@@ -64,11 +64,12 @@ def _failure(failed: Explained) -> str:
         "",
         f"{prose(cut(failed.detail, _LINE))} The property: {prose(failed.result.sentence)}.",
         "",
-        "Smallest case found:",
+        f"{content.case_label(failure).capitalize()}:",
         "",
         *fence(cut(str(failure.case), 2 * _LINE)),
         "",
     ]
+    lines += [line for remark in failure.remarks for line in (f"{prose(remark)}.", "")]
     for likeness in failed.likenesses[:3]:
         links = [
             f"[{prose(name)}]({url})" if re.fullmatch(r"https://[\w./#?=&%-]+", url) else prose(name)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report, Verdict
+from csa_spec.engine.running import CheckResult
 from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.candidate import Candidate
@@ -25,10 +26,11 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         f"  {failure.title[0].upper()}{failure.title[1:]}:",
         *_wrapped(failure.detail),
         "",
-        f"  smallest case found   {case}",
+        f"  {content.case_label(failure):<22}{case}",
         f"  which is              {case.in_words()}",
         *(f"  {line}" for line in stage_of(case).trial(Candidate("nobody"), case).data_lines()),
         *(f"  {line}" for line in numbers_lines(failure, check)),
+        *(line for remark in failure.remarks for line in _wrapped(remark)),
         *_diagnosis(failure),
     ]
     if failure.findings:
@@ -66,23 +68,47 @@ def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
 
 
 def summarise(report: Report) -> str:
-    """Return the failures, the table and the verdict of a run."""
-    blocks = []
-    explained = set()
-    for result in report.results:
-        for failure in result.failures:
-            where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
-            heading = f"FAILED {where}: {result.sentence}"
-            if (result.subject, result.dtype) in explained and result.check != SPECIFICATION:
-                # A law that is broken where the specification check fails: the explanation stands above.
-                call = call_line(failure, report.candidate, result.check)
-                blocks.append("\n".join([heading, *_wrapped(failure.detail), f"  {call}"]))
-            else:
-                blocks.append(f"{heading}\n{describe(failure, report.candidate, result.check)}")
-                explained.add((result.subject, result.dtype))
-    blocks += [_table(table) for table in content.tables(report)]
-    blocks.append(_verdict(report))
-    return "\n\n".join(blocks)
+    """Return the failures, the tables and the verdict of a run."""
+    return "\n\n".join([*Failures().untold(report), conclude(report)])
+
+
+class Failures:
+    """Explains the failures of a run one after the other; those that follow from another in few lines."""
+
+    def __init__(self) -> None:
+        self._explained: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, ...]] = set()
+
+    def untold(self, report: Report) -> list[str]:
+        """Explain the failures that are not explained yet: where a run is stopped, that of the last call."""
+        return [
+            self.explain(failure, result, report)
+            for result in report.results
+            for failure in result.failures
+            if _key(failure, result) not in self._told
+        ]
+
+    def explain(self, failure: Failure, result: CheckResult, report: Report) -> str:
+        """Return the text of the next failure."""
+        self._told.add(_key(failure, result))
+        where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
+        stray = failure.cause is not None and result.check != SPECIFICATION
+        heading = f"FAILED {where}: {failure.title if stray else result.sentence}"
+        if (result.subject, result.dtype) in self._explained and result.check != SPECIFICATION and not stray:
+            # A law that is broken where another failure is explained: the explanation stands above.
+            call = call_line(failure, report.candidate, result.check)
+            return "\n".join([heading, *_wrapped(failure.detail), f"  {call}"])
+        self._explained.add((result.subject, result.dtype))
+        return f"{heading}\n{describe(failure, report.candidate, result.check)}"
+
+
+def _key(failure: Failure, result: CheckResult) -> tuple[str, ...]:
+    return result.subject, result.dtype, result.check, failure.kind
+
+
+def conclude(report: Report) -> str:
+    """Return the tables and the verdict of a run."""
+    return "\n\n".join([*map(_table, content.tables(report)), _verdict(report)])
 
 
 _ROWS: dict[str, Callable[[Tally], str]] = {
@@ -103,6 +129,8 @@ def _table(table: Table) -> str:
         rows.append((name, cells))
     wide = max(45, *(len(name) for name, _ in rows)) + 1
     lines = [f"{name:<{wide}}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
+    if any(cell == "not judged" for _, cells in table.rows for cell in cells):
+        lines.append("not judged: the candidate fails there in a way that is reported above")
     return "\n".join([*lines, *filter(None, map(skipped, table.first))])
 
 

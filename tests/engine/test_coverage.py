@@ -27,7 +27,7 @@ from engine.candidates import RIGHT, VECTORISED, as_specified, trace_batch
 from engine.drawing import leave_out_corners
 
 SMALL = Setting(ratios=frozenset({1, 2}))
-CORNERS = Profile("corners", light=0, medium=0, heavy=0, law=0, costly=0)
+CORNERS = Profile("corners", light=0, medium=0, heavy=0, law=0, costly=0, patience=float("inf"))
 """Draws nothing."""
 PADDINGS = (Feature.LEFT_PADDING, Feature.RIGHT_PADDING)
 

@@ -71,7 +71,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     (result,) = data["results"]
     assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries",
             "ambiguous_queries", "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached",
-            "not_applicable", "seen", "failures"} == set(result)  # fmt: skip
+            "not_applicable", "seen", "failures", "state", "not_judged_cases"} == set(result)  # fmt: skip
     (failure,) = result["failures"]
     assert failure["kind"] == "SeesTooMuch"
     assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)
@@ -225,9 +225,9 @@ def test_no_line_is_wider_than_a_screen(line: str) -> None:
 
 def test_a_summary_explains_once_and_lists_the_rest() -> None:
     """Laws that fall together with the equality get their sentence and their line, not the whole explanation."""
-    report = csa_spec.check(named("returns_float64"), layer="sliding", profile="smoke")
+    report = csa_spec.check(named("leaks_the_future"), layer="csa", profile="smoke", patience=1)
     text = summarise(report)
     assert text.count("to see it again") == 1
-    assert text.count('check_case("engine.wrong:returns_float64", "sliding rows=1 values=units"') >= 3
-    assert "FAILED sliding: output matches the specification" in text
-    assert "engine.wrong:returns_float64: NOT CONFORMANT for sliding" in text.splitlines()[-1]
+    assert text.count('check_case("engine.wrong:leaks_the_future", "csa ') >= 3
+    assert "FAILED csa: output matches the specification" in text
+    assert "engine.wrong:leaks_the_future: NOT CONFORMANT for csa" in text.splitlines()[-1]

@@ -73,7 +73,7 @@ def smoke(function: Callable[..., Any], stage: str = "attend", **declared: Any) 
 # RIGHT
 
 
-HALFWAY = Profile("halfway", light=150, medium=0, heavy=0, law=10, costly=3)
+HALFWAY = Profile("halfway", light=150, medium=0, heavy=0, law=10, costly=3, patience=float("inf"))
 """Between smoke and default: all corner cases, and of the draws fewer, which take most of the time."""
 
 

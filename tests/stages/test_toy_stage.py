@@ -26,7 +26,7 @@ from stages.toy import EPS, NORM, NormCase
 
 pytest_plugins = ["pytester"]
 
-FEW = Profile("few", light=20, medium=1, heavy=1, law=2, costly=1)
+FEW = Profile("few", light=20, medium=1, heavy=1, law=2, costly=1, patience=float("inf"))
 HERE = "stages.test_toy_stage"
 
 
