@@ -187,18 +187,22 @@ class Target:
         """Return the required kinds that what the candidate declares has put out of reach.
 
         The corner cases reach every required kind. Those that are lost where a corner case must be changed to
-        fit the candidate are out of reach. Where nothing was tried, nothing is excused.
+        fit the candidate are out of reach, unless another case has them and fails. Where nothing was tried,
+        nothing is excused.
         """
         names = self._unreached(result)
         if not names or not result.cases:
             return []
         lost: set[str] = set()
+        failing: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
-            if lost.issuperset(names):
-                break
             if case.fit(self.capabilities)[0] != case:
                 lost |= self.stage.trial(self.candidate, case).kinds()
-        return [name for name in names if name in lost]
+            elif result.failing:
+                failing |= self.stage.trial(self.candidate, case).kinds()
+            elif lost.issuperset(names):
+                break
+        return [name for name in names if name in lost - failing]
 
     def _unreached(self, result: CheckResult) -> list[str]:
         required = self.stage.required(self.variant, self.capabilities)

@@ -10,6 +10,7 @@ import functools
 import io
 import pickle
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ class RemoteError(Exception):
     """What is known of it"""
 
 
-_OURS = {kind.__name__: kind for kind in (Fault, NotOffered, MisshapenAnswer)}
+_OURS: dict[type, Callable[..., Exception]] = {kind: kind for kind in (Fault, NotOffered, MisshapenAnswer)}
 """Exceptions that mean something here; those of the candidate have only their names."""
 
 
@@ -44,8 +45,8 @@ def remote_error(told: Raised | Exception) -> Exception:
 
 def told(error: BaseException) -> Raised | Exception:
     """Return an exception in plain text, since its object need not survive pickling, or one of ours."""
-    ours = _OURS.get(type(error).__name__)
-    return ours(*map(str, error.args)) if ours and type(error) is ours else described(error)
+    ours = _OURS.get(type(error))
+    return ours(*map(str, error.args)) if ours else described(error)
 
 
 def received_from(channel: socket.socket) -> bytes:

@@ -65,6 +65,7 @@ class Scores(StrEnum):
     """Blocks repeat but for a small perturbation, and so do the index keys"""
 
 
+DRAWN_VALUES = (Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS)
 DRAWN_SCORES = (Scores.FREE, Scores.NEAR_TIED)
 """What strategies draw: no known bug is found by the others alone"""
 
