@@ -79,9 +79,9 @@ class Likeness:
 
     @property
     def agreement(self) -> str:
-        """How sure it is, e.g. ``agrees on 9 of 9 cases that tell it apart from the specification``."""
+        """How sure it is, e.g. ``agrees on 9 of 9 cases that tell it apart from the reference``."""
         apart = "case that tells" if self.tried == 1 else "cases that tell"
-        return f"agrees on {self.agreeing} of {self.tried} {apart} it apart from the specification"
+        return f"agrees on {self.agreeing} of {self.tried} {apart} it apart from the reference"
 
     def __str__(self) -> str:
         """Return e.g. ``attends to what all queries selected (transformers #45758)``."""
