@@ -30,7 +30,7 @@ from csa_spec.plug.position import Ended, in_call
 from csa_spec.plug.process_state import Watch
 from csa_spec.plug.raised import hint_at_library
 
-_LATER = 0.01
+_LATER = 0.03
 """Seconds in which threads that a call left may still write to its inputs"""
 
 

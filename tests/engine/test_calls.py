@@ -81,7 +81,7 @@ BUGS = {
     "lets_the_log_tell_everything": ("state", "logging: the level: it was"),
     "raises_the_recursion_limit": ("state", "after the call it is 12345"),
     "flushes_denormal_numbers": ("state", "flush-denormal mode: it was off, after the call it is on"),
-    "zeroes_keys_in_the_background": ("inputs", "kv, after the call has returned"),
+    "zeroes_keys_in_the_background": ("inputs", "kv"),  # after the call has returned, or just before
     "knows_keys_by_their_tensor": ("own-inputs", "with other numbers in the same tensors"),
     "returns_a_negated_view": ("memory", "does not hold its numbers"),
     "returns_what_requires_grad": ("memory", "under torch.no_grad()"),

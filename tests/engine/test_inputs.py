@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.capabilities import DTYPES
-from csa_spec.spec import LayerKind, QueryTrace, attend_batch
+from csa_spec.spec import Geometry, LayerKind, QueryTrace, attend_batch
 from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, fresh_weight, make_inputs
 
@@ -19,14 +20,19 @@ CASE = LayerCase.parse(f"csa m=2 k=2 W=2 {LAYER} rows=13,9 values=gaussian sinks
 SEEDS = range(20)
 
 
+def tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """Return every tensor by name."""
+    return named_tensors(inputs.arguments(Geometry()))
+
+
 def bits(inputs: Inputs) -> dict[str, list[float]]:
     """Return every tensor as a list of numbers."""
-    return {name: tensor.flatten().tolist() for name, tensor in inputs.tensors().items()}
+    return {name: tensor.flatten().tolist() for name, tensor in tensors(inputs).items()}
 
 
 def changed(one: LayerCase, other: LayerCase) -> set[str]:
     """Return the names of the tensors that differ between two cases, in shape or value."""
-    first, second = make_inputs(one).tensors(), make_inputs(other).tensors()
+    first, second = tensors(make_inputs(one)), tensors(make_inputs(other))
     assert first.keys() == second.keys()
     return {name for name, tensor in first.items() if not torch.equal(tensor, second[name])}
 
@@ -66,20 +72,20 @@ def test_making_inputs_leaves_the_global_generator_alone() -> None:
 def test_inputs_are_rounded_once_from_the_same_numbers(dtype: str) -> None:
     """So a failure in one dtype can be tried in another."""
     wide, rounded = make_inputs(replace(CASE, dtype="float64")), make_inputs(replace(CASE, dtype=dtype))
-    for name, tensor in rounded.tensors().items():
+    for name, tensor in tensors(rounded).items():
         if name in ("positions", "documents"):
             assert tensor.dtype == torch.int64
             continue
         assert tensor.dtype == getattr(torch, dtype), name
         assert tensor.device.type == "cpu"
-        assert torch.equal(tensor, wide.tensors()[name].to(tensor.dtype)), name
+        assert torch.equal(tensor, tensors(wide)[name].to(tensor.dtype)), name
 
 
 def test_the_specification_gets_exactly_the_numbers_that_the_candidate_gets() -> None:
     """Rounding inputs is not an error of the candidate."""
     inputs = make_inputs(replace(CASE, dtype="bfloat16"))
-    for name, tensor in inputs.double().tensors().items():
-        assert torch.equal(tensor, inputs.tensors()[name].to(tensor.dtype)), name
+    for name, tensor in tensors(inputs.double()).items():
+        assert torch.equal(tensor, tensors(inputs)[name].to(tensor.dtype)), name
     assert inputs.double().hidden.dtype == torch.float64
 
 
@@ -113,8 +119,8 @@ def test_regimes_change_only_what_they_name() -> None:
 def test_layer_kinds_share_their_weights() -> None:
     """The same seed gives the same hidden states and the same common weights."""
     csa, sliding = (
-        make_inputs(CASE).tensors(),
-        make_inputs(with_geometry(CASE, kind=LayerKind.SLIDING)).tensors(),
+        tensors(make_inputs(CASE)),
+        tensors(make_inputs(with_geometry(CASE, kind=LayerKind.SLIDING))),
     )
     assert all(torch.equal(tensor, csa[name]) for name, tensor in sliding.items())
 
@@ -124,7 +130,7 @@ def test_integers_are_small_integers() -> None:
     for scores in (Scores.FREE, Scores.TIED, Scores.PLATEAU):
         case = replace(CASE, values=Values.INTEGERS, scores=scores)
         for seed in SEEDS:
-            for name, tensor in make_inputs(replace(case, seed=seed)).tensors().items():
+            for name, tensor in tensors(make_inputs(replace(case, seed=seed))).items():
                 assert torch.equal(tensor, tensor.round()), name
                 assert tensor.abs().max() <= (12 if name == "positions" else 2), name
                 if name.endswith("norm"):
