@@ -113,7 +113,14 @@ class Kernels:
     select = staticmethod(select)
 
 
+class Mixed(Kernels):
+    """A right attention and a wrong selection."""
+
+    select = staticmethod(selects_the_lowest)
+
+
 kernels = Kernels()
+mixed = Mixed()
 layer_object = Layer()
 number = 3
 lazy = Lazy()

@@ -364,7 +364,7 @@ returns_bools = _entered("returns_bools", "It returns booleans.", "WrongDtype", 
 returns_half = _entered("returns_half", "It returns float16.", "WrongDtype", Tensor.half)
 
 
-@fault("specification", "NotATensor", isolate=True)
+@fault("specification", "NotATensor")
 def returns_generator(*inputs: *Inputs) -> Any:
     """It returns a generator, which no process can send to another."""
     return (row for row in right(*inputs))

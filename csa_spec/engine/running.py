@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.engine.allowance import LEAST, Allowance
@@ -130,8 +132,23 @@ def draw_cases(cases: SearchStrategy[Any], examples: int, run_seed: int) -> list
         drawn.append(case)
 
     if examples:
-        draw()
+        with _constants_of_no_module():
+            draw()
     return drawn
+
+
+@contextmanager
+def _constants_of_no_module() -> Iterator[None]:
+    """Keep Hypothesis from drawing constants that it finds in the modules that happen to be imported.
+
+    They would make the cases of a seed differ between a test run, a command and the processes of ``--jobs``.
+    """
+    if not {"_get_local_constants", "CONSTANTS_CACHE"} <= vars(providers).keys():  # another release
+        yield
+        return
+    fresh = {"_get_local_constants": providers.Constants, "CONSTANTS_CACHE": providers.LRUCache(1024)}
+    with patch.multiple(providers, **fresh):
+        yield
 
 
 Explain = Callable[[Failure, float], None]
