@@ -170,6 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for one call: with --isolate (default 30) one that takes longer is a failure like any "
         f"other, without (default {CALL_LIMIT:g}) the run ends there",
     )
+    check.add_argument(
+        "--patience",
+        type=_seconds,
+        metavar="S",
+        help="seconds for making failures small and naming them, beside half of what the cases of the run "
+        "take (default: 60, thorough: inf)",
+    )
     check.add_argument("-x", "--fail-fast", action="store_true", help="stop after the first failure")
     check.add_argument(
         "--jobs",
@@ -323,6 +330,7 @@ def _check(options: argparse.Namespace, console: Console, supervised: Supervised
             begun=reports.begin,
             found=tell,
             fail_fast=options.fail_fast,
+            patience=options.patience,
             jobs=options.jobs,
         )
     finally:

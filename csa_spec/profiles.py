@@ -25,7 +25,7 @@ class Profile:
     """Whether the failing case of a known issue is shrunk"""
     production: bool = False
     """Whether stages are tried at the sizes of the released models, too"""
-    patience: float = 3.0
+    patience: float = 60.0
     """Seconds for making failures small and naming them, beside half of what the cases of the run take"""
 
 
@@ -34,7 +34,7 @@ PROFILES = {
     for profile in (
         Profile("smoke", light=60, medium=25, heavy=12, law=4, costly=1, shrinks=False),
         Profile("default", light=400, medium=200, heavy=60, law=25, costly=5),
-        Profile("gpu", light=400, medium=200, heavy=60, law=25, costly=5, production=True, patience=60.0),
+        Profile("gpu", light=400, medium=200, heavy=60, law=25, costly=5, production=True),
         Profile("thorough", light=10_000, medium=6700, heavy=1500, law=300, costly=40, patience=math.inf),
     )
 }

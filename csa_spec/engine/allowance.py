@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 SHARE = 0.5
 """Seconds for each second that cases have taken."""
-LEAST = 0.5
+LEAST = 2.0
 """Seconds for a failure when all others are used up."""
 
 
@@ -22,8 +22,8 @@ class Allowance:
 
     @property
     def left(self) -> float:
-        """Seconds for the failure that is next."""
-        return max(LEAST, self._floor + self._earned - self._spent)
+        """Seconds for the failure that is next: half of what there is, as others may follow."""
+        return max(LEAST, (self._floor + self._earned - self._spent) / 2)
 
     def earn(self, seconds: float) -> None:
         """Add what a case has taken."""

@@ -329,7 +329,7 @@ class _Run:
         if unsteady:  # what failed each time before was luck
             return self.unsteady(failure, self.calls) or unsteady
         if taken >= seconds:
-            longer = "; --profile thorough takes longer" if seconds < HUNG_SECONDS else ""
+            longer = "; --patience gives it longer" if seconds < HUNG_SECONDS else ""
             smallest.remarks += (f"shrinking stopped after {taken:.0f} s: a smaller case may exist{longer}",)
         return smallest
 
