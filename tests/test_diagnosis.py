@@ -316,7 +316,7 @@ def test_a_candidate_that_raises_is_like_no_bug_that_answers() -> None:
 
     found = diagnosis(as_candidate(broken, "black box", "layer"), "csa rows=2")
     assert not found.behaves_like
-    assert found.summary == "The candidate raised an exception: ZeroDivisionError: nothing."
+    assert "ZeroDivisionError: nothing (at test_diagnosis.py:" in found.summary
 
 
 def test_a_bug_that_cannot_be_run_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -95,7 +96,7 @@ def outcome(name: str, isolate: bool) -> Outcome:
     options = ["--stage", "attend", "--profile", "smoke", *limit, *["--isolate"] * isolate]
     with pytest.MonkeyPatch.context() as patch:
         # Small cases and names of known bugs take most of the time, and are no matter here.
-        patch.setattr("csa_spec.target.diagnose", lambda *_: None)
+        patch.setattr("csa_spec.target.diagnose", lambda *_, **__: None)
         if name not in SMALLEST:
             patch.setattr("csa_spec.engine.running.shrink", lambda failure, *_, **__: failure)
         # What a worker does cannot harm this process; what importing does can.
@@ -126,8 +127,10 @@ def _in_this_process(options: Any, files: list[Path]) -> int:
 def _in_a_fork(options: Any, files: list[Path]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
-    process = os.fork()
+    with warnings.catch_warnings(action="ignore"):  # other tests may have imported JAX, which warns of forks
+        process = os.fork()
     if process == 0:
+        warnings.simplefilter("ignore")
         for number, path in enumerate(files[:2], 1):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
