@@ -583,10 +583,10 @@ def _no_context() -> NoReturn:
 
 
 def zeros_then_killed(*inputs: *Inputs) -> Tensor:
-    """It returns zeros for a single number, and is killed by lists wider than a tile."""
-    if _wide(inputs):
-        return killed(*inputs)
-    return zeros(*inputs) if inputs[0].numel() == 1 else right(*inputs)
+    """Of lists wider than a tile it returns zeros for several rows, and is killed with one."""
+    if not _wide(inputs):
+        return right(*inputs)
+    return killed(*inputs) if len(inputs[0]) == 1 else zeros(*inputs)
 
 
 def noisy(*inputs: *Inputs) -> Tensor:

@@ -83,9 +83,10 @@ class Outcome(NamedTuple):
     @property
     def last_line(self) -> str:
         """The last line on stderr, without what changes from machine to machine."""
-        line = (self.err.splitlines() or [""])[-1].removeprefix("csa-spec: ")
+        lines = [line for line in self.err.splitlines() if line and not line.startswith("  ")]
+        line = (lines or [""])[-1].removeprefix("csa-spec: ")
         line = re.sub(r'case "[^"]*"', 'case "..."', line)
-        return re.sub(r"(, in| <) [\w<>.]+ \([\w.]+:\d+\)", "", line)
+        return re.sub(r"(, in| <) [\w<>.]+ \([\w.]+:\d+\)|, at \S+:\d+ in \S+", "", line)
 
 
 @cache

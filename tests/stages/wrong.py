@@ -62,7 +62,7 @@ WRONG: dict[str, Wrong] = {
             "SeesTooMuch NotZero",
             {"also": ("WrongNumbers", "NotFinite")},
         ),
-        ("reads_padding_lanes_as_row_0", "SeesTooMuch NotZero", {"also": ("WrongNumbers", "NotFinite")}),
+        ("reads_padding_lanes_as_row_0", "SeesTooMuch", {"also": ("NotZero", "WrongNumbers", "NotFinite")}),
         ("ignores_the_first_index", "SeesTooMuch SeesTooLittle", {"also": ("NotFinite",)}),
         ("ignores_the_index_list", "SeesTooMuch SeesTooLittle", {"also": ("NotFinite",)}),
         ("stops_at_the_first_minus_one", "SeesTooLittle ReturnsZeros", {"also": ("WrongNumbers",)}),
@@ -71,7 +71,7 @@ WRONG: dict[str, Wrong] = {
             "SeesTooLittle ReturnsZeros",
             {"also": ("WrongNumbers",)},
         ),
-        ("reads_whole_tiles_only", "SeesTooLittle", {"also": ("WrongNumbers",), "size": 24}),
+        ("reads_whole_tiles_only", "SeesTooLittle", {"also": ("WrongNumbers",), "size": 56}),
         ("does_not_subtract_the_maximum", "NotFinite"),
         (
             "does_not_rescale_when_the_maximum_grows",
@@ -84,8 +84,16 @@ WRONG: dict[str, Wrong] = {
             {"also": ("SeesTooLittle",)},
         ),  # one-hot where it is not
         ("uses_exp2_without_log2_e", "WrongNumbers"),
-        ("reads_keys_of_the_next_batch_row", "SeesTooLittle", {"also": ("NotFinite", "WrongNumbers")}),
-        ("attends_to_the_keys_of_all_queries", "SeesTooMuch", {"also": ("WrongNumbers", "NotZero")}),
+        (
+            "reads_keys_of_the_next_batch_row",
+            "SeesTooLittle",
+            {"also": ("NotFinite", "WrongNumbers", "AnswersAnother")},
+        ),
+        (
+            "attends_to_the_keys_of_all_queries",
+            "SeesTooMuch",
+            {"also": ("WrongNumbers", "NotZero", "SeesTooLittle")},
+        ),
         ("counts_unused_slots_as_zero_keys", "WrongNumbers"),
         ("masks_logits_with_a_finite_number", "NotZero"),
         ("multiplies_unused_rows_by_zero", "NotFinite"),
