@@ -143,11 +143,15 @@ def _constants_of_no_module() -> Iterator[None]:
 
     They would make the cases of a seed differ between a test run, a command and the processes of ``--jobs``.
     """
+    hypothesis: Any = providers
     if not {"_get_local_constants", "CONSTANTS_CACHE"} <= vars(providers).keys():  # another release
         yield
         return
-    fresh = {"_get_local_constants": providers.Constants, "CONSTANTS_CACHE": providers.LRUCache(1024)}
-    with patch.multiple(providers, **fresh):
+    cache = type(hypothesis.CONSTANTS_CACHE)(1024)
+    with (
+        patch.object(providers, "_get_local_constants", hypothesis.Constants),
+        patch.object(providers, "CONSTANTS_CACHE", cache),
+    ):
         yield
 
 
