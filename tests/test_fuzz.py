@@ -130,7 +130,7 @@ def changed_line(draw: st.DrawFn) -> str:
         word = draw(
             st.one_of(
                 st.sampled_from(others),
-                NUMBERS.map(f"{name}={{}}".format) if "{" not in name else NOISE,
+                NUMBERS.map(lambda number: f"{name}={number}"),
                 NOISE,
             )
         )
