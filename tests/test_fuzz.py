@@ -130,7 +130,7 @@ def changed_line(draw: st.DrawFn) -> str:
         word = draw(
             st.one_of(
                 st.sampled_from(others),
-                NUMBERS.map(lambda number: f"{name}={number}"),
+                NUMBERS.map(f"{name}=".__add__),
                 NOISE,
             )
         )
