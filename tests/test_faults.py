@@ -11,13 +11,13 @@ import importlib
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,8 @@ import faults
 import pytest
 from faults import FAULTS
 
-from csa_spec import cli, resolving, supervising
+from csa_spec import cli, resolving, supervising, target
+from csa_spec.engine import running
 from csa_spec.plug.worker import WorkerCaller
 from csa_spec.plug.worker_pool import WorkerPool
 from csa_spec.stages.attend.case import AttendCase
@@ -126,31 +127,44 @@ def _in_this_process(options: Any, files: list[Path]) -> int:
 
 
 def _in_a_fork(options: Any, files: list[Path]) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings(action="ignore"):  # other tests may have imported JAX, which warns of forks
-        process = os.fork()
-    if process == 0:
-        warnings.simplefilter("ignore")
-        for number, path in enumerate(files[:2], 1):
-            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        supervising.GRACE = 1.0
-        code = 3
-        try:
-            code = cli.start(options, supervised=True)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    """Run a command in a fork of a process that has imported torch, and nothing else that other tests import.
+
+    JAX, say, has threads, and a fork of a process with threads may hang.
+    """
+    shrinks = running.shrink is SHRINK
+    process: Any = FORKS.Process(target=_command, args=(options, files, shrinks))
+    process.start()
+    process.join()
+    code: int = process.exitcode
     end = time.monotonic() + 60
     while code < 0 and "csa-spec: " not in files[1].read_text() and time.monotonic() < end:
         time.sleep(0.05)  # its own fork has yet to say that
     return code if code >= 0 else 128 - code
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["test_faults", "csa_spec.checking", "csa_spec.bugs", "csa_spec.report.text"])
+SHRINK = running.shrink
+
+
+def _command(options: Any, files: list[Path], shrinks: bool) -> None:
+    for number, path in enumerate(files[:2], 1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    supervising.GRACE = 1.0
+    target.diagnose = lambda *_, **__: None
+    if not shrinks:
+        running.shrink = lambda failure, *_, **__: failure
+    code = 3
+    try:
+        code = cli.start(options, supervised=True)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class Sharing(WorkerCaller):
