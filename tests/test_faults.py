@@ -27,8 +27,7 @@ import faults
 import pytest
 from faults import FAULTS
 
-from csa_spec import cli, resolving, supervising, target
-from csa_spec.engine import running
+from csa_spec import cli, resolving, supervising
 from csa_spec.plug.worker import WorkerCaller
 from csa_spec.plug.worker_pool import WorkerPool
 from csa_spec.stages.attend.case import AttendCase
@@ -96,42 +95,46 @@ def outcome(name: str, isolate: bool) -> Outcome:
     limit = ["--time-limit", "1"] if name in SLOW else []
     candidate = name if ":" in name else f"faults:{name}"
     options = ["--stage", "attend", "--profile", "smoke", *limit, *["--isolate"] * isolate]
+    # What a worker does cannot harm this process; what importing does can.
+    return _run(isolate and ":" not in name, name in SMALLEST, "check", candidate, *options)
+
+
+@contextlib.contextmanager
+def quick(shrinks: bool) -> Iterator[None]:
+    """Leave out what takes most of the time and is no matter here: small cases and names of known bugs."""
     with pytest.MonkeyPatch.context() as patch:
-        # Small cases and names of known bugs take most of the time, and are no matter here.
         patch.setattr("csa_spec.target.diagnose", lambda *_, **__: None)
-        if name not in SMALLEST:
+        if not shrinks:
             patch.setattr("csa_spec.engine.running.shrink", lambda failure, *_, **__: failure)
-        # What a worker does cannot harm this process; what importing does can.
-        return _run(isolate and ":" not in name, "check", candidate, *options)
+        yield
 
 
-def _run(here: bool, *arguments: str) -> Outcome:
+def _run(here: bool, shrinks: bool, *arguments: str) -> Outcome:
     """Run a command in this process, which has imported torch and knows the answers, or in a fork of it."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err", "report.json")]
         written = ["--json", str(files[2]), "--bundle", str(Path(folder, "bundles"))]
         options = cli._parser().parse_args([*arguments, *written])
-        code = _in_this_process(options, files) if here else _in_a_fork(options, files)
+        code = (_in_this_process if here else _in_a_fork)(options, files, shrinks)
         out, err, report = (path.read_text(errors="replace") if path.exists() else "" for path in files)
         bundles = len([*Path(folder).glob("bundles/*/README.md")])
     return Outcome(code, out, err, json.loads(report or "{}"), bundles)
 
 
-def _in_this_process(options: Any, files: list[Path]) -> int:
+def _in_this_process(options: Any, files: list[Path], shrinks: bool) -> int:
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _shared_pool():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _shared_pool(), quick(shrinks):
         code = cli.start(options, supervised=False)
     files[0].write_text(out.getvalue())
     files[1].write_text(err.getvalue())
     return code
 
 
-def _in_a_fork(options: Any, files: list[Path]) -> int:
+def _in_a_fork(options: Any, files: list[Path], shrinks: bool) -> int:
     """Run a command in a fork of a process that has imported torch, and nothing else that other tests import.
 
     JAX, say, has threads, and a fork of a process with threads may hang.
     """
-    shrinks = running.shrink is SHRINK
     process: Any = FORKS.Process(target=_command, args=(options, files, shrinks))
     process.start()
     process.join()
@@ -144,7 +147,6 @@ def _in_a_fork(options: Any, files: list[Path]) -> int:
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["test_faults", "csa_spec.checking", "csa_spec.bugs", "csa_spec.report.text"])
-SHRINK = running.shrink
 
 
 def _command(options: Any, files: list[Path], shrinks: bool) -> None:
@@ -154,12 +156,10 @@ def _command(options: Any, files: list[Path], shrinks: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     supervising.GRACE = 1.0
-    target.diagnose = lambda *_, **__: None
-    if not shrinks:
-        running.shrink = lambda failure, *_, **__: failure
     code = 3
     try:
-        code = cli.start(options, supervised=True)
+        with quick(shrinks):
+            code = cli.start(options, supervised=True)
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
