@@ -131,9 +131,10 @@ def check(
     if jobs > 1 and not isinstance(candidate, str):
         raise UsageError("several jobs import the candidate by name; give its name, or leave jobs out")
     prepare = partial(
-        _prepared, candidate, stages, stage, layer, known, time_limit if isolate else None, dtypes, device
-    )
-    resolved, targets, declined = prepare(amounts, seed)
+        _prepared, candidate, stages, stage, layer, known, time_limit if isolate else None,
+        dtypes, device, amounts, seed,
+    )  # fmt: skip
+    resolved, targets, declined = prepare()
     report = Report(
         candidate=resolved.name,
         environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
@@ -154,7 +155,7 @@ def check(
     effort = Effort(Allowance(amounts.patience if patience is None else patience), fail_fast, dtypes[0])
     try:
         if jobs > 1 and len(targets) > 1:
-            make = partial(_targets, prepare, amounts, seed)
+            make = partial(_targets, prepare)
             stopped = side_by_side(make, len(targets), jobs, effort, listener)
         else:
             stopped = any(target.run_all(listener, effort) and fail_fast for target in targets)
@@ -187,8 +188,8 @@ def _prepared(
     return resolved, *make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
 
 
-def _targets(prepare: Callable[..., Any], amounts: Profile, seed: int) -> list[Target]:
-    targets: list[Target] = prepare(amounts, seed)[1]
+def _targets(prepare: Callable[[], Any]) -> list[Target]:
+    targets: list[Target] = prepare()[1]
     return targets
 
 

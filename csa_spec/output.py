@@ -121,6 +121,8 @@ class Reports:
     def progress(self, result: CheckResult) -> None:
         """Keep the JSON up to date: what was found survives whatever becomes of this process."""
         self._current = result
+        if self._options.json is None:
+            return
         report = self.so_far()
         found = [id(failure) for result in report.results for failure in result.failures]
         if found != self._told:

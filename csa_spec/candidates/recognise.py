@@ -37,8 +37,6 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
         _check_stages(thing, name)
         if not thing.offers:
             raise CandidateError(f"{name} ({thing.name}) offers no stage: it has no functions")
-        for own in thing.offers:
-            _check_declared(thing.capabilities_of(own), f"{name}, {own}")
         return thing
     if isinstance(thing, type):
         raise CandidateError(f"{name} is a class; give an instance of it, or a function")

@@ -269,7 +269,6 @@ class WrongShape(Failure):
 
 class NotATensor(WrongShape):
     title = "the call does not return a plain tensor"
-    says = "expected {wanted}, got {received}"
 
 
 class WrongDtype(Failure):

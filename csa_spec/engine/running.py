@@ -199,11 +199,11 @@ def run_check(
     so_far
         What earlier checks of the subject found; this one adds to it. None: nothing, and time without limit.
     """
-    counted = replace(candidate, caller=Counted(candidate.caller))
+    caller = Counted(candidate.caller)
+    counted = replace(candidate, caller=caller)
     result = CheckResult(check.name, check.sentence, stage.name, variant, stage.subject(variant), dtype)
-    run = _Run(
-        check, counted, stage, result, so_far or SoFar(), progress, found, explain if shrinking else None
-    )
+    explain_small = explain if shrinking else None
+    run = _Run(check, counted, caller, stage, result, so_far or SoFar(), progress, found, explain_small)
     HERE.check, HERE.subject = check.name, result.subject
     result.not_asked = run.so_far.lost
     for case in () if result.not_asked else cases:
@@ -222,6 +222,8 @@ class _Run:
 
     check: Check[Any]
     candidate: Candidate
+    caller: Counted
+    """Of the candidate"""
     stage: Stage[Any, Any]
     result: CheckResult
     so_far: SoFar
@@ -248,7 +250,7 @@ class _Run:
 
     def try_case(self, case: Any) -> None:
         """Try one case, count what it covered, and settle what fails."""
-        calls, begin = self.calls, time.perf_counter()
+        calls, begin = self.caller.calls, time.perf_counter()
         case, lacking = case.fit(self.candidate.capabilities_of(self.stage.name))
         self.result.not_applicable.update(lacking)
         trial = self.stage.trial(self.candidate, case)
@@ -329,25 +331,17 @@ class _Run:
         smallest = shrink(failure, self.judge, self.stage.passes, seconds=seconds)
         taken = time.perf_counter() - begin
         smallest = clear_of_rounding(smallest, self.judge)
-        unsteady = smallest.case != failure.case and self.unsteady(smallest, self.calls)
+        unsteady = smallest.case != failure.case and self.unsteady(smallest, self.caller.calls)
         if unsteady:  # what failed each time before was luck
-            return self.unsteady(failure, self.calls) or unsteady
+            return self.unsteady(failure, self.caller.calls) or unsteady
         if taken >= seconds:
             longer = "; --patience gives it longer" if seconds < HUNG_SECONDS else ""
             smallest.remarks += (f"shrinking stopped after {taken:.0f} s: a smaller case may exist{longer}",)
         return smallest
 
-    @property
-    def calls(self) -> int:
-        caller = self.candidate.caller
-        return caller.calls if isinstance(caller, Counted) else 0
-
     def unsteady(self, failure: Failure, call: int) -> Failure | None:
         """Return what is to be reported of a failure that does not come every time; None if it does."""
-        assert isinstance(self.candidate.caller, Counted)
-        again = flaky(
-            failure, self.judge, partial(self.elsewhere, failure.case), self.candidate.caller, call
-        )
+        again = flaky(failure, self.judge, partial(self.elsewhere, failure.case), self.caller, call)
         if again is None or not isinstance(failure, NotRepeatable):
             return again
         failure.remarks += (

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 Frame = tuple[str, int, str]
-"""File, line and function; the innermost comes first."""
+"""File, line and function."""
 _CALL = str(Path(__file__).with_name("call.py"))
 """The file that calls the candidate: what is inside of its frames is the candidate's"""
 
@@ -26,7 +26,7 @@ def cause_of_death(status: int) -> str:
 
 
 def candidates_frames(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Return the frames of the candidate: those inside of the call, or of the import."""
+    """Of frames, the innermost first, return the candidate's: those inside of the call, or of the import."""
     return takewhile(
         lambda frame: frame[0] != _CALL and not frame[0].startswith("<frozen importlib"), frames
     )

@@ -17,6 +17,7 @@ from typing import TypeGuard, TypeVar
 
 import torch
 
+from csa_spec.plug.ending import Frame
 from csa_spec.plug.plain import plain, plain_line
 
 FRAMES = 6
@@ -32,8 +33,6 @@ _IMPORTING = re.compile(r"<frozen |.*[/\\]importlib[/\\]")
 _LIBRARY = re.compile(r".*[/\\](site|dist)-packages[/\\](torch|numpy|jax|jaxlib|triton|scipy|cupy)[/\\]")
 
 Exc = TypeVar("Exc", bound=BaseException)
-Frame = tuple[str, int, str]
-"""File, line, function"""
 
 
 @dataclass(frozen=True, slots=True)
