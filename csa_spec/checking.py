@@ -63,7 +63,7 @@ def check(
     known: Path | None = None,
     progress: Progress = lambda result: None,
     begun: Callable[[Report], None] = lambda report: None,
-    found: Found = lambda failure, result: None,
+    found: Found | None = None,
     fail_fast: bool = False,
     patience: float | None = None,
     jobs: int = 1,
@@ -102,7 +102,8 @@ def check(
     begun
         Called once there is something to check, with a report that grows while the run goes on.
     found
-        Called with each failure as soon as it is found, made small and named, and the result of its check.
+        Called with each failure and the result of its check: as soon as it is found, and again once it is made
+        smaller or named, where that takes more than a few seconds.
     fail_fast
         Stop after the first failure.
     patience
@@ -152,7 +153,12 @@ def check(
     )
     begun(report)
     listener = _Growing(report, progress, found)
-    effort = Effort(Allowance(amounts.patience if patience is None else patience), fail_fast, dtypes[0])
+    effort = Effort(
+        Allowance(amounts.patience if patience is None else patience),
+        fail_fast,
+        found is not None,
+        dtypes[0],
+    )
     try:
         if jobs > 1 and len(targets) > 1:
             make = partial(_targets, prepare)
@@ -196,10 +202,10 @@ def _targets(prepare: Callable[[], Any]) -> list[Target]:
 class _Growing:
     """Adds to a report what happens, and passes it on."""
 
-    def __init__(self, report: Report, progress: Progress, found: Found) -> None:
+    def __init__(self, report: Report, progress: Progress, found: Found | None) -> None:
         self._report = report
         self.progress = progress
-        self.found = found
+        self.found = found or (lambda failure, result: None)
 
     def ended(self, result: CheckResult, missing: list[str], left_out: list[str]) -> None:
         self._report.results.append(result)

@@ -303,7 +303,9 @@ def _check(options: argparse.Namespace, console: Console, supervised: Supervised
 
     def tell(failure: Failure, result: CheckResult) -> None:
         line.clear()
-        console.say(texts.explain(failure, result, reports.so_far()) + "\n")
+        text = texts.explain(failure, result, reports.so_far())
+        if text:
+            console.say(text + "\n")
 
     def stop(stopped: Stopped) -> None:
         console.take_over()

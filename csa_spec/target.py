@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from csa_spec.candidates.declarations import declaration_problem
-from csa_spec.diagnosis import SECONDS, diagnose
+from csa_spec.diagnosis import diagnose
 from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.failures import Failure, Flaky
 from csa_spec.engine.known_issues import KnownIssue, probe
@@ -82,22 +82,22 @@ class Target:
         enough: int = ENOUGH,
         shrinking: bool = True,
         naming: bool = True,
-        found: Found = lambda failure, result: None,
+        found: Found | None = None,
         so_far: SoFar | None = None,
     ) -> CheckResult:
         """Run one check, up to ``enough`` failing cases.
 
-        One failure of each kind is shrunk if ``shrinking``, diagnosed if ``naming``, and given to ``found``.
+        One failure of each kind is shrunk if ``shrinking``, diagnosed if ``naming``, and given to ``found``:
+        at once, and again if it was made smaller or named after that.
         ``so_far`` is what the subject's other checks found, and how long failures may take; None for no limit.
         """
 
-        def explain(failure: Failure, seconds: float) -> None:
+        def explain(failure: Failure, seconds: float) -> bool:
             if not naming:
-                return
-            begin, seconds = time.perf_counter(), min(seconds, SECONDS)
+                return True
+            begin = time.perf_counter()
             failure.diagnosis = diagnose(self.candidate, check, failure, seconds, others=failure.met_on)
-            if time.perf_counter() - begin > seconds:
-                failure.remarks += (f"the search for known bugs like this stopped after {seconds:.0f} s",)
+            return time.perf_counter() - begin <= seconds
 
         with one_thread():
             return run_check(
@@ -118,12 +118,11 @@ class Target:
     def run_all(self, listener: Listener, effort: Effort) -> bool:
         """Run every check; what has one cause fails once. Return whether something failed."""
         so_far, failed, named = SoFar(effort.allowance), False, False
+        found = listener.found if effort.at_once else None
         for check in self.checks:
             # Failures that follow from the first one have the same cause, so they are not named.
             enough = 1 if effort.fail_fast else ENOUGH
-            result = self.run(
-                check, listener.progress, enough, naming=not named, found=listener.found, so_far=so_far
-            )
+            result = self.run(check, listener.progress, enough, naming=not named, found=found, so_far=so_far)
             named |= any(not isinstance(failure, Flaky) for failure in result.failures)
             failed |= bool(result.failures)
             first = check is self.stage.checks[0]
@@ -217,6 +216,8 @@ class Effort:
     """For making failures small and naming them; each process has one of its own"""
     fail_fast: bool
     """Whether the run stops at the first failure"""
+    at_once: bool
+    """Whether somebody waits for each failure"""
     first_dtype: str
     """In which known issues are tried"""
 
@@ -228,7 +229,7 @@ class Listener(Protocol):
         """A case was tried."""
 
     def found(self, failure: Failure, result: CheckResult) -> None:
-        """A failure was found, made small and named."""
+        """A failure was found; told again once it is made smaller or named, where that takes longer."""
 
     def ended(self, result: CheckResult, missing: list[str], left_out: list[str]) -> None:
         """A check has ended; the first of a subject says which required kinds of case it did not reach."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
-from csa_spec.engine.allowance import LEAST, Allowance
+from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure, Flaky, NotRepeatable
 from csa_spec.engine.shrink import SECONDS, clear_of_rounding, shrink
 from csa_spec.engine.stage import SPECIFICATION, Check, Stage
@@ -27,11 +29,15 @@ from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.position import HERE
 
 ENOUGH = 12
-"""Failing cases after which a check looks no further."""
+"""Failing cases without a new kind of failure after which a check looks no further."""
 UNJUDGED_ENOUGH = 3
 """Cases after which a check ends of which every case fails for a reason that was reported before."""
+AT_ONCE = 3.0
+"""Seconds for a failure until it is told, as small as it is then; what time there is beyond them follows."""
 SHRINKING = 0.65
 """Share of the time for a failure in which it is made small; the rest is for saying what it looks like"""
+NAMING = 0.5
+"""Seconds for saying what a failure looks like, at least"""
 HUNG_SECONDS = 60.0
 """For how long a hang is shrunk at most."""
 
@@ -155,9 +161,10 @@ def _constants_of_no_module() -> Iterator[None]:
         yield
 
 
-Explain = Callable[[Failure, float], None]
-"""Says what a failure looks like, within so many seconds"""
+Explain = Callable[[Failure, float], bool]
+"""Says what a failure looks like, within so many seconds; returns whether they were enough"""
 Found = Callable[[Failure, CheckResult], None]
+STILL_LOOKING = "a smaller case, and known bugs like this one, are still looked for"
 
 
 def run_check(
@@ -169,10 +176,10 @@ def run_check(
     variant: str = "",
     dtype: str = "float32",
     progress: Callable[[CheckResult], None] = lambda result: None,
-    found: Found = lambda failure, result: None,
+    found: Found | None = None,
     enough: int = ENOUGH,
     shrinking: bool = True,
-    explain: Explain = lambda failure, seconds: None,
+    explain: Explain = lambda failure, seconds: True,
     so_far: SoFar | None = None,
 ) -> CheckResult:
     """Run a check on cases; make each kind of failure small and explain it as soon as it is met.
@@ -188,9 +195,10 @@ def run_check(
     progress
         Called after each case.
     found
-        Called with each failure once it is small and explained.
+        Called with each failure once it is small and explained; and before that, if this takes longer than
+        :data:`AT_ONCE`, with what is known by then.
     enough
-        Failing cases after which no more are tried.
+        Failing cases without a new kind of failure after which no more are tried.
     shrinking
         Whether to try failing cases again, and to look for the smallest of each kind of failure. If not,
         the smallest that is met is returned.
@@ -228,12 +236,14 @@ class _Run:
     result: CheckResult
     so_far: SoFar
     progress: Callable[[CheckResult], None]
-    found: Found
+    found: Found | None
     explain: Explain | None
     """None: failures stay as they are met"""
     begin: float = field(default_factory=time.perf_counter)
     kinds: dict[str, Failure] = field(default_factory=dict)
     """The failure of each kind that is reported"""
+    nothing_new: int = 0
+    """Failing cases since the last new kind, which is one of them"""
     shapes: list[Any] = field(default_factory=list)
     """The first two cases of different shapes"""
 
@@ -246,7 +256,7 @@ class _Run:
         result = self.result
         lost = any(failure.kind in LOST for failure in self.kinds.values())
         idle = result.not_judged >= (ENOUGH if result.cases else UNJUDGED_ENOUGH)
-        return result.failing >= enough or lost or idle or self.so_far.lost
+        return self.nothing_new >= enough or lost or idle or self.so_far.lost
 
     def try_case(self, case: Any) -> None:
         """Try one case, count what it covered, and settle what fails."""
@@ -290,7 +300,7 @@ class _Run:
         elif self.is_old(failure):
             self.result.not_judged += 1
         else:
-            self.count(failure.case, None)
+            self.count_failing(failure.case, new=known is None)
             if known is None or (self.explain is None and failure.case.order < known.case.order):
                 self.kinds[failure.kind] = failure
 
@@ -302,42 +312,79 @@ class _Run:
         known = self.so_far.reported((Flaky.__name__,))
         return isinstance(failure, Flaky) or (known and isinstance(failure, NotRepeatable))
 
+    def count_failing(self, case: Any, new: bool) -> None:
+        self.count(case, None)
+        self.nothing_new = 1 if new else self.nothing_new + 1
+
     def report(self, failure: Failure, call: int) -> None:
-        """Try a failure again, make it small and say what it looks like, within what the run allows."""
-        assert self.explain is not None
+        """Try a failure again, make it small and say what it looks like, within what the run allows.
+
+        Who listens is told after :data:`AT_ONCE` seconds at the latest, and again once nothing more is looked for.
+        """
         begin, allowed = time.perf_counter(), self.so_far.allowance.left
+        at_once = allowed if self.found is None else min(allowed, AT_ONCE)
         self.result.failures = [*self.kinds.values(), failure]  # for whoever must report before the end
-        settled = self.unsteady(failure, call) or self.small(failure, SHRINKING * allowed)
+        unsteady = self.unsteady(failure, call)
+        settled, small = (unsteady, True) if unsteady else self.small(failure, SHRINKING * at_once)
         if self.is_old(settled):
             self.result.not_judged += 1
         else:
-            self.count(failure.case, None)
+            self.count_failing(failure.case, new=settled.kind not in self.kinds)
             if settled.kind not in self.kinds:
-                self.kinds[settled.kind] = settled
                 settled.met_on = (failure.case,)
-                if not self.is_fickle(settled):
-                    self.explain(settled, max(LEAST, allowed - (time.perf_counter() - begin)))
-                self.found(settled, self.result)
+                self.settled(settled, small, begin, at_once, allowed)
         self.result.failures = list(self.kinds.values())
+
+    def settled(self, failure: Failure, small: bool, begin: float, at_once: float, allowed: float) -> None:
+        """Name a failure and tell it; look further where the time until then was not enough, and tell that."""
+        self.kinds[failure.kind] = failure
+        named = self.named(failure, begin + at_once)
+        if at_once < allowed and not (small and named):
+            told = copy(failure)
+            told.remarks += (STILL_LOOKING,)
+            self.tell_found(told)
+            if not small:
+                del self.kinds[failure.kind]
+                failure, small = self.small(failure, SHRINKING * (begin + allowed - time.perf_counter()))
+                self.kinds[failure.kind] = failure
+            if not named or failure.case != told.case:
+                named = self.named(failure, begin + allowed)
+        longer = "" if math.isinf(allowed) else "; --patience gives it longer"
+        if not small:
+            failure.remarks += (f"shrinking was stopped: a smaller case may exist{longer}",)
+        if not named:
+            failure.remarks += (f"the search for known bugs like this one was stopped{longer}",)
+        self.tell_found(failure)
+
+    def named(self, failure: Failure, end: float) -> bool:
+        """Say what a failure looks like; return whether there was time enough to look."""
+        assert self.explain is not None
+        return self.is_fickle(failure) or self.explain(failure, max(NAMING, end - time.perf_counter()))
+
+    def tell_found(self, failure: Failure) -> None:
+        self.result.failures = list(self.kinds.values())
+        if self.found is not None:
+            self.found(failure, self.result)
 
     def judge(self, case: Any) -> Failure | None:
         self.tell()
         return failure_of(self.check, self.candidate, self.stage, case)
 
-    def small(self, failure: Failure, seconds: float) -> Failure:
-        """Return the smallest failure of its kind that is found in time, if that one fails every time."""
+    def small(self, failure: Failure, seconds: float) -> tuple[Failure, bool]:
+        """Return the smallest failure of its kind that is found in time, if that one fails every time.
+
+        And whether there was time enough.
+        """
         begin = time.perf_counter()
         seconds = min(seconds, HUNG_SECONDS if failure.kind in LOST else SECONDS)
         smallest = shrink(failure, self.judge, self.stage.passes, seconds=seconds)
-        taken = time.perf_counter() - begin
+        whole = time.perf_counter() - begin < seconds
         smallest = clear_of_rounding(smallest, self.judge)
         unsteady = smallest.case != failure.case and self.unsteady(smallest, self.caller.calls)
         if unsteady:  # what failed each time before was luck
-            return self.unsteady(failure, self.caller.calls) or unsteady
-        if taken >= seconds:
-            longer = "; --patience gives it longer" if seconds < HUNG_SECONDS else ""
-            smallest.remarks += (f"shrinking stopped after {taken:.0f} s: a smaller case may exist{longer}",)
-        return smallest
+            return self.unsteady(failure, self.caller.calls) or unsteady, True
+        smallest.met_on = failure.met_on
+        return smallest, whole
 
     def unsteady(self, failure: Failure, call: int) -> Failure | None:
         """Return what is to be reported of a failure that does not come every time; None if it does."""

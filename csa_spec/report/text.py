@@ -76,8 +76,10 @@ class Failures:
     """Explains the failures of a run one after the other; those that follow from another in few lines."""
 
     def __init__(self) -> None:
-        self._explained: set[tuple[str, str]] = set()
-        self._told: set[tuple[str, ...]] = set()
+        self._explained: dict[
+            tuple[str, str], tuple[str, ...]
+        ] = {}  # by subject and dtype: the first failure
+        self._told: dict[tuple[str, ...], Failure] = {}
 
     def untold(self, report: Report) -> list[str]:
         """Explain the failures that are not explained yet: where a run is stopped, that of the last call."""
@@ -89,17 +91,32 @@ class Failures:
         ]
 
     def explain(self, failure: Failure, result: CheckResult, report: Report) -> str:
-        """Return the text of the next failure."""
-        self._told.add(_key(failure, result))
+        """Return the text of the next failure, or of what is new about one; empty where nothing is."""
+        key = _key(failure, result)
+        before = self._told.get(key)
+        self._told[key] = failure
         where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
         stray = failure.cause is not None and result.check != SPECIFICATION
         heading = f"FAILED {where}: {failure.title if stray else result.sentence}"
-        if (result.subject, result.dtype) in self._explained and result.check != SPECIFICATION and not stray:
+        if before is not None:
+            smaller = failure.case != before.case
+            heading += " (as above, on a smaller case)" if smaller else " (as above, after a longer look)"
+        first = self._explained.setdefault((result.subject, result.dtype), key)
+        if first != key and result.check != SPECIFICATION and not stray:
             # A law that is broken where another failure is explained: the explanation stands above.
+            if before is not None and before.case == failure.case:
+                return ""
             call = call_line(failure, report.candidate, result.check)
             return "\n".join([heading, *_wrapped(failure.detail), f"  {call}"])
-        self._explained.add((result.subject, result.dtype))
+        if before is not None and before.case == failure.case:
+            return "\n".join([heading, *_outcome_of_search(failure)])
         return f"{heading}\n{describe(failure, report.candidate, result.check)}"
+
+
+def _outcome_of_search(failure: Failure) -> list[str]:
+    """Say what further search gave beside the case."""
+    remarks = failure.remarks or ("no smaller case was found",)
+    return [*(line for remark in remarks for line in _wrapped(remark)), *_diagnosis(failure)]
 
 
 def _key(failure: Failure, result: CheckResult) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,14 @@ import csa_spec
 from csa_spec import Report, Verdict
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure, Flaky
-from csa_spec.engine.running import CheckResult, failure_of
+from csa_spec.engine.running import STILL_LOOKING, CheckResult, failure_of
 from csa_spec.engine.stage import Setting
 from csa_spec.engine.steadiness import Counted, flaky
+from csa_spec.profiles import PROFILES
 from csa_spec.report.json import to_json
-from csa_spec.report.text import summarise
+from csa_spec.report.text import Failures, summarise
 from csa_spec.stages import STAGES
+from csa_spec.target import Target
 
 Function = Callable[..., Tensor]
 
@@ -233,6 +236,76 @@ def test_a_failure_is_told_when_it_is_found_and_the_first_may_be_the_last() -> N
     assert to_json(report)["stopped"] is not None
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_what_takes_long_to_make_small_is_told_before(seconds: float) -> None:
+    """And again once it is small; what is quick is told once."""
+
+    def slow(*inputs: Tensor) -> Tensor:
+        time.sleep(seconds)
+        return wrong(*inputs)
+
+    told: list[Failure] = []
+    texts, printed = Failures(), []
+
+    def found(failure: Failure, result: CheckResult) -> None:
+        told.append(failure)
+        printed.append(texts.explain(failure, result, report))
+
+    report = check(right)  # for its labels
+    ended = check(slow, found=found, fail_fast=True, patience=60)
+    ((_, last),) = failures(ended)
+    assert told[-1] is last
+    assert last.diagnosis is not None
+    assert not texts.untold(ended)
+    if not seconds:
+        assert len(told) == 1
+        return
+    first, again = told
+    assert first.remarks == (STILL_LOOKING,)
+    assert STILL_LOOKING not in last.remarks
+    assert STILL_LOOKING in printed[0]
+    assert again.case.order < first.case.order
+    assert "(as above, on a smaller case)" in printed[1]
+    assert str(again.case) in printed[1]
+
+
+def test_further_search_that_finds_nothing_smaller_says_so() -> None:
+    """With what it found beside: the known bugs like it, say."""
+    report = check(wrong, stage="attend")
+    (result, *_) = report.results
+    (failure, *_) = result.failures
+    texts = Failures()
+    first = copy(failure)
+    first.diagnosis, first.remarks = None, (STILL_LOOKING,)
+    texts.explain(first, result, report)
+    again = texts.explain(failure, result, report)
+    assert again.startswith("FAILED attend: ")
+    assert "(as above, after a longer look)" in again
+    assert "no smaller case was found" in again
+    assert failure.diagnosis is not None
+    assert failure.diagnosis.summary.split()[0] in again
+    assert "to see it again" not in again
+
+
+def test_kinds_that_come_late_are_found_where_another_fails_all_the_time() -> None:
+    """Failing cases that tell nothing new are counted from the last new kind on."""
+    calls = 0
+
+    def attend(*inputs: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            return wrong(*inputs)
+        return wrong(*inputs).double() if calls <= 6 else wrong(*inputs)[..., :0]
+
+    target = Target(
+        as_candidate(attend, "attend"), STAGES["attend"], "", "float32", "cpu", PROFILES["smoke"], 0
+    )
+    result = target.run(target.checks[0], enough=4, shrinking=False)
+    assert {failure.kind for failure in result.failures} >= {"WrongNumbers", "WrongDtype", "WrongShape"}
+    assert result.failing > 4
+
+
 def test_jobs_give_the_same_report() -> None:
     """In the same order; only how long it took differs."""
 
@@ -240,9 +313,9 @@ def test_jobs_give_the_same_report() -> None:
         found: list[str] = []
         report = csa_spec.check(
             "cli_candidates:mixed", profile="smoke", jobs=jobs, patience=float("inf"),
-            found=lambda failure, result: found.append(str(failure)),
+            found=lambda failure, result: found.append(failure.kind),
         )  # fmt: skip
-        assert found == [str(failure) for _, failure in failures(report)] != []
+        assert list(dict.fromkeys(found)) == [failure.kind for _, failure in failures(report)] != []
         return summarise(report).split(", cpu, seed 0")[0].splitlines()
 
     assert lines(1) == lines(2)
