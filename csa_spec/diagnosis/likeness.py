@@ -86,7 +86,7 @@ class Search:
     failing: str = ""
     """The kind of failure on the case that was last searched for, where there is no answer to compare"""
     cut: bool = False
-    """Whether there was no time to try all bugs"""
+    """Whether there was no time to try all bugs, or those that fit on as many cases as it takes"""
     suspects: list[Suspect] = field(default_factory=list)
 
     @property
@@ -151,6 +151,7 @@ class Search:
             least = min(suspect.misses for suspect in suspects)
             leading = [suspect for suspect in suspects if suspect.misses <= least + 1]
             enough = all(suspect.tried > ENOUGH for suspect in leading)
+            self.cut |= self.late and not enough
             if self.late or (enough and len(leading) == 1):
                 return
             trial = self.stage.trial(self.candidate, case)

@@ -54,13 +54,19 @@ def _diagnosis(failure: Failure) -> list[str]:
     """Say which known bugs it looks like, how sure that is, and what is wrong with what it depends on."""
     if failure.diagnosis is None:
         return []
+    return [*_likenesses(failure), "", *_wrapped(failure.diagnosis.summary)]
+
+
+def _likenesses(failure: Failure) -> list[str]:
+    if failure.diagnosis is None:
+        return []
     lines = []
     says = failure.diagnosis.certainty.value
     for likeness in failure.diagnosis.behaves_like:
         lines += ["", *_wrapped(f"{says}: {likeness.title}"), *_wrapped(likeness.cause, "    ")]
         lines += _wrapped(likeness.agreement, "    ")
         lines += [f"    {url}" for url in likeness.urls]
-    return [*lines, "", *_wrapped(failure.diagnosis.summary)]
+    return lines
 
 
 def _wrapped(sentence: str, indent: str = "  ") -> list[str]:
@@ -109,14 +115,18 @@ class Failures:
             call = call_line(failure, report.candidate, result.check)
             return "\n".join([heading, *_wrapped(failure.detail), f"  {call}"])
         if before is not None and before.case == failure.case:
-            return "\n".join([heading, *_outcome_of_search(failure)])
+            return "\n".join([heading, *_outcome_of_search(failure, before)])
         return f"{heading}\n{describe(failure, report.candidate, result.check)}"
 
 
-def _outcome_of_search(failure: Failure) -> list[str]:
-    """Say what further search gave beside the case."""
-    remarks = failure.remarks or ("no smaller case was found",)
-    return [*(line for remark in remarks for line in _wrapped(remark)), *_diagnosis(failure)]
+def _outcome_of_search(failure: Failure, before: Failure) -> list[str]:
+    """Say what further search gave beside the case, which is the same."""
+    names = _likenesses(failure)
+    new = names if names != _likenesses(before) else []
+    remarks = failure.remarks or (
+        "no smaller case was found" + ("" if names else ", and no known bug like it"),
+    )
+    return [*(line for remark in remarks for line in _wrapped(remark)), *new]
 
 
 def _key(failure: Failure, result: CheckResult) -> tuple[str, ...]:
