@@ -44,6 +44,7 @@ from csa_spec.resolving import (
     unsupported,
 )
 from csa_spec.stages import AnyStage, parse_case, stage_of
+from csa_spec.supervising import CALL_LIMIT
 from csa_spec.target import Effort, Progress, Target, make_targets, one_thread
 
 FIRST_FAILURE = "it stopped at the first failure, as it was told to"
@@ -59,7 +60,7 @@ def check(
     device: str = "cpu",
     seed: int = 0,
     isolate: bool = False,
-    time_limit: float = TIME_LIMIT,
+    time_limit: float | None = None,
     known: Path | None = None,
     progress: Progress = lambda result: None,
     begun: Callable[[Report], None] = lambda report: None,
@@ -93,7 +94,7 @@ def check(
     isolate
         Run the candidate in a process of its own, so that a hang or a crash is a failure like any other.
     time_limit
-        Seconds for one call of an isolated candidate.
+        Seconds for one call of an isolated candidate, 30 if not given; with ``jobs``, of any candidate.
     known
         A TOML file of known issues (see :mod:`csa_spec.engine.known_issues`), beside those that the
         candidate declares itself.
@@ -131,8 +132,10 @@ def check(
         raise UsageError(f"jobs must be at least 1, not {jobs}")
     if jobs > 1 and not isinstance(candidate, str):
         raise UsageError("several jobs import the candidate by name; give its name, or leave jobs out")
+    limit = TIME_LIMIT if time_limit is None else time_limit
+    call_limit = CALL_LIMIT if isolate or time_limit is None else time_limit
     prepare = partial(
-        _prepared, candidate, stages, stage, layer, known, time_limit if isolate else None,
+        _prepared, candidate, stages, stage, layer, known, limit if isolate else None,
         dtypes, device, amounts, seed,
     )  # fmt: skip
     resolved, targets, declined = prepare()
@@ -162,7 +165,7 @@ def check(
     try:
         if jobs > 1 and len(targets) > 1:
             make = partial(_targets, prepare)
-            stopped = side_by_side(make, len(targets), jobs, effort, listener)
+            stopped = side_by_side(make, len(targets), jobs, effort, listener, call_limit)
         else:
             stopped = any(target.run_all(listener, effort) and fail_fast for target in targets)
     finally:

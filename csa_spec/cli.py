@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
-from csa_spec.supervising import Stopped, Supervised, Unsupervised, can_supervise, interrupted, supervise
+from csa_spec.supervising import (
+    CALL_LIMIT,
+    Stopped,
+    Supervised,
+    Unsupervised,
+    can_supervise,
+    interrupted,
+    supervise,
+)
 
 if TYPE_CHECKING:
     from csa_spec.engine.failures import Failure
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
     from csa_spec.report.text import Failures
 
 INTERNAL = 3
-CALL_LIMIT = 120.0
-"""Seconds for one call in this process, where it may compile first, and where a hang costs the whole run"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -292,7 +298,6 @@ def _seconds(text: str) -> float:
 
 def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.checking import check
-    from csa_spec.plug.worker import TIME_LIMIT
     from csa_spec.report.text import Failures
 
     line, reports, texts = ProgressLine(console), Reports(options, console), Failures()
@@ -326,7 +331,7 @@ def _check(options: argparse.Namespace, console: Console, supervised: Supervised
             device=options.device,
             seed=options.seed,
             isolate=options.isolate,
-            time_limit=TIME_LIMIT if options.time_limit is None else options.time_limit,
+            time_limit=options.time_limit,
             known=options.known,
             progress=progress,
             begun=reports.begin,

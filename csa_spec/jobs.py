@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -18,6 +20,8 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.running import CheckResult
 from csa_spec.plug.candidate import CandidateError
+from csa_spec.plug.ending import frames_from, place_of
+from csa_spec.plug.position import CALLING, HERE
 from csa_spec.target import Effort, Listener, Target
 
 POLL = 0.5
@@ -27,7 +31,12 @@ DONE = 33
 
 
 def side_by_side(
-    make: Callable[[], Sequence[Target]], count: int, jobs: int, effort: Effort, listener: Listener
+    make: Callable[[], Sequence[Target]],
+    count: int,
+    jobs: int,
+    effort: Effort,
+    listener: Listener,
+    call_limit: float,
 ) -> bool:
     """Run all checks of some targets; return whether it stopped at the first failure.
 
@@ -41,17 +50,19 @@ def side_by_side(
         How much is tried.
     listener
         Is told everything about the first target, then about the next, as if they ran one after the other.
+    call_limit
+        Seconds for one call of the candidate.
 
     Raises
     ------
     CandidateError
-        If a process ends before its time, or the candidate cannot be used there.
+        If a process ends before its time, a call does not return, or the candidate cannot be used there.
     """
     context = multiprocessing.get_context("spawn")
     todo, told = context.Queue(), context.Queue()
     for number in [*range(count), *[None] * jobs]:
         todo.put(number)
-    work = (make, effort, todo, told)
+    work = (make, effort, todo, told, call_limit)
     processes = [context.Process(target=_work, args=work, daemon=True) for _ in range(min(jobs, count))]
     try:
         for process in processes:
@@ -100,9 +111,13 @@ def _next(told: Any, processes: Sequence[Any]) -> tuple[int, str, Any]:
         return number, name, arguments
 
 
-def _work(make: Callable[[], Sequence[Target]], effort: Effort, todo: Any, told: Any) -> None:
+def _work(
+    make: Callable[[], Sequence[Target]], effort: Effort, todo: Any, told: Any, call_limit: float
+) -> None:
     """Run targets until none is left. Runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for our parent, which ends us
+    watch = (os.getppid(), threading.get_ident(), told, call_limit)
+    threading.Thread(target=_watch, args=watch, daemon=True).start()
     number = None
     try:
         targets = make()
@@ -116,6 +131,25 @@ def _work(make: Callable[[], Sequence[Target]], effort: Effort, todo: Any, told:
     told.close()
     told.join_thread()
     sys.exit(DONE)
+
+
+def _watch(parent: int, worker: int, told: Any, call_limit: float) -> None:
+    """End this process when the one that started it is gone, or when a call does not return."""
+    moment, since = 0, time.monotonic()
+    while os.getppid() == parent:
+        time.sleep(POLL)
+        if HERE.doing != CALLING or HERE.number != moment:
+            moment, since = HERE.number, time.monotonic()
+        elif time.monotonic() > since + call_limit:
+            place = place_of(frames_from(sys._current_frames().get(worker)))
+            hung = f"a call did not return (no answer within {call_limit:g} s{place}) in {HERE}"
+            told.put(
+                pickle.dumps((None, "error", CandidateError(f"{hung}; --isolate makes that a failure")))
+            )
+            told.close()
+            told.join_thread()
+            break
+    os._exit(1)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,8 @@ from csa_spec.plug.ending import candidates_frames, cause_of_death, frames_from,
 from csa_spec.plug.position import CALLING, HERE, IMPORTING
 
 INTERNAL = 3
+CALL_LIMIT = 120.0
+"""Seconds for one call in the process of a run, where it may compile first, and where a hang costs the run"""
 IMPORT_LIMIT = 600.0
 """Seconds for importing a candidate; libraries may compile meanwhile."""
 GRACE, TELLING = 10.0, 120.0

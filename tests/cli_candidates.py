@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import time
 from dataclasses import replace
 
 import torch
@@ -43,6 +44,12 @@ def leaky(
 def raises(*arguments: object) -> Tensor:
     """Refuse everything, in two lines."""
     raise RuntimeError("no kernel for this machine\nsee the log")
+
+
+def sleeps(*arguments: object) -> Tensor:
+    """Never answer."""
+    while True:
+        time.sleep(0.1)
 
 
 def exits(*arguments: object) -> Tensor:

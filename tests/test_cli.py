@@ -150,6 +150,15 @@ def test_a_process_of_jobs_that_is_ended_never_looks_like_success() -> None:
     assert "a process of --jobs was ended with status 0" in sentence
 
 
+def test_a_call_that_hangs_in_a_process_of_jobs_ends_the_run() -> None:
+    """Whose sentence names the call."""
+    arguments = ("--jobs", "2", "--profile", "smoke", "--time-limit", "1")
+    sentence = refusal("check", "cli_candidates:sleeps", *arguments)
+    assert "a call did not return (no answer within 1 s, in sleeps (cli_candidates.py:" in sentence
+    assert "in check 'specification' of " in sentence
+    assert sentence.endswith("--isolate makes that a failure")
+
+
 def test_a_candidate_that_ends_the_process_is_not_conformant() -> None:
     """``sys.exit(0)`` inside a candidate must not look like success."""
     outcome = run("check", "cli_candidates:exits", *TINY)

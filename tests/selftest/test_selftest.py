@@ -120,11 +120,11 @@ def test_a_right_candidate_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a process's children")
-def test_workers_end_with_a_self_test_that_is_killed() -> None:
+@pytest.mark.parametrize("command", ["selftest", "check gather --profile thorough"])
+def test_workers_end_with_a_command_that_is_killed(command: str) -> None:
     """Even where it has no chance to stop them."""
-    run = subprocess.Popen(
-        [sys.executable, "-m", "csa_spec", "selftest", "--jobs", "2"], stdout=subprocess.DEVNULL
-    )
+    arguments = [*command.split(), "--jobs", "2"]
+    run = subprocess.Popen([sys.executable, "-m", "csa_spec", *arguments], stdout=subprocess.DEVNULL)
     workers: list[str] = []
     until = time.monotonic() + 60
     # The process that is supervised, its two workers, and what keeps track of shared memory.
