@@ -17,10 +17,10 @@ from csa_spec.diagnosis import diagnose
 from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.failures import Failure, Flaky
 from csa_spec.engine.known_issues import KnownIssue, probe
-from csa_spec.engine.running import ENOUGH, CheckResult, Found, SoFar, draw_cases, run_check
+from csa_spec.engine.running import ENOUGH, CheckResult, Found, SoFar, draw_cases, failure_of, run_check
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
-from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
+from csa_spec.plug.capabilities import DEVICES, DTYPES, NARROW, Capabilities
 from csa_spec.profiles import Profile
 from csa_spec.resolving import (
     UsageError,
@@ -33,6 +33,8 @@ from csa_spec.resolving import (
 from csa_spec.stages import STAGES, AnyStage
 
 Progress = Callable[[CheckResult], None]
+_LIKE_ROUNDING = 1000.0
+"""Tolerances by which arithmetic in 16 bits may be off, where all but results should have 32"""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ class Target:
         """
 
         def explain(failure: Failure, seconds: float) -> bool:
+            begin = time.perf_counter()
+            failure.remarks = tuple(dict.fromkeys((*failure.remarks, *self._narrower(check, failure))))
             if not naming:
                 return True
-            begin = time.perf_counter()
             failure.diagnosis = diagnose(self.candidate, check, failure, seconds, others=failure.met_on)
             return time.perf_counter() - begin <= seconds
 
@@ -145,6 +148,20 @@ class Target:
         # Small ones first: what fails there is found, and made small, in a fraction of the time.
         yield from sorted(self._corners(check), key=lambda case: case.order)
         yield from _drawn(self.stage.name, self.variant, self._setting, self._amount(check), seed)
+
+    def _narrower(self, check: Check[Any], failure: Failure) -> tuple[str, ...]:
+        """Say if it would be right in arithmetic of the case's dtype, 16 bits wide, where that is not declared."""
+        narrow = self.dtype in NARROW and self.capabilities.internal_dtype is None
+        if not narrow or failure.over_budget is None or failure.over_budget > _LIKE_ROUNDING:
+            return ()
+        declared = replace(self.capabilities, internal_dtype=self.dtype)
+        candidate = self.candidate.declaring(self.stage.name, declared)
+        if failure_of(check, candidate, self.stage, failure.case) is not None:
+            return ()
+        return (
+            f"that may be rounding: on this case it would pass with internal_dtype={self.dtype!r} declared, for "
+            f"kernels that keep logits, probabilities or sums in {self.dtype}",
+        )
 
     def _amount(self, check: Check[Any]) -> int:
         if check.law:

@@ -47,6 +47,8 @@ SPECIAL = (
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE),
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE, unused=UnusedRows.NAN),
     replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.EXTREME, unused=UnusedRows.HUGE),
+    # So many keys that a running sum in 16 bits shows.
+    replace(PLAIN, rows=1, heads=4, head_dim=64, keys=900, picks=900, indices=IndexLists.SHUFFLED),
     # So many heads that one of them has a sink far above its logits.
     replace(PLAIN, heads=16, sinks=CoreSinks.EXTREME),
     replace(PLAIN, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),

@@ -3,28 +3,32 @@ r"""Budgets: how far a right implementation in low precision may be from the spe
 Derivation ---------- Each quantity that an implementation computes gets a value (float64) and the variance
 of its rounding error: to first order, with independent rounding errors (Higham and Mary, "A new approach to
 probabilistic rounding error analysis", 2019). Here u is the unit roundoff of the case's dtype, or of the
-candidate's coarser own, and a = min(u, 2^-24) that of accumulators; f is what may be flushed to zero.
+candidate's coarser own, and a = min(u, 2^-24) that of accumulators. w is that of what a kernel keeps and never
+stores: logits, exponentials, running sums. It is a too, unless the candidate declares that its own arithmetic
+is coarser (``internal_dtype``). f is what may be flushed to zero.
 
-* A stored result y adds u^2 y^2 + f^2.
+* A stored result y adds u^2 y^2 + f^2; one that is kept w^2 y^2 + f^2.
 * A sum of n terms of magnitudes |t| adds g(n) a^2 (sum |t|)^2 with g(n) = max(1, n / 9): added one after the
   other, partial sums are rounded n times, and their squares are a third of the last one's in the mean.
-* A product x . w over n channels has sum var(x) w^2 + sum x^2 var(w) + u^2 sum (x w)^2, is such a sum of its
-  n terms, and is stored.
-* A norm, a rotation, a softmax apply their derivative to the incoming variance, and add a few roundings.
+* A product x . y over n channels has sum var(x) y^2 + sum x^2 var(y) + w^2 sum (x y)^2, is such a sum of its
+  n terms, and is stored, or kept within a kernel.
+* A norm, a rotation, a softmax apply their derivative to the incoming variance, and add a few roundings, of
+  which some may be stored: v(s) = s u^2 + (9 - s) w^2 for three, s of them.
 * An angle position * f adds (2 a angle)^2, since rotary tables are made in float32 even in bfloat16 models.
 
 The attention core, for one query and head: o = sum_j p_j k_j over the n keys j that the query attends to.
 
 * A logit z_j = scale * (q . k_j), a product over d channels, is scaled and has the largest logit taken off
-  (the sink counts as one): var(z_j) = scale^2 var(q . k_j) + u^2 (z_j^2 + (z_j - peak)^2).
+  (the sink counts as one): var(z_j) = scale^2 var(q . k_j) + w^2 (z_j^2 + (z_j - peak)^2).
 * It moves its own p_j, and all others by the denominator: p_j^2 r_j^2 (k_j - o)^2, summed over j. Here r_j =
   (exp(MARGIN sd(z_j)) - 1) / MARGIN, which is sd(z_j) where that is small; the first order would not be
   enough where it is not.
-* Keys, and the rounding of p_j and p_j k_j: sum p_j^2 (var(k_j) + (3 u)^2 k_j^2).
+* Keys, and the rounding of p_j, which may be stored for the product with keys, and of p_j k_j:
+  sum p_j^2 (var(k_j) + v(1) k_j^2).
 * The sums of p k and of the denominator: g(n) a^2 ((sum p_j |k_j|)^2 + o^2), with n keys, not channels.
 * A sink that is applied afterwards, through a log-sum-exp in float32: a^2 peak^2 o^2.
-* A p_j that is flushed to zero: (f / 2)^2 sum k_j^2. The result is stored with two roundings: (2 u o)^2 +
-  f^2.
+* A p_j that is flushed to zero: (f / 2)^2 sum k_j^2. The result is rounded twice, and stored once:
+  (u^2 + 3 w^2) o^2 + f^2.
 
 The budget of an element is ``MARGIN`` standard deviations. Sums are taken over the magnitudes of the case
 itself, element by element, so a budget is as tight for a small output beside a large one as the arithmetic
@@ -74,25 +78,42 @@ class Rounded:
 
 
 class Arithmetic:
-    """Arithmetic in one precision: every result with the variance of its error."""
+    """Arithmetic that stores in one precision: every result with the variance of its error.
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        info = torch.finfo(dtype)
+    What a kernel keeps without storing it has the precision of float32 at least, unless ``internal`` is coarser.
+    """
+
+    def __init__(self, dtype: torch.dtype, internal: torch.dtype | None = None) -> None:
+        self.dtype, info = dtype, torch.finfo(dtype)
         # In float64 the specification, which is no finer, rounds as much as the candidate.
         self.unit = info.eps / 2 * (2**0.5 if dtype == torch.float64 else 1)
         self.accumulator = min(self.unit, torch.finfo(torch.float32).eps / 2)
+        own = 0.0 if internal is None else torch.finfo(internal).eps / 2
+        self.inner = max(self.accumulator, own)
         # Hardware may flush to zero what is below the smallest normal number, which float16 cannot spare.
         self.underflow = info.smallest_normal * (info.eps if dtype == torch.float16 else 1)
 
     @classmethod
     def of(cls, dtype: torch.dtype, internal_dtype: str | None = None) -> Arithmetic:
         """Return the coarser of a case's dtype and the candidate's own."""
-        return cls(working_dtype(str(dtype).removeprefix("torch."), internal_dtype))
+        internal = None if internal_dtype is None else dtype_of(internal_dtype)
+        return cls(working_dtype(str(dtype).removeprefix("torch."), internal_dtype), internal)
 
-    def store(self, value: Tensor, variance: Tensor, roundings: float = 1.0) -> Rounded:
-        """Round a result to the dtype."""
-        own = (roundings * self.unit * value).square() + self.underflow**2
+    def roundings(self, count: float, stored: float) -> float:
+        """Return the variance that ``count`` roundings of a 1 add, of which some may be stored results.
+
+        They are taken as one rounding that is ``count`` times as large.
+        """
+        return stored * self.unit**2 + (count**2 - stored) * self.inner**2
+
+    def store(self, value: Tensor, variance: Tensor, roundings: float = 1.0, stored: float = 1.0) -> Rounded:
+        """Round a result to the dtype, with some roundings before."""
+        own = self.roundings(roundings, stored) * value.square() + self.underflow**2
         return Rounded(value, variance + own)
+
+    def keep(self, value: Tensor, variance: Tensor) -> Rounded:
+        """Round a result as a kernel does that goes on with it."""
+        return self.store(value, variance, stored=0.0)
 
     def summed(self, magnitude: Tensor, terms: int | Tensor) -> Tensor:
         """Return the variance of adding up ``terms`` numbers whose absolute values sum to ``magnitude``.
@@ -104,15 +125,18 @@ class Arithmetic:
         return growth * (self.accumulator * magnitude).square()
 
     def linear(self, x: Rounded, weight: Tensor) -> Rounded:
-        """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``."""
-        return self.products(x, Rounded.exact(weight))
+        """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``, and store the result."""
+        return self.store(*self._products(x, Rounded.exact(weight)))
 
     def products(self, x: Rounded, y: Rounded) -> Rounded:
-        """Multiply ``x`` ``[..., i, n]`` with ``y`` ``[..., j, n]`` over their last dimension."""
+        """Multiply ``x`` ``[..., i, n]`` with ``y`` ``[..., j, n]`` over their last dimension, and go on."""
+        return self.keep(*self._products(x, y))
+
+    def _products(self, x: Rounded, y: Rounded) -> tuple[Tensor, Tensor]:
         x2, y2 = x.value.square(), y.value.square()
-        variance = x.variance @ y2.mT + x2 @ y.variance.mT + self.unit**2 * (x2 @ y2.mT)
+        variance = x.variance @ y2.mT + x2 @ y.variance.mT + self.inner**2 * (x2 @ y2.mT)
         variance = variance + self.summed(x.value.abs() @ y.value.abs().mT, x.value.shape[-1])
-        return self.store(x.value @ y.value.mT, variance)
+        return x.value @ y.value.mT, variance
 
     def norm(self, x: Rounded, weight: Tensor | None, eps: float) -> Rounded:
         """Root-mean-square normalisation over the last dimension."""
@@ -121,7 +145,7 @@ class Arithmetic:
         factor = inverse if weight is None else inverse * weight
         common = (x.value.square() * x.variance).sum(-1, keepdim=True) * inverse**4 / n**2
         variance = factor.square() * (x.variance + x.value.square() * common)
-        return self.store(x.value * factor, variance, roundings=3)
+        return self.store(x.value * factor, variance, roundings=3, stored=2)
 
     def rotate(self, x: Rounded, positions: Tensor, frequencies: Tensor, sign: int = 1) -> Rounded:
         """Rotate the trailing channels; ``positions`` broadcasts over all dimensions but the last."""
@@ -143,10 +167,10 @@ class Arithmetic:
 
 
 def document_budgets(
-    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, dtype: torch.dtype
+    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, do: Arithmetic
 ) -> Budgets:
     """Return the budgets of one document, given the specification's trace of it."""
-    do, context = Arithmetic(dtype), trace.context
+    context = trace.context
     hidden = Rounded.exact(context.hidden)
     positions = context.document.start + torch.arange(len(context.hidden), dtype=torch.float64)
     frequencies, eps = context.frequencies, geometry.norm_eps
@@ -242,13 +266,14 @@ def _compress(
         return torch.cat((previous, x[..., dim:]), dim=1)
 
     bias = weights.ape.repeat(count, 1)
-    logit = do.store(gate.value + bias, gate.variance)
+    logit = do.keep(gate.value + bias, gate.variance)
     p = torch.softmax(slots(logit.value, -torch.inf), dim=1)
     c, c_variance, z_variance = slots(content.value, 0), slots(content.variance, 0), slots(logit.variance, 0)
     pooled = (p * c).sum(1)
     # As in the core: a gate's error moves its own weight, and all others by the denominator.
     variance = p.square() * ((c - pooled[:, None]).square() * z_variance + c_variance)
-    variance = (variance + (3 * do.unit * p * c).square()).sum(1)
+    # Weights and weighted contents may be stored.
+    variance = (variance + do.roundings(3, stored=2) * (p * c).square()).sum(1)
     variance = variance + do.summed((p * c.abs()).sum(1), p.shape[1])
     normed = do.norm(do.store(pooled, variance), weights.norm, geometry.norm_eps)
     return do.rotate(normed, start + m * torch.arange(count, dtype=torch.float64), frequencies)
@@ -272,7 +297,10 @@ def _scores(
     products = do.products(do.rotate(queries, positions[:, None], frequencies), keys)
     head_weights = do.linear(hidden, weights.indexer.weights_proj)
     constant = geometry.index_head_dim**-0.5 * geometry.index_heads**-0.5
-    return _weighted_sum(do, products, head_weights, constant)
+    scores = _weighted_sum(do, products, head_weights, constant)
+    # The norm of an index key divides all its channels by one rounded number, so their errors add up.
+    common = do.roundings(2, stored=0) * scores.value.square()
+    return Rounded(scores.value, scores.variance + common)
 
 
 def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, constant: float) -> Rounded:
@@ -282,7 +310,8 @@ def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, cons
     positive, variance = products.value.clamp(min=0), products.variance * reachable
     w, w_variance = head_weights.value[..., None], head_weights.variance[..., None]
     terms = w * positive
-    total = (w.square() * variance + positive.square() * w_variance + (3 * do.unit * terms).square()).sum(1)
+    own = do.roundings(3, stored=0) * terms.square()
+    total = (w.square() * variance + positive.square() * w_variance + own).sum(1)
     total = total + do.summed(terms.abs().sum(1), terms.shape[1])
     return do.store(constant * terms.sum(1), constant**2 * total)
 
@@ -306,10 +335,10 @@ def _attend(
     z = do.products(q, keys)
     z = Rounded(scale * z.value, scale**2 * z.variance)
     peak = torch.maximum(z.value.masked_fill(~attended, -torch.inf).amax(-1), sink)[..., None]
-    z_variance = z.variance + do.unit**2 * (z.value.square() + (z.value - peak).square())
+    z_variance = z.variance + do.inner**2 * (z.value.square() + (z.value - peak).square())
     # First order while the error of a logit is small, exponential where it is not: logits in the hundreds
-    # are off by more than 1 in bfloat16, and exp of that is no small factor. (The clamp only keeps exp
-    # finite.)
+    # are off by more than 1 where they are made of bfloat16, and exp of that is no small factor. (The clamp
+    # only keeps exp finite.)
     relative = torch.expm1((MARGIN * z_variance.sqrt()).clamp(max=60.0)) / MARGIN
     weight = (p * relative).square()
     # sum weight (k - o)^2, multiplied out so that no [S, heads, keys, d] is made; rounding may leave it
@@ -317,7 +346,8 @@ def _attend(
     k, k2 = keys.value, keys.value.square()
     o = p @ k
     variance = weight @ k2 - 2 * o * (weight @ k) + o.square() * weight.sum(-1, keepdim=True)
-    variance = variance.clamp(min=0) + p.square() @ (keys.variance + (3 * do.unit) ** 2 * k2)
+    rounding = do.roundings(3, stored=1)
+    variance = variance.clamp(min=0) + p.square() @ (keys.variance + rounding * k2)
     # The sum of p k, and the softmax's denominator, whose error all p share.
     terms = attended.sum(-1, keepdim=True)
     variance = variance + do.summed(p @ k.abs(), terms) + do.summed(o, terms)
@@ -326,7 +356,7 @@ def _attend(
     # A small probability may be flushed to zero (in float16 below 6e-8), and its key may be long.
     variance = variance + (do.underflow / 2) ** 2 * (attended.double() @ k2)
     common = weight.sum(-1, keepdim=True)
-    spread = MARGIN * (weight + p.square() * common + (3 * do.unit * p).square()).sqrt() + do.underflow
+    spread = MARGIN * (weight + p.square() * (common + rounding)).sqrt() + do.underflow
     return do.store(o, variance, roundings=2), spread
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from csa_spec.spec import LayerKind
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+NARROW = ("bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
 
 Sized = str | tuple[str, str]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from csa_spec.engine.budget import document_budgets, working_dtype
+from csa_spec.engine.budget import Arithmetic, document_budgets, working_dtype
 from csa_spec.engine.stage import Setting
 from csa_spec.engine.tally import error_ratios
 from csa_spec.plug.candidate import Candidate
@@ -162,7 +162,7 @@ def test_budgets_scale_with_the_roundoff_of_the_dtype() -> None:
     def growth(small: str, large: str) -> list[float]:
         """Return how much wider budgets are, per roundoff, at least, in the median and at most, over all stages."""
         one, other = (
-            document_budgets(document.trace, weights, case.geometry, getattr(torch, dtype))
+            document_budgets(document.trace, weights, case.geometry, Arithmetic(getattr(torch, dtype)))
             for dtype in (small, large)
         )
         pairs = ((other.out, one.out), (other.entries, one.entries), (other.scores, one.scores))

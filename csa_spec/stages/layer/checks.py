@@ -252,7 +252,7 @@ def _agree(
     queries are left out: the candidate may choose differently each time.
     """
     tally = Tally()
-    slack = 16 * torch.finfo(trial.expected.dtype).eps
+    slack = 16 * torch.finfo(trial.expected.arithmetic.dtype).eps
     for document in trial.expected.documents:
         for t in range(document.span.length):
             place = document.place(t)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from csa_spec.engine.budget import Budgets, document_budgets, working_dtype
+from csa_spec.engine.budget import Arithmetic, Budgets, document_budgets
 from csa_spec.engine.failures import Place
 from csa_spec.engine.layout import RowLayout
+from csa_spec.engine.tensors import dtype_of
 from csa_spec.spec import (
     Document,
     DocumentTrace,
@@ -134,8 +135,8 @@ class Expected:
     out: Tensor
     """``[B, S, hidden]``, float64, zero at padding"""
     documents: list[ExpectedDocument]
-    dtype: torch.dtype
-    """In which the candidate computes"""
+    arithmetic: Arithmetic
+    """Of the candidate"""
 
     def document_at(self, row: int, column: int) -> ExpectedDocument | None:
         """Return the document that a token is of; None at padding."""
@@ -154,7 +155,7 @@ class Expected:
         for t, selection in selections.items():
             queries[t] = self.answer(document, t, selection)
         trace = DocumentTrace(document.trace.context, queries)
-        budgets = document_budgets(trace, self.weights, self.geometry, self.dtype)
+        budgets = document_budgets(trace, self.weights, self.geometry, self.arithmetic)
         return replace(document, trace=trace, budgets=budgets)
 
 
@@ -173,15 +174,15 @@ def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -
     exact = inputs.double()
     with torch.no_grad():
         trace = attend_batch(exact.hidden, exact.weights, case.geometry, exact.positions, exact.documents)
-    dtype = working_dtype(case.dtype, internal_dtype)
+    arithmetic = Arithmetic.of(dtype_of(case.dtype), internal_dtype)
     documents = []
     for document in trace.documents:
-        budgets = document_budgets(document, exact.weights, case.geometry, dtype)
+        budgets = document_budgets(document, exact.weights, case.geometry, arithmetic)
         choices = [_choice(case.geometry, query, budgets.scores[query.t]) for query in document.queries]
         row = document.context.document.row
         layout = RowLayout(row, inputs.documents[row].tolist())
         documents.append(ExpectedDocument(document, budgets, choices, layout))
-    return Expected(case.geometry, exact.weights, trace.out, documents, dtype)
+    return Expected(case.geometry, exact.weights, trace.out, documents, arithmetic)
 
 
 def _choice(geometry: Geometry, query: QueryTrace, tolerances: Tensor) -> Choice:

@@ -98,7 +98,7 @@ def _agree(task: Task, first: str, second: str, what: str, cut: int | None = Non
     allowed = 2 * allowed_errors(expected)[:, :cut]
     part = "" if cut is None else f"[:, :{cut}]"
     at = task.failure.place
-    return two_runs(first, second, what, allowed, expected.dtype, task.literals, at=at, part=part)
+    return two_runs(first, second, what, allowed, expected.arithmetic.dtype, task.literals, at=at, part=part)
 
 
 def _selection(task: Task) -> list[str] | None:

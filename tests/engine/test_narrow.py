@@ -1,0 +1,133 @@
+"""In 16 bits: what a kernel keeps has 32, unless it says that it has not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from csa_spec.candidates.batched import key_or_none, rms_norm, rotate, softmax_with_sink
+from csa_spec.candidates.gather import load
+from csa_spec.engine.running import CheckResult
+from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.capabilities import NARROW
+from csa_spec.profiles import PROFILES
+from csa_spec.spec import CompressorWeights, Geometry
+from csa_spec.stages import STAGES
+from csa_spec.target import Target
+
+RIGHT = load()
+DEFAULT = replace(PROFILES["default"], patience=math.inf)
+Stage = Callable[..., Tensor]
+
+
+def _gathered(kv: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the keys of each query ``[B, S, n, D]``, and which indices name one ``[B, S, 1, n]``."""
+    places = key_or_none(indices, kv.shape[1])
+    padded = torch.cat((kv, kv.new_zeros(len(kv), 1, kv.shape[2])), 1)
+    keys = padded[torch.arange(len(kv))[:, None, None], places]
+    return keys, (places < kv.shape[1])[:, :, None]
+
+
+def attend_with_narrow_logits(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Store logits in the dtype, before they are scaled and after."""
+    keys, named = _gathered(torch.where(kv.isfinite() & (kv.abs() < 1e4), kv, 0), indices)
+    logits = (torch.einsum("bshd,bsnd->bshn", q.float(), keys.float()).to(q.dtype) * scale).float()
+    weights = softmax_with_sink(logits.masked_fill(~named, -math.inf), sinks.float())
+    return torch.einsum("bshn,bsnd->bshd", weights, keys.float()).to(q.dtype)
+
+
+def attend_with_a_narrow_running_output(
+    q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """Keep the output in the dtype from one tile of 16 keys to the next."""
+    keys, named = _gathered(torch.where(kv.isfinite() & (kv.abs() < 1e4), kv, 0), indices)
+    logits = torch.einsum("bshd,bsnd->bshn", q.float(), keys.float()) * scale
+    weights = softmax_with_sink(logits.masked_fill(~named, -math.inf), sinks.float())
+    out = torch.zeros_like(q)
+    for first in range(0, indices.shape[-1], 16):
+        tile = slice(first, first + 16)
+        out = (out + torch.einsum("bshn,bsnd->bshd", weights[..., tile], keys[:, :, tile].float())).to(
+            q.dtype
+        )
+    return out
+
+
+def pool_narrowly(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
+    """Add up the pooling softmax and the entries in the dtype, slot by slot."""
+    batch, m, dim = len(hidden), geometry.compress_ratio, len(weights.norm)
+    count = hidden.shape[1] // m
+    blocks = hidden[:, : count * m]
+    content, gate = (
+        linear(blocks, weight).reshape(batch, count, m, len(weight))
+        for weight in (weights.wkv, weights.wgate)
+    )
+    gate = (gate + weights.ape).to(hidden.dtype)
+    if geometry.overlap:
+        content, gate = _overlap(content, dim, 0.0), _overlap(gate, dim, -math.inf)
+    terms = (gate - gate.amax(2, keepdim=True)).exp()
+    total = pooled = torch.zeros_like(terms[:, :, 0])
+    for slot in range(terms.shape[2]):
+        total, pooled = total + terms[:, :, slot], pooled + terms[:, :, slot] * content[:, :, slot]
+    positions = m * torch.arange(count)
+    return rotate(rms_norm(pooled / total, weights.norm, geometry.norm_eps), positions, geometry)
+
+
+def _overlap(blocks: Tensor, dim: int, outside: float) -> Tensor:
+    first = blocks.new_full((len(blocks), 1, blocks.shape[2], dim), outside)
+    previous = torch.cat((first, blocks[..., :dim]), 1)[:, : blocks.shape[1]]
+    return torch.cat((previous, blocks[..., dim:]), 2)
+
+
+def score_narrowly(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:
+    """Add up the heads' products in the dtype."""
+    products = torch.einsum("bshd,btd->bsht", index_q, index_k).relu() * head_weights[..., None]
+    total = torch.zeros_like(products[:, :, 0])
+    for head in range(products.shape[2]):
+        total = total + products[:, :, head]
+    return total
+
+
+NARROW_ONES: dict[str, Stage] = {
+    "attend: logits": attend_with_narrow_logits,
+    "attend: running output": attend_with_a_narrow_running_output,
+    "compressor: pooling": pool_narrowly,
+    "index_scores: sum over heads": score_narrowly,
+}
+
+
+def specification(name: str, dtype: str, seed: int, internal_dtype: str | None) -> CheckResult:
+    """Run the specification check on a function that keeps what it should keep in 32 bits in 16."""
+    stage = name.partition(":")[0]
+    declared = replace(RIGHT.capabilities, internal_dtype=internal_dtype)
+    candidate = Candidate(name, {stage: NARROW_ONES[name]}, declared)
+    target = Target(candidate, STAGES[stage], "", dtype, "cpu", DEFAULT, seed)
+    return target.run(target.checks[0], enough=1, naming=False)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("name", NARROW_ONES)
+def test_what_is_kept_in_16_bits_is_found_unless_it_is_declared(name: str, dtype: str) -> None:
+    """In default runs, with each of three seeds; and the failure is said to look like that."""
+    for seed in range(3 if dtype == "bfloat16" else 1):
+        (failure,) = specification(name, dtype, seed, None).failures
+        assert failure.over_budget is not None
+        (remark,) = failure.remarks
+        assert f"it would pass with internal_dtype='{dtype}' declared" in remark
+    assert not specification(name, dtype, 0, dtype).failures
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_an_error_that_no_rounding_explains_has_no_such_remark(dtype: str) -> None:
+    """The remark would send people the wrong way."""
+    wrong = Candidate(
+        "wrong", {"attend": lambda q, *others: 1.1 * RIGHT.functions("attend")[""](q, *others)}
+    )
+    target = Target(wrong, STAGES["attend"], "", dtype, "cpu", DEFAULT, 0)
+    for failure in target.run(target.checks[0], naming=False).failures:
+        assert not any("internal_dtype" in remark for remark in failure.remarks)
