@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from csa_spec.candidates import SHIPPED, find_candidate
-from csa_spec.candidates.recognise import as_candidate
+from csa_spec.candidates.recognise import as_candidate, failed
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
-from csa_spec.plug.candidate import Candidate, CandidateError, one_line
+from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import DEVICES, DTYPES
 from csa_spec.plug.plain import shown
 from csa_spec.plug.position import stops_the_run
@@ -82,7 +82,7 @@ def stage_function(name: str, stage: str) -> Callable[..., Any]:
         except BaseException as error:
             if stops_the_run(error):
                 raise
-            raise CandidateError(f"{name} failed: {type(error).__name__}: {one_line(error)}") from error
+            raise failed(f"{name} failed", error) from error
         if not isinstance(out, torch.Tensor):
             raise CandidateError(f"{name} must return one tensor, not {type(out).__name__}")
         return out

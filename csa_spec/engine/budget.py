@@ -310,7 +310,8 @@ def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, cons
     positive, variance = products.value.clamp(min=0), products.variance * reachable
     w, w_variance = head_weights.value[..., None], head_weights.variance[..., None]
     terms = w * positive
-    own = do.roundings(3, stored=0) * terms.square()
+    # Each head's product, with its weight and without, may be stored; their sum is one of accumulators.
+    own = do.roundings(3, stored=2) * terms.square()
     total = (w.square() * variance + positive.square() * w_variance + own).sum(1)
     total = total + do.summed(terms.abs().sum(1), terms.shape[1])
     return do.store(constant * terms.sum(1), constant**2 * total)

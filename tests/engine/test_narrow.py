@@ -8,17 +8,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stages.right import index_scores_kernel
 from torch import Tensor
 from torch.nn.functional import linear
 
+from csa_spec import check_case
 from csa_spec.candidates.batched import key_or_none, rms_norm, rotate, softmax_with_sink
 from csa_spec.candidates.gather import load
+from csa_spec.engine.failures import WrongNumbers
 from csa_spec.engine.running import CheckResult
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import NARROW
 from csa_spec.profiles import PROFILES
 from csa_spec.spec import CompressorWeights, Geometry
-from csa_spec.stages import STAGES
+from csa_spec.stages import STAGES, parse_case
 from csa_spec.target import Target
 
 RIGHT = load()
@@ -97,7 +100,6 @@ NARROW_ONES: dict[str, Stage] = {
     "attend: logits": attend_with_narrow_logits,
     "attend: running output": attend_with_a_narrow_running_output,
     "compressor: pooling": pool_narrowly,
-    "index_scores: sum over heads": score_narrowly,
 }
 
 
@@ -120,6 +122,14 @@ def test_what_is_kept_in_16_bits_is_found_unless_it_is_declared(name: str, dtype
         (remark,) = failure.remarks
         assert f"it would pass with internal_dtype='{dtype}' declared" in remark
     assert not specification(name, dtype, 0, dtype).failures
+
+
+def test_many_heads_added_up_in_bfloat16_are_found() -> None:
+    """Products may be stored, with their weights and without; their sum is one of accumulators."""
+    case = parse_case("index_scores S=8 T=64 HI=512 DI=8 values=gaussian dtype=bfloat16")
+    with pytest.raises(WrongNumbers):
+        check_case(score_narrowly, case)
+    check_case(index_scores_kernel, case)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -206,11 +206,12 @@ def rotated(entries: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def compressor_kernel(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
-    """Projections and products in the dtype; softmax, sums and norm in float32."""
+    """Projections in the dtype; bias, softmax, sums and norm in float32."""
     m, dim, dtype = geometry.compress_ratio, len(weights.norm), hidden.dtype
     count = geometry.entry_count(hidden.shape[1])
     blocks = hidden[:, : count * m].reshape(len(hidden), count, m, hidden.shape[2])
-    content, gate = blocks @ weights.wkv.T, blocks @ weights.wgate.T + weights.ape
+    content = blocks @ weights.wkv.T
+    gate = (blocks @ weights.wgate.T).to(wide(dtype)) + weights.ape
     logits = slots(gate, dim, geometry.overlap, -math.inf).to(wide(dtype))
     values = slots(content, dim, geometry.overlap, 0.0).to(wide(dtype))
     pooled = (logits.softmax(dim=2) * values).sum(dim=2).to(dtype).to(wide(dtype))

