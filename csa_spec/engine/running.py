@@ -290,7 +290,7 @@ class _Run:
             if tally is not None:
                 counts.tally.add(tally)
         if tally is not None and not self.check.law:
-            self.result.reached.update(trial.kinds())
+            self.result.reached.update(trial.all_kinds())
 
     def settle(self, failure: Failure, call: int) -> None:
         """Set aside what was reported before; of each other kind report one failure, small and explained."""

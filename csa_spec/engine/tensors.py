@@ -8,6 +8,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from csa_spec.plug.layouts import Layout
+
 NORMS = ("norm", "q_norm", "kv_norm")
 """Roles of weights that are gains of a norm"""
 
@@ -37,6 +39,11 @@ def gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> T
     if role in ("ape", "attn_sink"):
         return drawn
     return drawn / math.sqrt(shape[-1])
+
+
+def with_rows_for(layout: str, tensor: Tensor) -> Tensor:
+    """Return ``[B, ...]`` with the first row in every row where rows are to be expanded, else as it is."""
+    return tensor[:1].expand_as(tensor).clone() if layout == Layout.EXPANDED else tensor
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, generator, normal
+from csa_spec.engine.tensors import choice, generator, normal, with_rows_for
 from csa_spec.plug.capabilities import Capabilities
 
 
@@ -132,7 +132,8 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
             for number, key in enumerate(sorted(set(range(n)) - used)):
                 kv[row, key] = fill[number % len(fill)]
     scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
-    return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
+    q, kv, indices = (with_rows_for(case.layout, tensor) for tensor in (q.to(dtype), kv, indices))
+    return {"q": q, "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
 
 
 def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
