@@ -8,6 +8,7 @@ import zlib
 import torch
 from torch import Tensor
 
+from csa_spec.engine.case import Case
 from csa_spec.plug.layouts import Layout
 
 NORMS = ("norm", "q_norm", "kv_norm")
@@ -41,9 +42,16 @@ def gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> T
     return drawn / math.sqrt(shape[-1])
 
 
-def with_rows_for(layout: str, tensor: Tensor) -> Tensor:
-    """Return ``[B, ...]`` with the first row in every row where rows are to be expanded, else as it is."""
-    return tensor[:1].expand_as(tensor).clone() if layout == Layout.EXPANDED else tensor
+def with_shared_rows(case: Case, **tensors: Tensor) -> list[Tensor]:
+    """Return tensors ``[B, ...]``, of which some have their first row in every row if rows are to be expanded.
+
+    Which ones, the seed says; one at least.
+    """
+    chosen = case.seed % (2 ** len(tensors) - 1) + 1 if case.layout is Layout.EXPANDED else 0
+    return [
+        tensor[:1].expand_as(tensor).clone() if chosen >> number & 1 else tensor
+        for number, tensor in enumerate(tensors.values())
+    ]
 
 
 def dtype_of(name: str) -> torch.dtype:

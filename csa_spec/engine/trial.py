@@ -22,7 +22,7 @@ from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.plug.layouts import CONTIGUOUS, laid_out
+from csa_spec.plug.layouts import CONTIGUOUS, laid_out, layouts_of
 from csa_spec.plug.position import HERE, stops_the_run
 
 
@@ -206,8 +206,9 @@ class Trial(ABC, Generic[C]):
 
     def all_kinds(self) -> set[str]:
         """Return the same with how its tensors lie in memory, where any of them shows it."""
-        kinds, layout = self.kinds(), self.case.layout
-        views = (laid_out(name, x, layout) for name, x in named_tensors(self.arguments).items() if x.numel())
+        kinds, layout, tensors = self.kinds(), self.case.layout, named_tensors(self.arguments)
+        layouts = layouts_of(tensors, layout)
+        views = (laid_out(tensor, layouts[name]) for name, tensor in tensors.items())
         shows = layout in CONTIGUOUS or any(not view.is_contiguous() for view in views)
         return kinds | {f"layout {layout}"} if shows else kinds
 

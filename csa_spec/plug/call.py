@@ -26,7 +26,7 @@ from csa_spec.plug.arrays import (
     to_library,
 )
 from csa_spec.plug.growth import growth
-from csa_spec.plug.layouts import Layout, laid_out, memory_of, once
+from csa_spec.plug.layouts import Layout, laid_out, layouts_of, memory_of, once
 from csa_spec.plug.position import Ended, in_call
 from csa_spec.plug.process_state import Watch
 from csa_spec.plug.raised import hint_at_library
@@ -188,9 +188,10 @@ def _arguments(
     Where a tensor of the same form is there already, the numbers are written into that.
     """
     leaves = request.cotangent is not None or request.layout == Layout.REQUIRES_GRAD
+    layouts = layouts_of(named_tensors(request.arguments), request.layout)
 
     def handed_over(name: str, tensor: Tensor) -> Tensor:
-        copy = laid_out(name, tensor.to(request.device), request.layout).detach()
+        copy = laid_out(tensor.to(request.device), layouts[name]).detach()
         copy.requires_grad_(leaves and copy.is_floating_point())
         if name in again and _form(again[name]) == _form(copy):
             memory_of(again[name]).copy_(memory_of(copy))
@@ -265,12 +266,14 @@ def _settled(value: Any) -> Any:
 
 def _changed(inputs: Mapping[str, Tensor], request: Request | None) -> tuple[str, ...]:
     """Name the inputs that are not what they were, and those around which memory was written."""
-    changed = []
-    for name, tensor in named_tensors(request.arguments if request else {}).items():
-        if not same_bits(inputs[name].detach().cpu(), tensor):
+    if request is None:
+        return ()
+    changed, originals = [], named_tensors(request.arguments)
+    for name, layout in layouts_of(originals, request.layout).items():
+        if not same_bits(inputs[name].detach().cpu(), originals[name]):
             changed.append(name)
-        elif request and request.layout not in (Layout.PLAIN, Layout.REQUIRES_GRAD):
-            memory = memory_of(laid_out(name, tensor, request.layout))
+        elif layout not in (Layout.PLAIN, Layout.REQUIRES_GRAD):
+            memory = memory_of(laid_out(originals[name], layout))
             if not torch.equal(memory_of(inputs[name]).cpu(), memory):
                 changed.append(f"memory around {name}, which is not part of it")
     return tuple(changed)

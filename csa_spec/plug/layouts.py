@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from enum import StrEnum
 
 import torch
@@ -37,27 +38,32 @@ class Layout(StrEnum):
 
 CONTIGUOUS = frozenset({Layout.PLAIN, Layout.OFFSET, Layout.REQUIRES_GRAD})
 """What is left for a candidate that declares that it needs contiguous tensors."""
-_MIXED = (Layout.PLAIN, Layout.SLICED, Layout.TRANSPOSED, Layout.STRIDED, Layout.OFFSET)
+_MIXED = (Layout.PLAIN, Layout.SLICED, Layout.OFFSET, Layout.TRANSPOSED, Layout.STRIDED)
+"""One after another: of two arguments one at least is no contiguous tensor"""
 _AROUND = 16
 """Elements of poison before and behind a tensor: a multiple of 16 bytes in every dtype"""
 _PADDING = 3
 """Channels of a record that are not the tensor's"""
 
 
-def laid_out(name: str, tensor: Tensor, layout: str) -> Tensor:
+def layouts_of(tensors: Mapping[str, Tensor], layout: str) -> dict[str, str]:
+    """Return how each tensor of a call lies in memory; mixed layouts differ from call to call by its shapes."""
+    if layout != Layout.MIXED:
+        return dict.fromkeys(tensors, layout)
+    first = zlib.crc32(str([tuple(tensor.shape) for tensor in tensors.values()]).encode())
+    return {name: _MIXED[(first + number) % len(_MIXED)] for number, name in enumerate(tensors)}
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
     """Return a copy of a tensor in memory of its own, which lies as the layout says.
 
     Parameters
     ----------
-    name
-        Of the argument: mixed layouts differ by name and shape.
     tensor
         Any shape; an empty one is copied as it is.
     layout
-        A name of :class:`Layout`.
+        A name of :class:`Layout`, but for mixed ones.
     """
-    if layout == Layout.MIXED:
-        layout = _MIXED[zlib.crc32(f"{name} {tuple(tensor.shape)}".encode()) % len(_MIXED)]
     if layout in (Layout.PLAIN, Layout.REQUIRES_GRAD) or not tensor.numel():
         return tensor.clone(memory_format=torch.contiguous_format)
     shape, last = list(tensor.shape), tensor.dim() - 1

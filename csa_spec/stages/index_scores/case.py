@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, dtype_of, normal, with_rows_for
+from csa_spec.engine.tensors import choice, dtype_of, normal, with_shared_rows
 
 
 class ProductValues(StrEnum):
@@ -59,4 +59,5 @@ def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
         tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
     if case.values is ProductValues.LARGE:
         tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
-    return {name: with_rows_for(case.layout, tensor.to(dtype)) for name, tensor in tensors.items()}
+    shared = dict(zip(tensors, with_shared_rows(case, **tensors), strict=True))
+    return {name: tensor.to(dtype) for name, tensor in shared.items()}

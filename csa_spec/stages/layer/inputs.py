@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal, with_rows_for
+from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal, with_shared_rows
 from csa_spec.spec import (
     Document,
     Geometry,
@@ -95,14 +95,15 @@ def _hidden(case: LayerCase) -> Tensor:
         # Repeat the first block, each repetition a little off: index keys of all blocks nearly coincide.
         block = torch.arange(shape[1]) % case.geometry.compress_ratio
         exponent = int(torch.randint(6, 21, (), generator=generator(case.seed, "nearness")))
-        off = with_rows_for(case.layout, normal(case.seed, "off", shape))
+        (off,) = with_shared_rows(case, off=normal(case.seed, "off", shape))
         tokens = tokens[:, block] + 2.0**-exponent * off
     return tokens
 
 
 def draw_tokens(case: OfLayer, name: str, shape: tuple[int, ...]) -> Tensor:
     """Draw hidden states in the case's regime, in float64; ``name`` names the draw."""
-    return with_rows_for(case.layout, _drawn_tokens(case, name, shape))
+    (tokens,) = with_shared_rows(case, tokens=_drawn_tokens(case, name, shape))
+    return tokens
 
 
 def _drawn_tokens(case: OfLayer, name: str, shape: tuple[int, ...]) -> Tensor:
