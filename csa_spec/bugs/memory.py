@@ -44,7 +44,7 @@ def read_at(tensor: Tensor, strides: tuple[int, ...], first: int) -> Tensor:
 def packed(tensor: Tensor) -> Tensor:
     """Read a tensor as if it were contiguous."""
     strides = [math.prod(tensor.shape[dimension + 1 :]) for dimension in range(tensor.dim())]
-    return read_at(tensor, tuple(strides), tensor.storage_offset())
+    return read_at(tensor, tuple(strides), int(tensor.storage_offset()))
 
 
 def write_behind(tensor: Tensor) -> None:
@@ -76,7 +76,7 @@ attend_bug(
     "takes_channels_for_adjacent",
     "All strides but the last are passed to the kernel, which takes the last for 1.",
     TORCH,
-    kv=lambda call: read_at(call.kv, (*call.kv.stride()[:-1], 1), call.kv.storage_offset()),
+    kv=lambda call: read_at(call.kv, (*call.kv.stride()[:-1], 1), int(call.kv.storage_offset())),
 )
 attend_bug(
     "reads_from_the_beginning_of_the_memory",
@@ -119,7 +119,7 @@ def gives_its_scratch_the_strides_of_the_queries(call: AttendCall) -> Tensor:
 @attend_bug.function()
 def exports_what_requires_grad(call: AttendCall) -> Tensor:
     """Queries are passed on by DLPack without detach, which fails where they require grad."""
-    return call.right(q=torch.from_dlpack(call.q))
+    return call.right(q=torch.utils.dlpack.from_dlpack(call.q))
 
 
 @attend_bug.function()

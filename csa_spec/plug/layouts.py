@@ -36,6 +36,14 @@ class Layout(StrEnum):
     """Plain, but parameters: floating-point tensors that require grad"""
 
 
+_STRIDES = "use the strides of every argument, or declare contiguous=True"
+ADVICE = {
+    Layout.OFFSET: "use the address of the first element, which may be no multiple of 16 bytes",
+    **dict.fromkeys((Layout.SLICED, Layout.TRANSPOSED, Layout.STRIDED, Layout.MIXED), _STRIDES),
+    Layout.EXPANDED: f"rows may lie in the same memory; {_STRIDES}",
+    Layout.REQUIRES_GRAD: "detach what is passed on",
+}
+"""What to do about a failure that comes with a layout only."""
 CONTIGUOUS = frozenset({Layout.PLAIN, Layout.OFFSET, Layout.REQUIRES_GRAD})
 """What is left for a candidate that declares that it needs contiguous tensors."""
 _MIXED = (Layout.PLAIN, Layout.SLICED, Layout.OFFSET, Layout.TRANSPOSED, Layout.STRIDED)
