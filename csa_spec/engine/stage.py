@@ -26,7 +26,7 @@ from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
-from csa_spec.plug.layouts import Layout
+from csa_spec.plug.layouts import VIEWS, Layout
 
 C = TypeVar("C", bound=Case)
 SPECIFICATION = "specification"
@@ -113,8 +113,7 @@ def in_every_layout(draws: Draws[C]) -> Draws[C]:
 
     These are the first with several rows, which expanded ones need.
     """
-    others = [layout for layout in Layout if layout is not Layout.PLAIN]
-    layouts = st.sampled_from([*[Layout.PLAIN] * len(others), *others])
+    layouts = st.sampled_from([*[Layout.PLAIN] * len(VIEWS), *VIEWS])
 
     def cases(variant: str, setting: Setting) -> SearchStrategy[C]:
         return st.builds(
@@ -123,7 +122,7 @@ def in_every_layout(draws: Draws[C]) -> Draws[C]:
 
     def laid_out(variant: str, setting: Setting) -> list[C]:
         several = (case for case in draws.corners(variant, setting) if case.sizes.get("B", 1) > 1)
-        return [replace(case, layout=layout) for case in islice(several, 1) for layout in others]
+        return [replace(case, layout=layout) for case in islice(several, 1) for layout in VIEWS]
 
     return replace(
         draws,
@@ -181,7 +180,7 @@ class Stage(Generic[C, T]):
 
     def all_required(self, variant: str, capabilities: Capabilities) -> list[str]:
         """Return the kinds of case that a run must reach, every layout among them."""
-        return [*self.required(variant, capabilities), *(f"layout {layout}" for layout in Layout)]
+        return [*self.required(variant, capabilities), *(f"layout {layout}" for layout in VIEWS)]
 
     def setting(self, candidate: Candidate, variant: str, dtype: str, device: str) -> Setting:
         """Return where cases run, and what strategies must know of a candidate."""

@@ -36,6 +36,7 @@ class Layout(StrEnum):
     """Plain, but parameters: floating-point tensors that require grad"""
 
 
+VIEWS = tuple(layout for layout in Layout if layout is not Layout.PLAIN)
 _STRIDES = "use the strides of every argument, or declare contiguous=True"
 ADVICE = {
     Layout.OFFSET: "use the address of the first element, which may be no multiple of 16 bytes",
