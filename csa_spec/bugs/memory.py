@@ -21,7 +21,6 @@ from csa_spec.bugs.calls import (
 )
 from csa_spec.bugs.layer_side_effects import LayerCall, whole_layer
 from csa_spec.bugs.stream import Cache, wrong_stream
-from csa_spec.plug.capabilities import Capabilities
 
 FLASH_ATTENTION = "https://github.com/Dao-AILab/flash-attention/pull/2670"
 TRANSFORMER_ENGINE = "https://github.com/NVIDIA/TransformerEngine/issues/1195"
@@ -129,13 +128,6 @@ def clears_the_lane_behind_the_keys(call: AttendCall) -> Tensor:
     write_behind(call.kv)
     return out
 
-
-attend_bug(
-    "needs_contiguous_tensors_and_takes_any",
-    "It is declared to need contiguous tensors, but nothing refuses those that are not.",
-    declares=Capabilities(contiguous=True),
-    kv=lambda call: packed(call.kv),
-)
 
 # SELECT, INDEX_SCORES, COMPRESSOR
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from hypothesis import strategies as st
@@ -120,14 +119,20 @@ def in_every_layout(draws: Draws[C]) -> Draws[C]:
             lambda case, layout: replace(case, layout=layout), draws.cases(variant, setting), layouts
         )
 
-    def laid_out(variant: str, setting: Setting) -> list[C]:
-        several = (case for case in draws.corners(variant, setting) if case.sizes.get("B", 1) > 1)
-        return [replace(case, layout=layout) for case in islice(several, 1) for layout in VIEWS]
+    def laid_out(variant: str, setting: Setting, *more: Layout) -> list[C]:
+        corners = draws.corners(variant, setting)
+        several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])
+        views = [replace(several, layout=layout) for layout in VIEWS]
+        # The seed says which tensors have equal rows.
+        return views + [replace(several, layout=layout, seed=n) for n, layout in enumerate(more, start=1)]
 
     return replace(
         draws,
         cases=cases,
-        corners=lambda variant, setting: [*draws.corners(variant, setting), *laid_out(variant, setting)],
+        corners=lambda variant, setting: [
+            *draws.corners(variant, setting),
+            *laid_out(variant, setting, *[Layout.EXPANDED] * 3),
+        ],
         for_laws=lambda variant, setting, costly: [
             *draws.for_laws(variant, setting, costly),
             *([] if costly else laid_out(variant, setting)),

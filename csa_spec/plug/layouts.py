@@ -97,14 +97,15 @@ def _room(shape: tuple[int, ...], like: Tensor, before: int = _AROUND) -> Tensor
     count = math.prod(shape)
     memory = like.new_empty(before + count + _AROUND)
     for start, poison in enumerate(_poison(like.dtype)):
-        memory[start::2] = poison
+        memory[start::3] = poison
     return memory[before : before + count].view(shape)
 
 
-def _poison(dtype: torch.dtype) -> tuple[float, float]:
+def _poison(dtype: torch.dtype) -> tuple[float, float, float]:
+    """Return what is written over memory in turns: three, so that every second element gets each of them."""
     if dtype.is_floating_point:
-        return math.nan, torch.finfo(dtype).max
-    return (1, 1) if dtype == torch.bool else (-1, torch.iinfo(dtype).max // 2)
+        return torch.finfo(dtype).max, math.nan, math.nan
+    return (1, 1, 1) if dtype == torch.bool else (torch.iinfo(dtype).max // 2, -1, -1)
 
 
 def _equal_dimension(tensor: Tensor) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 import csa_spec
 from csa_spec import Capabilities
 from csa_spec.bugs import find_bug
+from csa_spec.bugs.memory import packed
 from csa_spec.candidates.gather import attend
 from csa_spec.candidates.recognise import as_candidate
 from csa_spec.engine.failures import Failure
@@ -38,7 +39,10 @@ def test_a_layout_changes_no_bit(layout: Layout, dtype: torch.dtype) -> None:
         view = laid_out(tensor, layout)
         assert view.shape == tensor.shape
         assert view.data_ptr() != tensor.data_ptr() or not tensor.numel()
-        bits = [x.flatten().contiguous().view(torch.uint8) for x in (view, tensor)]
+        bits = [
+            x.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            for x in (view, tensor)
+        ]
         assert torch.equal(*bits)
 
 
@@ -152,6 +156,20 @@ def test_what_needs_contiguous_tensors_says_so() -> None:
     assert first.reached["layout offset"]
     assert limits.check == "limits"
     assert limits.tally.seen["layout sliced: raises an error"]
+
+
+def takes_views_for_packed(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Read keys as if they were contiguous."""
+    return attend(q, packed(kv), indices, sinks, scale)
+
+
+def test_views_that_are_declared_away_must_not_be_answered_wrongly() -> None:
+    """Nothing but the check of declared limits shows it."""
+    candidate = as_candidate(takes_views_for_packed, "x", "attend")
+    report = csa_spec.check(candidate.declaring("attend", Capabilities(contiguous=True)), profile="smoke")
+    failures = {result.check: [one.kind for one in result.failures] for result in report.results}
+    assert {check for check, kinds in failures.items() if kinds} == {"limits"}
+    assert failures["limits"] == ["SilentlyWrong"]
 
 
 def test_a_failure_that_needs_a_layout_says_so() -> None:
