@@ -18,7 +18,7 @@ from csa_spec.engine.trial import Trial, main_output
 from csa_spec.plug.arrays import same_bits
 from csa_spec.plug.call import Answer
 from csa_spec.plug.generators import DRAWN, SEEDED
-from csa_spec.plug.layouts import Layout
+from csa_spec.plug.layouts import CONTIGUOUS
 
 
 def inputs_are_not_changed(trial: Trial[Any]) -> Tally:
@@ -141,10 +141,10 @@ def check_bits(trial: Trial[Any], alone: torch.Tensor, batch: torch.Tensor) -> N
     """Compare the bits of rows run alone and in the batch, unless the candidate declares otherwise.
 
     A row alone lies in memory in another way than in the batch, which may change how a product is rounded;
-    not so where tensors are plain.
+    not so where tensors are contiguous.
     """
-    plain = trial.case.layout is Layout.PLAIN
-    if plain and trial.capabilities.batch_invariant and not same_bits(alone, batch):
+    same = trial.case.layout in CONTIGUOUS
+    if same and trial.capabilities.batch_invariant and not same_bits(alone, batch):
         raise kinds.NotBatchInvariant(trial.case)
 
 
