@@ -213,15 +213,15 @@ class Target:
         failing: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
             if case.fit(self.capabilities)[0] != case:
-                lost |= self.stage.trial(self.candidate, case).kinds()
+                lost |= self.stage.trial(self.candidate, case).all_kinds()
             elif result.failing:
-                failing |= self.stage.trial(self.candidate, case).kinds()
+                failing |= self.stage.trial(self.candidate, case).all_kinds()
             elif lost.issuperset(names):
                 break
         return [name for name in names if name in lost - failing]
 
     def _unreached(self, result: CheckResult) -> list[str]:
-        required = self.stage.required(self.variant, self.capabilities)
+        required = self.stage.all_required(self.variant, self.capabilities)
         return [name for name in required if not result.reached[name]]
 
 

@@ -21,7 +21,7 @@ from csa_spec.profiles import PROFILES, Profile
 from csa_spec.resolving import resolve_candidate
 from csa_spec.spec import LayerKind
 from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
-from csa_spec.stages.layer.coverage import required, too_ambiguous
+from csa_spec.stages.layer.coverage import too_ambiguous
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
@@ -37,7 +37,7 @@ def target(dtype: str = "float32") -> Target:
 def result_with(regime: Scores, queries: int, ambiguous: int) -> CheckResult:
     """Return a result that reached everything, with so many ambiguous queries in one regime."""
     result = CheckResult("specification", "", "layer", LayerKind.CSA, cases=1)
-    result.reached.update(required(LayerKind.CSA))
+    result.reached.update(LAYER.all_required(LayerKind.CSA, Capabilities()))
     count = RegimeCount(cases=1, tally=Tally(queries=queries, ambiguous=ambiguous))
     result.regimes[Values.GAUSSIAN, regime, Sinks.ZERO] = count
     return result

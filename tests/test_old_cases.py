@@ -87,7 +87,7 @@ def test_pairs_are_twice_as_many_rotated_channels(pairs: int, channels: int) -> 
 
 def test_every_word_of_every_stage_is_among_the_lines() -> None:
     """But for what is new."""
-    new = {"mode", "R", "turn"}
+    new = {"mode", "R", "turn", "layout"}
     for stage in STAGES.values():
         lines = [line for line in OF_0_1_0 if type(parse_case(line)) is stage.case]
         words = {word.partition("=")[0] for line in lines for word in line.split()}

@@ -34,6 +34,7 @@ _MODULES = (
     "cache_calls",
     "cache_operations",
     "cache_side_effects",
+    "memory",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 

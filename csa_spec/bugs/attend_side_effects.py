@@ -119,7 +119,7 @@ def flushes_denormal_numbers(call: AttendCall) -> Tensor:
 def zeroes_keys_in_the_background(call: AttendCall) -> Tensor:
     """A thread clears the keys for the next request, after the call has returned."""
     out = call.right()
-    threading.Timer(0.002, call.kv.zero_).start()
+    threading.Timer(0.002, call.kv.detach().zero_).start()
     return out
 
 

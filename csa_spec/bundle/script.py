@@ -17,7 +17,9 @@ from csa_spec.bundle.importing import import_path, imported
 from csa_spec.candidates import SCRIPTS as OWN_SCRIPTS
 from csa_spec.engine.failures import CandidateDied, CandidateHung, CandidateRaised, Failure
 from csa_spec.engine.trial import Trial
+from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.layouts import Layout, laid_out, layouts_of
 from csa_spec.scripting.arguments import subject_of
 from csa_spec.scripting.literals import WIDTH, Literals
 from csa_spec.scripting.stage_script import StageScript, Task
@@ -38,7 +40,7 @@ def make_script(
         return None
     in_file = renamed = False
     while True:
-        literals = Literals(in_file, trial.case.device)
+        literals = Literals(in_file, trial.case.device, views=_views(trial))
         subject = _subject(trial, script, literals, renamed)
         body = None if subject is None else script.body(check, Task(trial, failure, subject, literals))
         if subject is None or body is None:
@@ -67,11 +69,35 @@ def _text(
     subject: Subject, body: list[str], failure: Failure, environment: Mapping[str, str], literals: Literals
 ) -> str:
     code, imports = "\n".join([*subject.setup, *body]), list(subject.imports)
+    code = f"{_IN_MEMORY}\n\n{code}" if "in_memory(" in code else code
     imports += ["import copy"] * bool(re.search(r"\bcopy\.", code))
     if literals.file:
         imports += ["from pathlib import Path", "from safetensors.torch import load_file"]
         code = f'tensors = load_file(Path(__file__).with_name("{TENSORS_FILE}"))\n{code}'
     return f"{_docstring(subject, failure, environment)}\n\n{_sorted(imports)}\n\n{code}\n"
+
+
+_IN_MEMORY = '''
+def in_memory(tensor, size, offset, strides):
+    """Return the tensor as a view of larger memory, which holds NaN or -1 everywhere else."""
+    memory = tensor.new_full((size,), torch.nan if tensor.is_floating_point() else -1)
+    memory[torch.arange(size).as_strided(tensor.shape, strides, offset)] = tensor
+    return memory.as_strided(tensor.shape, strides, offset)
+'''
+
+
+def _views(trial: Trial[Any]) -> dict[str, str]:
+    """Return how a script puts each input where it lies in memory, by the name of its variable."""
+    tensors, views = named_tensors(trial.arguments), {}
+    for name, layout in layouts_of(tensors, trial.case.layout).items():
+        view, floats = laid_out(tensors[name], layout), tensors[name].is_floating_point()
+        size = view.untyped_storage().nbytes() // view.element_size()
+        variable = name.removeprefix("weights.").replace(" ", "_")
+        if layout == Layout.REQUIRES_GRAD and floats:
+            views[variable] = "{}.requires_grad_()"
+        elif size > view.numel() or not view.is_contiguous():
+            views[variable] = f"in_memory({{}}, {size}, {view.storage_offset()}, {tuple(view.stride())})"
+    return views
 
 
 def _reuses_imported_name(text: str) -> bool:

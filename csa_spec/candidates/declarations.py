@@ -107,6 +107,7 @@ _RULES: dict[str, tuple[Wrong, str]] = {
     "gradients": _FLAG,
     "draws_random": _FLAG,
     "invalid_indices": _FLAG,
+    "contiguous": _FLAG,
     "static_shapes": _FLAG,
     "internal_dtype": (_or_none(_unless(DTYPES.__contains__)), f"one of {', '.join(DTYPES)}, or None"),
     "tie_tolerance": (_unless(_is_tolerance), "a number from 0 to less than 1"),

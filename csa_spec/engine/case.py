@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote
 
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
+from csa_spec.plug.layouts import Layout
 from csa_spec.plug.plain import plain_line, shown
 
 MOST_BYTES = 16 << 30
@@ -151,6 +152,8 @@ class Case:
     )
     mode: str = coded(unquote, quote, default="", rank=3)
     """One of the candidate's ways to run the stage; empty where it has only one"""
+    layout: Layout = dataclasses.field(default=Layout.PLAIN, metadata={"rank": 3})
+    """How its tensors lie in memory when a candidate is called"""
     dtype: str = dataclasses.field(default="float32", metadata={"rank": 3})
     device: str = dataclasses.field(default="cpu", metadata={"rank": 3})
 
@@ -189,10 +192,11 @@ class Case:
                 unknown = plain_line(value, 40)
                 raise CaseError(f"unknown {field.name} {unknown!r}; choose from {', '.join(kind)}")
             object.__setattr__(self, field.name, kind(value))
-        for name, known in (("dtype", DTYPES), ("device", DEVICES)):
+        for name, known in (("layout", tuple(Layout)), ("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 unknown = plain_line(getattr(self, name), 40)
                 raise CaseError(f"unknown {name} {unknown!r}; choose from {', '.join(known)}")
+        object.__setattr__(self, "layout", Layout(self.layout))
 
     @classmethod
     def _size_fields(cls) -> list[Field[Any]]:
@@ -299,7 +303,8 @@ class Case:
     def order(self) -> tuple[Any, ...]:
         """Orders cases as a person would: smaller sizes first, then simpler data, then the seed."""
         drawn = ((list(field.metadata["kind"]), getattr(self, field.name)) for field in self._drawn_fields())
-        return (sum(self.sizes.values()), sum(kind.index(name) for kind, name in drawn), self.seed)
+        oddities = sum(kind.index(name) for kind, name in drawn) + list(Layout).index(self.layout)
+        return (sum(self.sizes.values()), oddities, self.seed)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -346,6 +351,12 @@ class Case:
         names = [f"{name} {getattr(self, name)}" for name in changes]
         return (replace(self, **changes) if changes else self), names
 
+    def _in_memory(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
+        """Return the case with tensors that lie as a candidate needs them, and what it does not support."""
+        if self.layout in capabilities.layouts:
+            return self, []
+        return replace(self, layout=Layout.PLAIN), [f"layout {self.layout}"]
+
     def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
         """Return the nearest case that a candidate supports, and what of this one it does not support.
 
@@ -355,6 +366,8 @@ class Case:
             If what the candidate declares leaves no case.
         """
         case, lacking = self.without_lacks(capabilities)
+        case, elsewhere = case._in_memory(capabilities)
+        lacking += elsewhere
         for _ in range(_ROUNDS):
             wanted, reasons = case._misfits(capabilities)
             if not wanted:
@@ -397,7 +410,13 @@ class Case:
         return value
 
     def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
-        """Yield cases just outside of each size that a candidate declares, with what is declared."""
+        """Yield cases just outside of each limit that a candidate declares, with what is declared."""
+        for layout in Layout if capabilities.contiguous else ():
+            if (
+                layout not in capabilities.layouts
+                and layout in replace(capabilities, contiguous=False).layouts
+            ):
+                yield replace(self, layout=layout), f"layout {layout}"
         for letter, least in self.letters().items():
             rule, value = capabilities.rule(letter, self.variant), self.sizes.get(letter, least)
             for options in rule.just_outside(value) if rule.declared else ():

@@ -1,4 +1,4 @@
-"""Sizes outside the declared limits raise an error or give the right answer: never a silent wrong one."""
+"""Inputs outside the declared limits raise an error or give the right answer: never a silent wrong one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from csa_spec.engine.trial import Trial
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.capabilities import Capabilities
 
-SENTENCE = "sizes outside the declared limits raise an error or give the right answer"
+SENTENCE = "inputs outside the declared limits raise an error or give the right answer"
 
 
-def declares_sizes(capabilities: Capabilities) -> bool:
-    """Whether a candidate declares any size."""
+def declares_limits(capabilities: Capabilities) -> bool:
+    """Whether a candidate declares any size, or that it needs contiguous tensors."""
     short = (capabilities.compress_ratios, capabilities.head_dims, capabilities.max_top_k)
-    return any(capabilities.sizes.values()) or short != (None, None, None)
+    return any(capabilities.sizes.values()) or short != (None, None, None) or capabilities.contiguous
 
 
 def limits_check(trial: Trial[Any]) -> Tally | None:
-    """Just outside each declared size, the candidate raises an error or is right."""
+    """Just outside each declared limit, the candidate raises an error or is right."""
     tally = Tally()
     for case, limit in trial.case.outside(trial.capabilities):
         outside = type(trial)(trial.candidate, case)

@@ -571,7 +571,7 @@ class IgnoresWrites(Failure):
 
 
 class SilentlyWrong(Failure):
-    title = "a size outside the declared limits gives a wrong answer in place of an error"
+    title = "an input outside the declared limits gives a wrong answer in place of an error"
     says = (
         "{limit} is declared unsupported, but {outside} gives a wrong answer in place of an error: {inner}"
     )

@@ -26,6 +26,7 @@ from csa_spec.engine.steadiness import Counted, flaky
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.layouts import ADVICE, Layout
 from csa_spec.plug.position import HERE
 
 ENOUGH = 12
@@ -290,7 +291,7 @@ class _Run:
             if tally is not None:
                 counts.tally.add(tally)
         if tally is not None and not self.check.law:
-            self.result.reached.update(trial.kinds())
+            self.result.reached.update(trial.all_kinds())
 
     def settle(self, failure: Failure, call: int) -> None:
         """Set aside what was reported before; of each other kind report one failure, small and explained."""
@@ -384,7 +385,15 @@ class _Run:
         if unsteady:  # what failed each time before was luck
             return self.unsteady(failure, self.caller.calls) or unsteady, True
         smallest.met_on = failure.met_on
+        self.compare_with_plain(smallest)
         return smallest, whole
+
+    def compare_with_plain(self, failure: Failure) -> None:
+        """Say so where the same case is right once its tensors lie in memory as a test makes them."""
+        layout = failure.case.layout
+        if layout is Layout.PLAIN or self.judge(replace(failure.case, layout=Layout.PLAIN)) is not None:
+            return
+        failure.remarks += (f"without layout={layout} the same case is right: {ADVICE[layout]}",)
 
     def unsteady(self, failure: Failure, call: int) -> Failure | None:
         """Return what is to be reported of a failure that does not come every time; None if it does."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.shrink_flat import same_shape
+from csa_spec.plug.layouts import Layout
 
 TRIALS = 1200
 """Cases tried at most."""
@@ -61,13 +63,19 @@ def shrink(
     progress = True
     while progress:
         progress = False
-        for pass_ in passes:
+        for pass_ in (simpler_layouts, *passes):
             # Each pass to its end, so that shapes are settled before values. It starts afresh from every
             # smaller case, whose largest savings are others. Then all passes again: simpler values may allow
             # smaller shapes.
             while any(improves(case) for case in pass_(best.case)):
                 progress = True
     return best
+
+
+def simpler_layouts(case: Any) -> Iterator[Any]:
+    """Yield the case with tensors that lie in memory in simpler ways."""
+    layouts = list(Layout)
+    yield from (replace(case, layout=layout) for layout in layouts[: layouts.index(case.layout)])
 
 
 def clear_of_rounding(failure: Failure, judge: Judge) -> Failure:

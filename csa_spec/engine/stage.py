@@ -8,21 +8,24 @@ Everything that differs by stage is a field of :class:`Stage`, a method of its t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.engine import side_effects
 from csa_spec.engine.case import Case
-from csa_spec.engine.declared_limits import SENTENCE, declares_sizes, limits_check
+from csa_spec.engine.declared_limits import SENTENCE, declares_limits, limits_check
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.shrink_flat import FLAT_PASSES
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.layouts import VIEWS, Layout
 
 C = TypeVar("C", bound=Case)
 SPECIFICATION = "specification"
@@ -60,7 +63,7 @@ SIDE_EFFECTS: tuple[Check[Any], ...] = (
 )
 """Of every stage."""
 ROWS: Check[Any] = Check("rows", "rows do not change each other", side_effects.rows_do_not_interact)
-LIMITS: Check[Any] = Check("limits", SENTENCE, limits_check, needs=declares_sizes)
+LIMITS: Check[Any] = Check("limits", SENTENCE, limits_check, needs=declares_limits)
 
 
 def gradients_check(run: Callable[[Any], Tally | None]) -> Check[Any]:
@@ -104,6 +107,39 @@ class Draws(Generic[C]):
     """Of the sizes of the released models"""
 
 
+def in_every_layout(draws: Draws[C]) -> Draws[C]:
+    """Return cases whose tensors also lie in memory in other ways: half of what is drawn, and corner cases.
+
+    These are the first with several rows, which expanded ones need.
+    """
+    layouts = st.sampled_from([*[Layout.PLAIN] * len(VIEWS), *VIEWS])
+
+    def cases(variant: str, setting: Setting) -> SearchStrategy[C]:
+        return st.builds(
+            lambda case, layout: replace(case, layout=layout), draws.cases(variant, setting), layouts
+        )
+
+    def laid_out(variant: str, setting: Setting, *more: Layout) -> list[C]:
+        corners = draws.corners(variant, setting)
+        several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])
+        views = [replace(several, layout=layout) for layout in VIEWS]
+        # The seed says which tensors have equal rows.
+        return views + [replace(several, layout=layout, seed=n) for n, layout in enumerate(more, start=1)]
+
+    return replace(
+        draws,
+        cases=cases,
+        corners=lambda variant, setting: [
+            *draws.corners(variant, setting),
+            *laid_out(variant, setting, *[Layout.EXPANDED] * 3),
+        ],
+        for_laws=lambda variant, setting, costly: [
+            *draws.for_laws(variant, setting, costly),
+            *([] if costly else laid_out(variant, setting)),
+        ],
+    )
+
+
 Picture = Callable[[Failure, Sequence[str]], str | None]
 """Draws a failure, and lines of what was expected and what came, as SVG text; None where it cannot."""
 
@@ -137,13 +173,19 @@ class Stage(Generic[C, T]):
     drawn: Draws[C] | None = field(default=None)
     """None: those of the module of ``strategies/`` that has the stage's name"""
 
-    @property
+    @cached_property
     def draws(self) -> Draws[C]:
-        """The cases of the stage. Strategies build on stages, so they are looked up when they are needed."""
+        """The cases of the stage, with tensors in every layout.
+
+        Strategies build on stages, so they are looked up when they are needed.
+        """
         if self.drawn is not None:
-            return self.drawn
-        draws: Draws[C] = import_module(f"csa_spec.strategies.{self.name}").DRAWS
-        return draws
+            return in_every_layout(self.drawn)
+        return in_every_layout(import_module(f"csa_spec.strategies.{self.name}").DRAWS)
+
+    def all_required(self, variant: str, capabilities: Capabilities) -> list[str]:
+        """Return the kinds of case that a run must reach, every layout among them."""
+        return [*self.required(variant, capabilities), *(f"layout {layout}" for layout in VIEWS)]
 
     def setting(self, candidate: Candidate, variant: str, dtype: str, device: str) -> Setting:
         """Return where cases run, and what strategies must know of a candidate."""

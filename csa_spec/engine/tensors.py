@@ -8,6 +8,9 @@ import zlib
 import torch
 from torch import Tensor
 
+from csa_spec.engine.case import Case
+from csa_spec.plug.layouts import Layout
+
 NORMS = ("norm", "q_norm", "kv_norm")
 """Roles of weights that are gains of a norm"""
 
@@ -37,6 +40,18 @@ def gaussian_weight(seed: int, key: str, name: str, shape: tuple[int, ...]) -> T
     if role in ("ape", "attn_sink"):
         return drawn
     return drawn / math.sqrt(shape[-1])
+
+
+def with_shared_rows(case: Case, **tensors: Tensor) -> list[Tensor]:
+    """Return tensors ``[B, ...]``, of which some have their first row in every row if rows are to be expanded.
+
+    Which ones, the seed says; one at least.
+    """
+    chosen = case.seed % (2 ** len(tensors) - 1) + 1 if case.layout is Layout.EXPANDED else 0
+    return [
+        tensor[:1].expand_as(tensor).clone() if chosen >> number & 1 else tensor
+        for number, tensor in enumerate(tensors.values())
+    ]
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -18,9 +18,11 @@ from csa_spec.engine.case import Case
 from csa_spec.engine.failures import Failure, Place
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
+from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.call import Answer, Fault, MisshapenAnswer, NotOffered, Request
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.layouts import CONTIGUOUS, laid_out, layouts_of
 from csa_spec.plug.position import HERE, stops_the_run
 
 
@@ -132,7 +134,10 @@ class Trial(ABC, Generic[C]):
             If it raises, hangs or dies, or returns something other than a tensor of the right form.
         """
         through, HERE.case = type(self).through, self.case
-        request = Request(self.stage, arguments, self.case.mode, self.case.device, through, **options)
+        case = self.case
+        request = Request(
+            self.stage, arguments, case.mode, case.device, through, layout=case.layout, **options
+        )
         try:
             answer = self.candidate.ask(request)
         except CandidateError:
@@ -198,6 +203,14 @@ class Trial(ABC, Generic[C]):
     def kinds(self) -> set[str]:
         """Return the kinds of case that this one belongs to; a run must reach those that are required."""
         return set(self.case.regime)
+
+    def all_kinds(self) -> set[str]:
+        """Return the same with how its tensors lie in memory, where any of them shows it."""
+        kinds, layout, tensors = self.kinds(), self.case.layout, named_tensors(self.arguments)
+        layouts = layouts_of(tensors, layout)
+        views = (laid_out(tensor, layouts[name]) for name, tensor in tensors.items())
+        shows = layout in CONTIGUOUS or any(not view.is_contiguous() for view in views)
+        return kinds | {f"layout {layout}"} if shows else kinds
 
     def allows(self, letter: str, size: int) -> bool:
         """Whether the candidate supports a size."""

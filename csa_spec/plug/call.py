@@ -26,6 +26,7 @@ from csa_spec.plug.arrays import (
     to_library,
 )
 from csa_spec.plug.growth import growth
+from csa_spec.plug.layouts import Layout, laid_out, layouts_of, memory_of, once
 from csa_spec.plug.position import Ended, in_call
 from csa_spec.plug.process_state import Watch
 from csa_spec.plug.raised import hint_at_library
@@ -58,6 +59,8 @@ class Request:
     """Whether inputs lie in the memory of those of the call before, where they have the same form"""
     grows: bool = False
     """Whether to look what grows from call to call, in place of an answer"""
+    layout: str = Layout.PLAIN
+    """How the tensors lie in the candidate's memory; they travel as they are"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +114,18 @@ class Caller(Protocol):
         """Return the candidate's answer; raises whatever the candidate raises."""
 
 
+Given = tuple[Mapping[str, Tensor], Request | None]
+NOTHING: Given = {}, None
+
+
 class LocalCaller:
     """Calls a candidate in this process."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tensor] | None = None
         """What the last call returned: as it lies in memory, and a copy of how it was"""
-        self._given: tuple[dict[str, Tensor], Mapping[str, Any]] = {}, {}
-        """What the last call was handed, and what that was a copy of"""
+        self._given: Given = {}, None
+        """What the last call was handed, and what it was asked"""
 
     def __call__(self, function: Callable[..., Any], request: Request, arrays: str = "torch") -> Answer:
         """Return what the function says, and what else it did; an ``os._exit`` there is a fault."""
@@ -131,10 +138,10 @@ class LocalCaller:
     def _answer(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
         if request.grows:
             return self._growing(function, request, arrays)
-        earlier = self._given if request.overwrite or request.reuse else ({}, {})
+        earlier = self._given if request.overwrite or request.reuse else NOTHING
         given, converted = _arguments(request, arrays, earlier[0] if request.reuse else {})
         inputs = named_tensors(given)
-        self._given = inputs, request.arguments
+        self._given = inputs, request
         returned, changed_state = _watched(function, converted, request, arrays)
         # Several calls are made, and their answers converted, by ``through``.
         like = next(iter(named_arrays(given if request.through else converted).values()), None)
@@ -144,7 +151,7 @@ class LocalCaller:
         return Answer(
             settled,
             {} if request.cotangent is None else _gradients(out, inputs, request.cotangent),
-            () if request.overwrite and request.through else _changed(inputs, request.arguments),
+            () if request.overwrite and request.through else _changed(inputs, request),
             changed_state,
             tuple(
                 name for name, tensor in inputs.items() if any(share_memory(tensor, out) for out in outputs)
@@ -157,7 +164,7 @@ class LocalCaller:
 
     def _growing(self, function: Callable[..., Any], request: Request, arrays: str) -> Answer:
         """Make the same call many times."""
-        self._last, self._given = None, ({}, {})
+        self._last, self._given = None, NOTHING
         once = replace(request, grows=False)
 
         def call() -> None:
@@ -180,19 +187,24 @@ def _arguments(
 
     Where a tensor of the same form is there already, the numbers are written into that.
     """
+    leaves = request.cotangent is not None or request.layout == Layout.REQUIRES_GRAD
+    layouts = layouts_of(named_tensors(request.arguments), request.layout)
 
     def handed_over(name: str, tensor: Tensor) -> Tensor:
-        if name in again and _form(again[name]) == _form(tensor):
-            return again[name].copy_(tensor)
-        copy = tensor.clone().to(request.device)
-        return copy.requires_grad_() if request.cotangent is not None and copy.is_floating_point() else copy
+        copy = laid_out(tensor.to(request.device), layouts[name]).detach()
+        copy.requires_grad_(leaves and copy.is_floating_point())
+        if name in again and _form(again[name]) == _form(copy):
+            memory_of(again[name]).copy_(memory_of(copy))
+            return again[name]
+        return copy
 
     given = map_tensors(handed_over, request.arguments)
     return given, map_tensors(lambda _, tensor: to_library(tensor, arrays), given)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.requires_grad
+    place = tensor.storage_offset(), tensor.untyped_storage().nbytes(), tensor.device
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, place
 
 
 def _watched(
@@ -219,12 +231,12 @@ def overwrite(array: Any) -> None:
     """Write NaN over an array that was handed over, or zeros where it holds integers."""
     if isinstance(array, Tensor):
         with torch.no_grad():
-            array.fill_(math.nan if array.is_floating_point() else 0)
+            once(array).fill_(math.nan if array.is_floating_point() else 0)
     elif hasattr(array, "fill"):  # others cannot be written to
         array.fill(math.nan if array.dtype.kind == "f" else 0)
 
 
-def _changed_later(earlier: tuple[Mapping[str, Tensor], Mapping[str, Any]]) -> tuple[str, ...]:
+def _changed_later(earlier: Given) -> tuple[str, ...]:
     time.sleep(_LATER)
     return _changed(*earlier)
 
@@ -252,9 +264,19 @@ def _settled(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
-def _changed(inputs: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    originals = named_tensors(arguments).items()
-    return tuple(name for name, tensor in originals if not same_bits(inputs[name].detach().cpu(), tensor))
+def _changed(inputs: Mapping[str, Tensor], request: Request | None) -> tuple[str, ...]:
+    """Name the inputs that are not what they were, and those around which memory was written."""
+    if request is None:
+        return ()
+    changed, originals = [], named_tensors(request.arguments)
+    for name, layout in layouts_of(originals, request.layout).items():
+        if not same_bits(inputs[name].detach().cpu(), originals[name]):
+            changed.append(name)
+        elif layout not in (Layout.PLAIN, Layout.REQUIRES_GRAD):
+            memory = memory_of(laid_out(originals[name], layout))
+            if not torch.equal(memory_of(inputs[name]).cpu(), memory):
+                changed.append(f"memory around {name}, which is not part of it")
+    return tuple(changed)
 
 
 def _gradients(out: Any, inputs: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from types import MappingProxyType
 
+from csa_spec.plug.layouts import CONTIGUOUS, Layout
 from csa_spec.spec import LayerKind
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -21,6 +22,10 @@ _NO_SIZES: Mapping[Sized, int] = MappingProxyType({})
 _ANY_SIZE: Mapping[Sized, Container[int]] = MappingProxyType({})
 _FAR = 4096
 """How far the nearest supported size is looked for."""
+
+
+_STRIDED = ("torch", "numpy", "cupy")
+"""Libraries whose arrays are views of memory with strides"""
 
 
 class AllBut:
@@ -143,6 +148,8 @@ class Capabilities:
     """Autograd runs through it: then its gradients are compared with the specification's"""
     invalid_indices: bool = False
     """attend takes any index outside of the keys for none, not only -1"""
+    contiguous: bool = False
+    """It needs contiguous tensors. Then it must refuse views that are not, or answer them rightly"""
     static_shapes: bool = False
     """It compiles for every new shape: sizes are drawn from a few powers of four"""
 
@@ -161,6 +168,14 @@ class Capabilities:
     """Two runs on the same input give the same bits"""
     batch_invariant: bool = True
     """A row gives the same bits alone as in a batch"""
+
+    @property
+    def layouts(self) -> frozenset[str]:
+        """How tensors may lie in memory: arrays other than torch's have no grad, those of JAX no strides."""
+        if self.arrays not in _STRIDED:
+            return frozenset({Layout.PLAIN})
+        left = CONTIGUOUS if self.contiguous else frozenset(Layout)
+        return left - (frozenset() if self.arrays == "torch" else {Layout.REQUIRES_GRAD})
 
     @property
     def sizes(self) -> dict[str, Mapping[Sized, object]]:

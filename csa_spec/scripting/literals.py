@@ -98,12 +98,18 @@ class Literals:
     device: str = "cpu"
     wrap: str = "{}"
     """What is done to every input, e.g. ``{}.numpy()``"""
+    views: dict[str, str] = field(default_factory=dict)
+    """By the name of an input: how it is put where it lies in memory, e.g. ``in_memory({}, 40, 16, (2, 1))``"""
     file: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     """Numbers so far"""
 
     def of(self, name: str, tensor: Tensor, indent: str = "") -> str:
         """Return the expression that makes a tensor; ``name`` is what it is called in the file."""
+        view = self.views.get(name, "{}")
+        return view.format(self._of(f"{name}{view}", name, tensor, indent))
+
+    def _of(self, before: str, name: str, tensor: Tensor, indent: str) -> str:
         self.count += tensor.numel()
         if self.in_file and tensor.numel() > _FEW:
             expression = self._filed(name, tensor)
@@ -112,7 +118,7 @@ class Literals:
         where = f', device="{self.device}"' if self.device != "cpu" else ""
         if not tensor.numel():
             return f"torch.zeros({tuple(tensor.shape)}, dtype={tensor.dtype}{where})"
-        room = WIDTH - len(f"{indent}{name} = torch.tensor(){dtype}{where}")
+        room = WIDTH - len(f"{indent}{before} = torch.tensor(){dtype}{where}")
         return f"torch.tensor({layout(nested(tensor), room, indent)}{dtype}{where})"
 
     def plain(self, name: str, tensor: Tensor) -> str:

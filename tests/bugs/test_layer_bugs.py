@@ -31,6 +31,7 @@ LAWS = {
     "centres_hidden_in_place": "inputs",
     "scales_the_sink_in_place": "inputs",
     "replaces_minus_infinity_in_place": "inputs",
+    "pads_hidden_states_in_place": "inputs",
     "draws_random_numbers": "state",
     "keeps_every_output": "growth",
     "reuses_its_buffer": "memory",

@@ -237,6 +237,20 @@ VARIANTS = {
         "compressor", COMPRESSOR, "hidden = hidden * (1 + hidden[:, -1:])", "pass",
         "compressor blocks=2 tail=1 m=2 E=2 values=gaussian overlap=hca seed=4", "PrefixDiffers", "prefix",
     ),
+    "aligned": Variant(
+        "attend", ATTEND.replace("    wide", "    MISTAKE\n    wide").replace("    MISTAKE\n    return", "    return"),
+        "q = q.as_strided(q.shape, q.stride(), q.storage_offset() // 4 * 4)", "pass",
+        "attend D=2 N=2 n=2 indices=shuffled values=gaussian layout=offset", "NotFinite",
+    ),
+    "viewed": Variant(
+        "attend", ATTEND.replace("    wide", "    MISTAKE\n    wide").replace("    MISTAKE\n    return", "    return"),
+        "kv.view(-1)", "pass",
+        "attend B=2 D=2 N=2 n=2 indices=shuffled values=gaussian layout=mixed", "CandidateRaised[RuntimeError]",
+    ),
+    "packed": Variant(
+        "layer", LAYER, "hidden = hidden.as_strided(hidden.shape, (4, 2, 1)) + 0 * named['wkv'].sum()", "pass",
+        "sliding rows=2,2 values=gaussian layout=transposed", "SeesTooMuch",
+    ),
     "csa": Variant("layer", LAYER, _AHEAD, "pass", "csa m=2 rows=3 values=gaussian", "SeesTooMuch"),
     "hca": Variant("layer", LAYER, _AHEAD, "pass", "hca m=2 rows=3,1 yarn=4/64/32/1", "SeesTooMuch"),
     "sliding": Variant(

@@ -159,7 +159,9 @@ def test_a_batch_needs_rows_with_tokens() -> None:
 
 def test_a_layout_spells_out_padding_documents_and_positions() -> None:
     """Padding has position 0 and belongs to no document."""
-    positions, documents = replace(FULL, rows=(Row((2, 3), left_padding=1, start=8), Row((1,)))).layout()
+    positions, documents = replace(
+        FULL, rows=(Row((2, 3), left_padding=1, start=8), Row((1,)))
+    ).positions_and_documents()
     assert positions == [[0, 8, 9, 8, 9, 10], [0, 0, 0, 0, 0, 0]]
     assert documents == [[-1, 0, 0, 1, 1, 1], [0, -1, -1, -1, -1, -1]]
 

@@ -93,12 +93,13 @@ def test_what_must_be_reached_depends_on_what_the_candidate_supports() -> None:
         candidate = replace(RIGHT, capabilities=Capabilities(**declared))
         target = Target(candidate, LAYER, kind, "float32", "cpu", CORNERS, 0)
         nothing = CheckResult("specification", "", "layer", kind)
-        assert target.missing(nothing) == required(kind)
+        wanted = LAYER.all_required(kind, target.capabilities)
+        assert target.missing(nothing) == wanted
         assert target.left_out(nothing) == []
         result = target.run(LAYER.checks[0])
         assert target.missing(result) == []
         left = set(target.left_out(result))
-        assert {name for name in required(kind) if not result.reached[name]} == left
+        assert {name for name in wanted if not result.reached[name]} == left
         return left
 
     assert {str(feature) for feature in Feature} <= set(required(LayerKind.CSA))
@@ -152,7 +153,7 @@ def test_a_run_without_corners_or_examples_is_inconclusive(monkeypatch: pytest.M
     report = csa_spec.check(RIGHT, profile="nothing")
     assert report.verdict is Verdict.INCONCLUSIVE
     assert all(result.cases == 0 for result in report.results)
-    assert report.missing["float32", LayerKind.CSA] == required(LayerKind.CSA)
+    assert report.missing["float32", LayerKind.CSA] == LAYER.all_required(LayerKind.CSA, Capabilities())
     text = summarise(report)
     assert "INCONCLUSIVE" in text
     assert (

@@ -19,7 +19,7 @@ from csa_spec.engine.case import Case, drawn, size
 from csa_spec.engine.gradients import gradients_match
 from csa_spec.engine.numbers import NumbersTrial, equals_the_specification
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
-from csa_spec.engine.tensors import choice, dtype_of, normal
+from csa_spec.engine.tensors import choice, dtype_of, normal, with_shared_rows
 from csa_spec.engine.trial import Form
 from csa_spec.plug.arrays import map_tensors
 from csa_spec.strategies.flat import SEEDS, any_of, draws
@@ -65,6 +65,7 @@ class NormTrial(NumbersTrial[NormCase]):
         else:
             x = normal(seed, "x", shape) * (EPS**0.5 if case.values is NormValues.TINY else 1.0)
             weight = normal(seed, "weight", (case.channels,))
+        (x,) = with_shared_rows(case, x=x)
         return {"x": x.to(dtype), "weight": weight.to(dtype), "eps": EPS}
 
     def form(self, arguments: Mapping[str, Any]) -> Form:

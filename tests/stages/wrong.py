@@ -27,6 +27,18 @@ class Wrong:
     """Bound on the sum of sizes of the shrunk case"""
 
 
+MEMORY = {
+    "also": (
+        "WrongNumbers",
+        "SeesTooLittle",
+        "SeesTooMuch",
+        "AnswersAnother",
+        "NotZero",
+        "ReturnsZeros",
+        "NotFinite",
+    )
+}
+"""What memory of others happens to hold decides what is wrong"""
 WIDER = ("float32", "float16")
 """Where rounding to bfloat16 is a mistake; in bfloat16 it changes nothing at all."""
 
@@ -103,6 +115,15 @@ WRONG: dict[str, Wrong] = {
         ("returns_the_dtype_of_its_accumulator", "WrongDtype"),
         ("returns_heads_first", "WrongShape"),
         ("fails_without_keys", "CandidateRaised[IndexError]"),
+        ("reads_q_and_kv_as_packed", "NotFinite", MEMORY),
+        ("reads_keys_alone_as_packed", "NotFinite", MEMORY),
+        ("takes_channels_for_adjacent", "NotFinite", MEMORY),
+        ("reads_from_the_beginning_of_the_memory", "NotFinite", MEMORY),
+        ("reads_from_the_aligned_address_below", "NotFinite", MEMORY),
+        ("flattens_its_inputs_by_a_view", "CandidateRaised[RuntimeError]"),
+        ("checks_the_layout_of_its_queries_only", "SeesTooLittle", MEMORY),
+        ("gives_its_scratch_the_strides_of_the_queries", "AnswersAnother", MEMORY),
+        ("exports_what_requires_grad", "CandidateRaised[BufferError]"),
     ),
     **_table(
         "select",
@@ -131,6 +152,7 @@ WRONG: dict[str, Wrong] = {
         ("selects_the_lowest_scoring_entries", "MissedHigherScore"),
         ("drops_entries_that_score_zero_or_less", "WrongCount"),
         ("pads_the_list_with_the_number_of_entries", "PickOutOfRange"),
+        ("reads_scores_as_packed", "MissedHigherScore"),
     ),
     **_table(
         "index_scores",
@@ -148,6 +170,12 @@ WRONG: dict[str, Wrong] = {
         ("gives_every_query_the_scores_of_the_last", "AnswersAnother"),
         ("scores_in_bfloat16", "WrongNumbers", {"dtypes": WIDER}),
         ("uses_only_the_first_head", "WrongNumbers"),
+        (
+            "reads_index_keys_as_packed",
+            "NotFinite",
+            {"also": ("WrongNumbers", "ReturnsZeros", "AnswersAnother")},
+        ),
+        ("joins_rows_and_queries_by_a_view", "CandidateRaised[RuntimeError]"),
         also=("ReturnsZeros",),  # a negative product is no score, and small cases have few of them
     ),
     # Where another token wins a nearly one-hot pooling, what should have won has no effect: SeesTooLittle.
@@ -188,6 +216,8 @@ WRONG: dict[str, Wrong] = {
         ("overlaps_with_the_row_before", "WrongNumbers"),
         ("returns_the_previous_entry", "AnswersAnother"),
         ("pools_in_bfloat16", "WrongNumbers", {"dtypes": WIDER}),
+        ("reads_weights_in_the_order_of_their_memory", "NotFinite", MEMORY),
+        ("compresses_hidden_states_as_packed", "NotFinite", MEMORY),
         also=("SeesTooLittle",),
     ),
 }

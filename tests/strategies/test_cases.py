@@ -49,7 +49,7 @@ def test_every_drawn_case_survives_text_and_json(case: LayerCase) -> None:
 @given(KINDS.flatmap(cases))
 def test_every_drawn_case_is_a_legal_batch(case: LayerCase) -> None:
     """The specification finds in the layout the documents that the rows name, with finite tensors to go with it."""
-    positions, documents = (torch.tensor(rows) for rows in case.layout())
+    positions, documents = (torch.tensor(rows) for rows in case.positions_and_documents())
     assert positions.shape == documents.shape == (len(case.rows), case.columns)
     found = [
         (document.row, document.length, document.start) for document in split_documents(positions, documents)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, generator, normal
+from csa_spec.engine.tensors import choice, generator, normal, with_shared_rows
 from csa_spec.plug.capabilities import Capabilities
 
 
@@ -123,7 +123,7 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         for t in range(s):
             listed = _index_list(case, row, t)
             indices[row, t, : len(listed)] = torch.tensor(listed, dtype=torch.long)
-    kv = kv.to(dtype)
+    kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=indices)
     if case.unused is not UnusedRows.DRAWN:
         largest = torch.finfo(dtype).max
         fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]

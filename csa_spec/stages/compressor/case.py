@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, dtype_of, gaussian_weight, normal
+from csa_spec.engine.tensors import choice, dtype_of, gaussian_weight, normal, with_shared_rows
 from csa_spec.spec import CompressorWeights, Geometry, LayerKind, Yarn, compressor_shapes
 
 
@@ -124,6 +124,7 @@ def make_compressor_inputs(case: CompressorCase) -> dict[str, Any]:
         weights["wgate"], weights["ape"] = 100 * weights["wgate"], 100 * weights["ape"]
     elif case.values is TokenValues.FAR_GATES:
         weights["ape"] = weights["ape"] - 20_000
+    (hidden,) = with_shared_rows(case, hidden=hidden)
     return {
         "hidden": hidden.to(dtype),
         "weights": CompressorWeights(**{name: tensor.to(dtype) for name, tensor in weights.items()}),

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, dtype_of, normal
+from csa_spec.engine.tensors import choice, dtype_of, normal, with_shared_rows
 
 
 class ProductValues(StrEnum):
@@ -54,11 +54,10 @@ def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
         "head_weights": (case.rows, case.queries, case.index_heads),
     }
     if case.values is ProductValues.INTEGERS:
-        return {
-            name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)).to(dtype)
-            for name, shape in shapes.items()
-        }
-    tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
+        tensors = {name: choice(seed, name, shape, (-2.0, -1.0, 1.0, 3.0)) for name, shape in shapes.items()}
+    else:
+        tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
     if case.values is ProductValues.LARGE:
         tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    shared = dict(zip(tensors, with_shared_rows(case, **tensors), strict=True))
+    return {name: tensor.to(dtype) for name, tensor in shared.items()}

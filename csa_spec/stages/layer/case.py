@@ -22,6 +22,7 @@ from csa_spec.engine.case import (
     whole,
 )
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.layouts import Layout
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn, weight_shapes
 
@@ -433,13 +434,14 @@ class LayerCase(OfLayer):
         regime = ((Values, self.values), (Scores, self.scores), (Sinks, self.sinks))
         simple = sum(list(kind).index(name) for kind, name in regime)
         constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
-        return int(self.yarn is not None) + constants + bool(self.mode) + simple
+        layout = list(Layout).index(self.layout)
+        return int(self.yarn is not None) + constants + bool(self.mode) + simple + layout
 
     def documents_of(self, row: int) -> list[int]:
         """Return the document of each column of a row, -1 at padding."""
-        return self.layout()[1][row]
+        return self.positions_and_documents()[1][row]
 
-    def layout(self) -> tuple[list[list[int]], list[list[int]]]:
+    def positions_and_documents(self) -> tuple[list[list[int]], list[list[int]]]:
         """Return positions and document ids, both ``[B][S]``; padding has position 0 and id -1."""
         positions, documents = [], []
         for row in self.rows:

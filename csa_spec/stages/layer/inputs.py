@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal
+from csa_spec.engine.tensors import NORMS, choice, gaussian_weight, generator, normal, with_shared_rows
 from csa_spec.spec import (
     Document,
     Geometry,
@@ -62,7 +62,7 @@ class Inputs:
 def make_inputs(case: LayerCase) -> Inputs:
     """Make the tensors of a case; the same bits on every machine with the same version of torch."""
     geometry = case.geometry
-    positions, documents = (torch.tensor(rows, dtype=torch.long) for rows in case.layout())
+    positions, documents = (torch.tensor(rows, dtype=torch.long) for rows in case.positions_and_documents())
     hidden = _hidden(case)
     named = {name: _weight(case, name, shape) for name, shape in weight_shapes(geometry).items()}
     if geometry.kind is LayerKind.CSA:
@@ -95,12 +95,18 @@ def _hidden(case: LayerCase) -> Tensor:
         # Repeat the first block, each repetition a little off: index keys of all blocks nearly coincide.
         block = torch.arange(shape[1]) % case.geometry.compress_ratio
         exponent = int(torch.randint(6, 21, (), generator=generator(case.seed, "nearness")))
-        tokens = tokens[:, block] + 2.0**-exponent * normal(case.seed, "off", shape)
+        (off,) = with_shared_rows(case, off=normal(case.seed, "off", shape))
+        tokens = tokens[:, block] + 2.0**-exponent * off
     return tokens
 
 
 def draw_tokens(case: OfLayer, name: str, shape: tuple[int, ...]) -> Tensor:
     """Draw hidden states in the case's regime, in float64; ``name`` names the draw."""
+    (tokens,) = with_shared_rows(case, tokens=_drawn_tokens(case, name, shape))
+    return tokens
+
+
+def _drawn_tokens(case: OfLayer, name: str, shape: tuple[int, ...]) -> Tensor:
     if case.values is Values.UNITS:
         return choice(case.seed, name, shape, (0.0, 1.0))
     if case.values is Values.INTEGERS:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
-from csa_spec.engine.tensors import choice, dtype_of, generator, normal
+from csa_spec.engine.tensors import choice, dtype_of, generator, normal, with_shared_rows
 
 
 class ScoreValues(StrEnum):
@@ -65,7 +65,7 @@ def make_select_inputs(case: SelectCase) -> dict[str, Any]:
     shape = (case.rows, case.queries, case.entries)
     dtype = dtype_of(case.dtype)
     positions = case.start + torch.arange(case.queries) + torch.arange(case.rows)[:, None]
-    scores = _scores(case, shape, dtype)
+    scores, positions = with_shared_rows(case, scores=_scores(case, shape, dtype), positions=positions)
     hidden = torch.arange(case.entries) >= ((positions + 1) // case.compress_ratio)[..., None]
     if case.values is ScoreValues.NAN:
         scores = scores.masked_fill(~hidden & (normal(case.seed, "special", shape) > 0.5), torch.nan)
