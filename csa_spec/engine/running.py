@@ -393,7 +393,8 @@ class _Run:
         layout = failure.case.layout
         if layout is Layout.PLAIN or self.judge(replace(failure.case, layout=Layout.PLAIN)) is not None:
             return
-        failure.remarks += (f"without layout={layout} the same case is right: {ADVICE[layout]}",)
+        remark = f"without layout={layout} the same case is right: {ADVICE[layout]}"
+        failure.remarks = tuple(dict.fromkeys((*failure.remarks, remark)))
 
     def unsteady(self, failure: Failure, call: int) -> Failure | None:
         """Return what is to be reported of a failure that does not come every time; None if it does."""
