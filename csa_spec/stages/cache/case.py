@@ -22,7 +22,7 @@ from csa_spec.stages.layer.inputs import draw_tokens, make_inputs
 Token = tuple[int, int, int]
 """A token of a schedule: number of the call that brought it, row of that call, place in it."""
 
-NARROW = "window of one token"
+NARROW, EMPTIED = "window of one token", "select or repeat of emptied rows"
 """What a candidate may lack beside operations."""
 _LONG = 32
 """Tokens of a row from which on a case is slow"""
@@ -136,7 +136,7 @@ class CacheCase(OfLayer):
     @classmethod
     def may_lack(cls) -> dict[str, list[str]]:
         """Return the operations that a stream need not have, of every layer kind or of one."""
-        names = [*(str(op) for op in Op if op is not Op.EXTEND), NARROW]
+        names = [*(str(op) for op in Op if op is not Op.EXTEND), NARROW, EMPTIED]
         return {cls.stage: names, **{f"{cls.stage} {kind}": names for kind in LayerKind}}
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[CacheCase, list[str]]:
@@ -153,8 +153,21 @@ class CacheCase(OfLayer):
         if self.window == 1 and lacks(NARROW):
             names.append(NARROW)
             case = replace(case, window=2)
-        calls = tuple(call for call in self.calls if call.op not in lacking)
-        return (case.with_calls(calls) if lacking else case), names
+        if lacking:
+            case = case.with_calls([call for call in self.calls if call.op not in lacking])
+        if lacks(EMPTIED) and any(case._moves_emptied_rows(number) for number in range(len(case.calls))):
+            names.append(EMPTIED)
+            moves = [call for n, call in enumerate(case.calls) if not case._moves_emptied_rows(n)]
+            case = case.with_calls(moves)
+        return case, names
+
+    def _moves_emptied_rows(self, number: int) -> bool:
+        """Whether a call selects or repeats rows that all had tokens and have none any more."""
+        if self.calls[number].op not in (Op.SELECT, Op.REPEAT):
+            return False
+        next_call = [*self.calls[:number], Call(Op.EXTEND, (1,))]
+        *earlier, step = _model(self.batch, next_call, self.turn)
+        return bool(earlier) and not any(step.before)
 
     @classmethod
     def letters(cls) -> dict[str, int]:
