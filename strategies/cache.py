@@ -235,6 +235,7 @@ def _rows_of_their_own(plain: CacheCase) -> Iterator[CacheCase]:
         f"{2 * m},3,rollback_rows:2.0,1,{m}",
         f"{m + 1},3,rollback_rows:0.2,3,rollback_rows:1.3,1,1",  # drafts, and drafts again
         f"{2 * m + 1},rollback_rows:{m + 2}.0,1,1",  # over entries in one row only
+        f"{3 * m},rollback_rows:1.{m},{m + 1},{m},1",  # more entries than are selected
         f"extend_rows:{2 * m}.{m - 1},1,reorder:1.0,rollback_rows:0.2,1",
         # Slots are free, and come back in another order.
         f"{m + 2},clear:0.1,extend_rows:0.{m - 1},extend_rows:{m + 1}.0,{m}",
@@ -262,6 +263,7 @@ def _rolled_back(plain: CacheCase) -> Iterator[CacheCase]:
     moves = ("select:1", "select:1.0", "reorder:1.0", "reorder:1.1", "repeat:2", "clear:0,3", "fork")
     for number, m in enumerate((1, 2, 4)):
         case = plain if plain.kind == LayerKind.SLIDING else replace(plain, compress_ratio=m)
+        yield replace(case, top_k=min(plain.top_k, 2), calls=_calls(f"{4 * m},rollback:1,{m + 1},{m}"))
         for text in (f"{3 * m},rollback:2,1", f"{3 * m + 1},1,rollback:{m + 2},1,1"):
             yield replace(case, window=m + 1, calls=_calls(text))
         for turn, move in enumerate((*moves, "save,1,restore"), number):
@@ -277,6 +279,7 @@ def _long(plain: CacheCase) -> Iterator[CacheCase]:
         "37,51,1,44,1",  # chunks of a prompt
         *(f"{first},16,32,64,1,1" for first in (15, 16, 17)),  # on either side of pages
         "7,107,1,rollback:20,1,1",
+        "126,1,1,1,1,rollback:3,1,1",
     ):
         yield replace(plain, calls=_calls(text))
     yield replace(plain, batch=2, calls=_calls("extend_rows:9.70,1,extend_rows:35.1,rollback_rows:0.7,1"))
