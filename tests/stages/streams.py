@@ -187,7 +187,7 @@ WRONG = {
         ("ForkSharesAllState", SLIDING),
         "ForkSharesUnfinishedBlocks",
         ("ForkEmptiesTheOriginal", SLIDING),
-        ("ForkCopiesTheListOfFreePages", HCA | FOUR),
+        ("ForkCopiesTheListOfFreePages", FOUR),
     ),
     **_table("other", ("SharesStateBetweenStreams", SLIDING)),
     **_table(
