@@ -122,7 +122,7 @@ def _planned(draw: st.DrawFn, others: Sequence[Op], count: int) -> dict[int, Op]
         return {1: _PREPARED[op], max(3, place): op}
     # Tokens that were there before rows moved, or a copy was made, are rolled back.
     then = draw(st.sampled_from((None, Op.ROLLBACK)), label="then")
-    return {place: op, place + 1: then} if then in others else {place: op}
+    return {place: op, place + 1: then} if then is not None and then in others else {place: op}
 
 
 def _mix(others: Sequence[Op]) -> st.SearchStrategy[Op]:
