@@ -203,6 +203,7 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         f"{m + 2},select:1.0,2,1",
         "2,rollback:2,select:1,1",
         "2,reset,repeat:2,3",
+        f"{m},rollback:1,2",
         f"{m + 2},3,rollback:2,1,{m}",
         f"{m + 1},repeat:2,3,2",
         f"{m + 2},clear:0,{m}",
