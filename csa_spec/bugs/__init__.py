@@ -33,6 +33,7 @@ _MODULES = (
     "gradients",
     "cache_calls",
     "cache_operations",
+    "cache_servers",
     "cache_side_effects",
     "memory",
 )

@@ -102,9 +102,22 @@ class Cache:
         ]
         return torch.stack(rows).to(self.dtype)
 
+    def extend_rows(self, hidden: Tensor, lengths: list[int]) -> Tensor:
+        """Take only the first tokens of each row in; what stands behind them gets zeros."""
+        out = torch.zeros_like(hidden)
+        for row, (slot, length) in enumerate(zip(self.slots, lengths, strict=True)):
+            if length:
+                tokens = hidden[row, :length].to(self.weights.wkv.dtype)
+                out[row, :length] = self.extend_row(slot, tokens).to(self.dtype)
+        return out
+
     def rollback(self, n: int) -> None:
         """Go back to what was kept before the last n tokens."""
         self.slots = [self.rolled_back(slot, n) for slot in self.slots]
+
+    def rollback_rows(self, counts: list[int]) -> None:
+        """Go back by as many tokens as each row's count says."""
+        self.slots = [self.rolled_back(slot, n) for slot, n in zip(self.slots, counts, strict=True)]
 
     def reset(self) -> None:
         """Forget everything."""

@@ -43,6 +43,7 @@ _COMPRESSED_CACHE_LACKS = {
     "repeat": "batch_repeat_interleave leaves the state of the compressor as it is",
 }
 _SLIDING_PACKING = "documents are told apart only without a cache and without a 2-D mask"
+_EMPTIED = "batch_select_indices and batch_repeat_interleave skip a cache that crop has emptied"
 _NARROW = "a window of one token keeps all tokens in the cache"
 _LACKS: dict[tuple[str, str], str] = {
     **{(kind, name): reason for name, reason in _COMPRESSED_LACKS.items() for kind in _COMPRESSED},
@@ -53,6 +54,7 @@ _LACKS: dict[tuple[str, str], str] = {
         for name, reason in _COMPRESSED_CACHE_LACKS.items()
     },
     **{(f"cache {kind}", "window of one token"): _NARROW for kind in LayerKind},
+    (f"cache {LayerKind.SLIDING}", "select or repeat of emptied rows"): _EMPTIED,
 }
 
 WEIGHT_NAMES = {

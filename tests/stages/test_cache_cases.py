@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from csa_spec.stages import STAGES, parse_case, stage_of
 from csa_spec.stages.cache.case import CacheCase, make_cache_inputs
 from csa_spec.stages.cache.stage import required
 from csa_spec.stages.cache.stream import Call, Op
-from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.cache.trial import LATE, LONG_FIRST, LONG_LATER, CacheTrial
 from csa_spec.strategies.cache import DRAWS
 from stages.streams import Tokens, candidate_of
 
@@ -97,6 +98,18 @@ def test_json_holds_all_of_a_case_and_hashes_tell_cases_apart(kind: LayerKind) -
         ("cache csa B=2 calls=1,reorder:0,1", "call 2 (reorder:0) must name 2 rows"),
         ("cache csa B=2 calls=1,reorder:0.2,1", "call 2 (reorder:0.2) names row 2, but there are 2 rows"),
         ("cache csa B=2 calls=1,select:0,clear:1,1", "call 3 (clear:1) names row 1, but there are 1 rows"),
+        (
+            "cache csa B=2 calls=extend_rows:1,1",
+            "call 1 (extend_rows:1) must have a number for each of 2 rows",
+        ),
+        ("cache csa B=2 calls=extend_rows:0.0,1", "call 1 (extend_rows:0.0) extends by no token"),
+        (
+            "cache csa B=2 calls=2,rollback_rows:1.3,1",
+            "call 2 (rollback_rows:1.3) rolls back 3 tokens; a row has 2",
+        ),
+        ("cache csa B=2 calls=2,rollback_rows:0.0,1", "call 2 (rollback_rows:0.0) rolls back no token"),
+        ("cache csa calls=1,rollback_rows", "'rollback_rows' must have the rows' numbers behind a colon"),
+        ("cache csa calls=1,original,1", "call 2 (original) goes on with the original of a fork, but "),
         ("cache csa calls=1,repeat:0,1", "call 2 (repeat:0) repeats rows no time"),
         ("cache csa B=0 calls=1", "B (rows) must be an integer of at least 1, not 0"),
         ("cache csa B=x calls=1", "'B=x' is not a whole number"),
@@ -123,15 +136,23 @@ def naive(case: CacheCase) -> list[tuple[int, list[list[tuple[int, int, int]]]]]
     rows: list[list[tuple[int, int, int]]] = [[] for _ in range(case.batch)]
     others: list[list[tuple[int, int, int]]] = [[] for _ in range(case.batch)]
     seen, saved = [], json.dumps(rows)
+    original = rows
     for number, call in enumerate(case.calls):
         match str(call).split(":"):
             case ["fork"]:
-                both = [[*row, (number, b, 0), (number, b, 1)] for b, row in enumerate(rows)]
-                seen.append((number, both))
+                original = [list(row) for row in rows]
+                seen.append((number, both_longer(original, number)))
+            case ["original"]:
+                seen.append((number, both_longer(original, number)))
             case ["other"]:
-                for b, row in enumerate(others):
-                    row += [(number, b, 0), (number, b, 1)]
-                seen.append((number, [list(row) for row in others]))
+                seen.append((number, both_longer(others, number)))
+            case ["extend_rows", counts]:
+                for b, n in enumerate(counts.split(".")):
+                    rows[b] += [(number, b, i) for i in range(int(n))]
+                seen.append((number, [list(row) for row in rows]))
+            case ["rollback_rows", counts]:
+                for row, n in zip(rows, counts.split("."), strict=True):
+                    del row[len(row) - int(n) :]
             case ["rollback", n]:
                 for row in rows:
                     for _ in range(int(n)):
@@ -158,10 +179,18 @@ def naive(case: CacheCase) -> list[tuple[int, list[list[tuple[int, int, int]]]]]
     return seen
 
 
+def both_longer(rows: list[list[tuple[int, int, int]]], call: int) -> list[list[tuple[int, int, int]]]:
+    """Give each row the two tokens of a turn, in place; return a copy."""
+    for b, row in enumerate(rows):
+        row += [(call, b, 0), (call, b, 1)]
+    return [list(row) for row in rows]
+
+
 @EACH
 def test_the_model_is_what_a_list_of_tokens_per_row_would_be(kind: LayerKind) -> None:
     """After every call that answers."""
     for case in drawn(kind, 150):
+        case = replace(case, turn=2)
         assert [(step.call, [list(row) for row in step.rows]) for step in case.steps] == naive(case)
 
 
@@ -190,6 +219,9 @@ def test_rows_go_where_the_names_of_the_operations_say() -> None:
         "2,rollback:1,1": [[(0, 0, 0), (2, 0, 0)], [(0, 1, 0), (2, 1, 0)]],
         "1,save,1,restore,1": [[(0, 0, 0), (4, 0, 0)], [(0, 1, 0), (4, 1, 0)]],
         "1,fork,1": [[(0, 0, 0), (2, 0, 0)], [(0, 1, 0), (2, 1, 0)]],
+        "1,fork,1,original": [[(0, b, 0), (1, b, 0), (1, b, 1), (3, b, 0), (3, b, 1)] for b in range(2)],
+        "1,extend_rows:0.2": [[(0, 0, 0)], [(0, 1, 0), (1, 1, 0), (1, 1, 1)]],
+        "2,rollback_rows:0.2,1": [[(0, 0, 0), (0, 0, 1), (2, 0, 0)], [(2, 1, 0)]],
     }
     for text, rows in by.items():
         assert [list(row) for row in schedule(text, 2).steps[-1].rows] == rows, text
@@ -259,11 +291,12 @@ def test_drawn_schedules_reach_every_operation(kind: LayerKind) -> None:
     cases = draw(cache_cases(kind), 300)
     reached = kinds_in(cases)
     for op in Op:
-        assert op is Op.EXTEND or reached[f"a call after {op}"] >= 10, op
+        assert op is Op.EXTEND or reached[f"a call after {op}"] >= 5, op
     assert reached["rows of different lengths"] >= 10
     assert reached["several rows"] >= 60
     assert 60 <= sum({call.op for call in case.calls} == {Op.EXTEND} for case in cases) <= 150
-    assert [name for name in required(kind) if reached[name] < 20] == []
+    ready_made = {LONG_FIRST, LONG_LATER, LATE}
+    assert [name for name in required(kind) if reached[name] < 20 and name not in ready_made] == []
     assert max(len(row) for case in cases for step in case.steps for row in step.rows) <= 30
 
 
@@ -274,7 +307,9 @@ def test_drawn_schedules_reach_every_operation(kind: LayerKind) -> None:
 def test_every_simpler_case_is_legal_and_smaller_or_as_small(kind: LayerKind) -> None:
     """Whatever a pass yields reads back from its text; most are smaller."""
     smaller = yielded = 0
-    for case in drawn(kind, 10)[::4]:
+    for case in [case for case in drawn(kind, 10) if case.total < 60][
+        ::4
+    ]:  # of long ones there are too many
         for pass_ in STAGE.passes:
             for simpler in pass_(case):
                 assert simpler.steps

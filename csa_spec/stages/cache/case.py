@@ -15,15 +15,17 @@ from csa_spec.engine.case import CaseError, coded, size
 from csa_spec.engine.tensors import dtype_of
 from csa_spec.plug.capabilities import Capabilities, SizeRule
 from csa_spec.spec import LayerKind
-from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.cache.stream import ANSWERED, PER_ROW, Call, Op
 from csa_spec.stages.layer.case import LayerCase, OfLayer, Row
 from csa_spec.stages.layer.inputs import draw_tokens, make_inputs
 
 Token = tuple[int, int, int]
 """A token of a schedule: number of the call that brought it, row of that call, place in it."""
 
-NARROW = "window of one token"
+NARROW, EMPTIED = "window of one token", "select or repeat of emptied rows"
 """What a candidate may lack beside operations."""
+_LONG = 32
+"""Tokens of a row from which on a case is slow"""
 _ROUNDS = 4
 """Calls that are split may be too many, and those that are left of another size."""
 
@@ -37,8 +39,24 @@ class Step:
 
     call: int
     rows: tuple[tuple[Token, ...], ...]
-    tokens: int
-    """How many of them, the last ones, this call brought"""
+    counts: tuple[int, ...]
+    """How many of each row's tokens, the last ones, this call brought"""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the longest row got: the width of the call."""
+        return max(self.counts)
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """How many tokens each row held before."""
+        return tuple(len(row) - count for row, count in zip(self.rows, self.counts, strict=True))
+
+    @property
+    def judged(self) -> Iterator[tuple[int, tuple[Token, ...], int]]:
+        """Every row that got tokens: its number, all its tokens, and how many are new."""
+        rows = zip(self.rows, self.counts, strict=True)
+        return ((row, tokens, count) for row, (tokens, count) in enumerate(rows) if count)
 
 
 def _read_calls(text: str) -> tuple[Call, ...]:
@@ -57,7 +75,7 @@ class CacheCase(OfLayer):
     batch: int = size("B", 1, "rows", rank=0)
     calls: tuple[Call, ...] = coded(_read_calls, _write_calls, default=(Call(Op.EXTEND, (1,)),), rank=0)
     turn: int = size("turn", 1, "tokens of a turn", default=2)
-    """Tokens that the original takes after a fork, and another stream at each turn."""
+    """Tokens that the original of a fork, or another stream, takes at each turn."""
 
     def _complete(self) -> None:
         super()._complete()
@@ -86,7 +104,7 @@ class CacheCase(OfLayer):
     @property
     def total(self) -> int:
         """Tokens of all calls, per row."""
-        return _total(self.calls)
+        return total_tokens(self.calls)
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -95,10 +113,13 @@ class CacheCase(OfLayer):
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Orders cases as a person would: fewer calls, fewer tokens, fewer rows, a smaller layer."""
+        """Orders cases as a person would: fewer calls, fewer tokens, fewer rows, a smaller layer.
+
+        Long documents come after all others: what fails without them is made small in a fraction of the time.
+        """
         numbers = sum(sum(call.numbers) for call in self.calls)
         ops = sum(list(Op).index(call.op) for call in self.calls)
-        first = (len(self.calls), self.total, self.batch, self.turn, ops, numbers)
+        first = (self.total > _LONG, len(self.calls), self.total, self.batch, self.turn, ops, numbers)
         return (*first, *self.one_document(1).order)
 
     def one_document(self, length: int) -> LayerCase:
@@ -115,7 +136,7 @@ class CacheCase(OfLayer):
     @classmethod
     def may_lack(cls) -> dict[str, list[str]]:
         """Return the operations that a stream need not have, of every layer kind or of one."""
-        names = [*(str(op) for op in Op if op is not Op.EXTEND), NARROW]
+        names = [*(str(op) for op in Op if op is not Op.EXTEND), NARROW, EMPTIED]
         return {cls.stage: names, **{f"{cls.stage} {kind}": names for kind in LayerKind}}
 
     def without_lacks(self, capabilities: Capabilities) -> tuple[CacheCase, list[str]]:
@@ -132,8 +153,21 @@ class CacheCase(OfLayer):
         if self.window == 1 and lacks(NARROW):
             names.append(NARROW)
             case = replace(case, window=2)
-        calls = tuple(call for call in self.calls if call.op not in lacking)
-        return (case.with_calls(calls) if lacking else case), names
+        if lacking:
+            case = case.with_calls([call for call in self.calls if call.op not in lacking])
+        if lacks(EMPTIED) and any(case._moves_emptied_rows(number) for number in range(len(case.calls))):
+            names.append(EMPTIED)
+            moves = [call for n, call in enumerate(case.calls) if not case._moves_emptied_rows(n)]
+            case = case.with_calls(moves)
+        return case, names
+
+    def _moves_emptied_rows(self, number: int) -> bool:
+        """Whether a call selects or repeats rows that all had tokens and have none any more."""
+        if self.calls[number].op not in (Op.SELECT, Op.REPEAT):
+            return False
+        next_call = [*self.calls[:number], Call(Op.EXTEND, (1,))]
+        *earlier, step = _model(self.batch, next_call, self.turn)
+        return bool(earlier) and not any(step.before)
 
     @classmethod
     def letters(cls) -> dict[str, int]:
@@ -151,7 +185,7 @@ class CacheCase(OfLayer):
     @property
     def _first_and_later(self) -> tuple[list[int], list[int]]:
         """Return the tokens of calls on empty rows, and of the others."""
-        later = [any(len(row) > step.tokens for row in step.rows) for step in self.steps]
+        later = [any(step.before) for step in self.steps]
         first, others = (
             [step.tokens for step, is_later in zip(self.steps, later, strict=True) if is_later is wanted]
             for wanted in (False, True)
@@ -168,7 +202,7 @@ class CacheCase(OfLayer):
         calls = list(_resized(case.calls, lambda n: [first or n], lambda n: [step or n]))[:count]
         if step is not None and not case.with_calls(calls)._first_and_later[1]:
             calls.append(Call(Op.EXTEND, (step,)))  # there is no later call that could have other tokens
-        while total is not None and len(calls) > 1 and _total(calls) > total:
+        while total is not None and len(calls) > 1 and total_tokens(calls) > total:
             calls.pop()
         return case.with_calls(calls)
 
@@ -200,7 +234,8 @@ class CacheCase(OfLayer):
         case = case.with_calls(list(_resized(case.calls, partial(_split, first), partial(_split, step))))
         if case._misfitting_calls(first, step):
             # Turns of another stream begin with as many tokens as they go on with.
-            case = case.with_calls([call for call in case.calls if call.op not in (Op.OTHER, Op.FORK)])
+            turns = (Op.OTHER, Op.FORK, Op.ORIGINAL)
+            case = case.with_calls([call for call in case.calls if call.op not in turns])
         return case
 
     def with_calls(self, calls: Sequence[Call]) -> Self:
@@ -212,13 +247,14 @@ class CacheCase(OfLayer):
             except CaseError:
                 continue
             kept.append(call)
-        if not any(call.op in (Op.EXTEND, Op.FORK, Op.OTHER) for call in kept):
+        if not any(call.op in ANSWERED for call in kept):
             kept = [Call(Op.EXTEND, (1,))]
         return replace(self, calls=tuple(kept))
 
 
-def _total(calls: Sequence[Call]) -> int:
-    return sum(call.numbers[0] for call in calls if call.op is Op.EXTEND)
+def total_tokens(calls: Sequence[Call]) -> int:
+    """Return the tokens of all calls, per row."""
+    return sum(max(call.numbers) for call in calls if call.op in (Op.EXTEND, Op.EXTEND_ROWS))
 
 
 def _split(rule: SizeRule, tokens: int) -> list[int]:
@@ -233,6 +269,12 @@ def _resized(
     """Yield calls with other numbers of tokens: of those on empty rows, and of the others."""
     empty = True
     for call in calls:
+        if call.op is Op.EXTEND_ROWS:
+            longest = max(call.numbers)
+            width = (first if empty else later)(longest)[0]
+            yield Call(call.op, tuple(width if n == longest else min(n, width) for n in call.numbers))
+            empty = False
+            continue
         if call.op is not Op.EXTEND:
             empty = empty or call.op is Op.RESET
             yield call
@@ -249,14 +291,16 @@ def _resized(
 
 def _most_tokens(batch: int, calls: Sequence[Call], turn: int) -> int:
     """Return how many tokens all answers together are about, or some more: counted, none of them made."""
-    rows, length, other, total = batch, 0, 0, 0
+    rows, length, other, original, total = batch, 0, 0, (0, 0), 0
     saved = (rows, length)
     for call in calls:
-        if call.op is Op.EXTEND:
-            length += call.numbers[0]
+        if call.op in (Op.EXTEND, Op.EXTEND_ROWS):
+            length += max(call.numbers)
             total += rows * length
-        elif call.op is Op.FORK:
-            total += rows * (length + turn)
+        elif call.op in (Op.FORK, Op.ORIGINAL):
+            many, tokens = (rows, length) if call.op is Op.FORK else original
+            original = many, tokens + turn
+            total += many * (tokens + turn)
         elif call.op is Op.OTHER:
             other += turn
             total += batch * other
@@ -280,34 +324,51 @@ def _model(batch: int, calls: Sequence[Call], turn: int) -> Iterator[Step]:
     """Run the model of the stream: a list of tokens per row."""
     rows: list[tuple[Token, ...]] = [()] * batch
     other: list[tuple[Token, ...]] = [()] * batch
+    original: list[tuple[Token, ...]] | None = None
     saved: list[tuple[Token, ...]] | None = None
     for number, call in enumerate(calls):
         op, numbers, name = call.op, call.numbers, f"call {number + 1} ({call})"
         if op in (Op.REORDER, Op.SELECT, Op.CLEAR) and max(numbers) >= len(rows):
             raise CaseError(f"{name} names row {max(numbers)}, but there are {len(rows)} rows")
+        if op in (Op.REORDER, *PER_ROW) and len(numbers) != len(rows):
+            must = "have a number for each of" if op in PER_ROW else "name"
+            raise CaseError(f"{name} must {must} {len(rows)} rows")
         if op is Op.EXTEND:
             if numbers[0] < 1:
                 raise CaseError(f"{name} extends by no token")
-            rows = _longer(rows, number, numbers[0])
-            yield Step(number, tuple(rows), numbers[0])
-        elif op is Op.FORK:
-            yield Step(number, tuple(_longer(rows, number, turn)), turn)
+            step = _extended(rows, number, numbers * len(rows))
+            rows = list(step.rows)
+            yield step
+        elif op is Op.EXTEND_ROWS:
+            if not any(numbers):
+                raise CaseError(f"{name} extends by no token")
+            step = _extended(rows, number, numbers)
+            rows = list(step.rows)
+            yield step
+        elif op in (Op.FORK, Op.ORIGINAL):
+            original = rows if op is Op.FORK else original
+            if original is None:
+                raise CaseError(
+                    f"{name} goes on with the original of a fork, but there is no fork before it"
+                )
+            step = _extended(original, number, [turn] * len(original))
+            original = list(step.rows)
+            yield step
         elif op is Op.OTHER:
-            other = _longer(other, number, turn)
-            yield Step(number, tuple(other), turn)
-        elif op is Op.ROLLBACK:
-            if numbers[0] < 1:
+            step = _extended(other, number, [turn] * len(other))
+            other = list(step.rows)
+            yield step
+        elif op in (Op.ROLLBACK, Op.ROLLBACK_ROWS):
+            counts = numbers * len(rows) if op is Op.ROLLBACK else numbers
+            if not any(counts):
                 raise CaseError(f"{name} rolls back no token")
-            if min(map(len, rows)) < numbers[0]:
-                raise CaseError(f"{name} rolls back {numbers[0]} tokens; a row has {min(map(len, rows))}")
-            rows = [row[: len(row) - numbers[0]] for row in rows]
+            for row, count in zip(rows, counts, strict=True):
+                if len(row) < count:
+                    raise CaseError(f"{name} rolls back {count} tokens; a row has {len(row)}")
+            rows = [row[: len(row) - count] for row, count in zip(rows, counts, strict=True)]
         elif op is Op.RESET:
             rows = [()] * len(rows)
-        elif op is Op.REORDER:
-            if len(numbers) != len(rows):
-                raise CaseError(f"{name} must name {len(rows)} rows")
-            rows = [rows[b] for b in numbers]
-        elif op is Op.SELECT:
+        elif op in (Op.REORDER, Op.SELECT):
             rows = [rows[b] for b in numbers]
         elif op is Op.REPEAT:
             if numbers[0] < 1:
@@ -323,8 +384,9 @@ def _model(batch: int, calls: Sequence[Call], turn: int) -> Iterator[Step]:
             rows = list(saved)
 
 
-def _longer(rows: Sequence[tuple[Token, ...]], call: int, tokens: int) -> list[tuple[Token, ...]]:
-    return [(*row, *((call, b, i) for i in range(tokens))) for b, row in enumerate(rows)]
+def _extended(rows: Sequence[tuple[Token, ...]], call: int, counts: Sequence[int]) -> Step:
+    longer = ((*row, *((call, b, i) for i in range(counts[b]))) for b, row in enumerate(rows))
+    return Step(call, tuple(longer), tuple(counts))
 
 
 def make_cache_inputs(case: CacheCase) -> dict[str, Any]:

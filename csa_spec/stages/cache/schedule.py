@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.cache.stream import ANSWERED, Call, Op
 
 STREAM_OPS = {
     Op.ROLLBACK: "{stream}.rollback({numbers})",
@@ -17,6 +17,7 @@ STREAM_OPS = {
     Op.FORK: "original, {stream} = {stream}, {stream}.fork()",
     Op.SAVE: "state = {stream}.save()",
     Op.RESTORE: "{stream}.restore(state)",
+    Op.ROLLBACK_ROWS: "{stream}.rollback_rows([{numbers}])",
 }
 """How a script asks a plugged-in stream for something."""
 
@@ -32,6 +33,8 @@ class Schedule:
     ops: Mapping[Op, str] = field(default_factory=lambda: STREAM_OPS)
     stream: str = "stream"
     device: str = ""
+    extend_rows: str = "{stream}.extend_rows({tokens}, [{numbers}])"
+    """As ``extend``, with numbers of tokens"""
 
     def program(self, calls: Sequence[Call], got: int, last: int, checked: str = "{out}") -> list[str]:
         """Return the lines of some calls one after another.
@@ -59,16 +62,20 @@ class Schedule:
         for number, call in enumerate(calls):
             if call.op is Op.OTHER and call.op not in {earlier.op for earlier in calls[:number]}:
                 yield number, f"other = {self.opened}", ""
-            elif call.op not in (Op.EXTEND, Op.OTHER):
-                yield number, self._op(call), ""
-            stream = {Op.EXTEND: self.stream, Op.FORK: "original", Op.OTHER: "other"}.get(call.op)
-            if stream is not None:
-                tokens = tokens_name(number)
-                yield number, self.extend.format(stream=stream, tokens=tokens), tokens
+            elif call.op in self.ops:
+                yield number, self._filled(self.ops[call.op], call), ""
+            if call.op in ANSWERED:
+                extend = self.extend_rows if call.op is Op.EXTEND_ROWS else self.extend
+                names = {"stream": _ASIDE.get(call.op, self.stream), "tokens": tokens_name(number)}
+                yield number, self._filled(extend, call, **names), names["tokens"]
 
-    def _op(self, call: Call) -> str:
-        numbers = ", ".join(map(str, call.numbers))
-        return self.ops[call.op].format(stream=self.stream, numbers=numbers, device=self.device)
+    def _filled(self, template: str, call: Call, **names: str) -> str:
+        known = {"stream": self.stream, "device": self.device, "numbers": ", ".join(map(str, call.numbers))}
+        return template.format(**known | names)
+
+
+_ASIDE = {Op.FORK: "original", Op.ORIGINAL: "original", Op.OTHER: "other"}
+"""The stream that takes the tokens, where that is not the one that goes on"""
 
 
 def tokens_name(call: int) -> str:

@@ -14,6 +14,7 @@ from csa_spec.scripting.stage_script import Law, StageScript, Task
 from csa_spec.scripting.subject import Callee, Subject
 from csa_spec.stages.cache.case import Step
 from csa_spec.stages.cache.schedule import Schedule, tokens_name
+from csa_spec.stages.cache.stream import Op
 from csa_spec.stages.cache.trial import CacheTrial
 from csa_spec.stages.layer.script import allowed_errors, by_selection
 
@@ -36,7 +37,17 @@ class CacheScript(StageScript):
             call = extend.format(stream="stream", tokens=callee.hand_over.format("tokens"))
             subject.define("extend", ("stream", "tokens"), [f"out = {call}", *callee.returns()])
             extend = "extend({stream}, {tokens})"
-        subject.schedule = Schedule(f"{callee.expression}(weights, geometry, {trial.case.batch})", extend)
+        opened = f"{callee.expression}(weights, geometry, {trial.case.batch})"
+        subject.schedule = Schedule(opened, extend, **self._extend_rows(subject, trial, callee))
+
+    def _extend_rows(self, subject: Subject, trial: Any, callee: Callee) -> dict[str, Any]:
+        """Say how rows are extended by different numbers of tokens, where tokens must be converted for that."""
+        used = any(call.op is Op.EXTEND_ROWS for call in trial.case.calls)
+        if not used or not (callee.converts or callee.hand_over != "{}"):
+            return {}
+        call = f"stream.extend_rows({callee.hand_over.format('tokens')}, lengths)"
+        subject.define("extend_rows", ("stream", "tokens", "lengths"), [f"out = {call}", *callee.returns()])
+        return {"extend_rows": "extend_rows({stream}, {tokens}, [{numbers}])"}
 
     def laws(self) -> dict[str, Law]:
         """Return the only one: others need all answers at once."""
@@ -78,17 +89,17 @@ def _form_of_answers(dtype: torch.dtype) -> list[str]:
 
 def _column(step: Step, place: Place) -> int:
     """Return the column in the answer of a call that a token of its row has."""
-    return place.t - len(step.rows[place.row]) + step.tokens
+    return place.t - step.before[place.row]
 
 
 def _answers(trial: CacheTrial, step: Step, place: Place | None) -> tuple[Tensor, Tensor, bool]:
     """Return outputs and allowed errors of one call, ``[B, n, hidden]``, as :func:`by_selection` does."""
-    outs, errors = [], []
-    for row in step.rows:
-        expected, last = trial.specified_on(row), slice(len(row) - step.tokens, len(row))
-        outs.append(expected.documents[0].trace.out[last])
-        errors.append(allowed_errors(expected)[0, last])
-    out, allowed = torch.stack(outs), torch.stack(errors)
+    out = torch.zeros(len(step.rows), step.tokens, trial.case.hidden, dtype=torch.float64)
+    allowed = torch.full_like(out, torch.inf)  # what comes back at padding means nothing
+    for row, tokens, count in step.judged:
+        expected, last = trial.specified_on(tokens), slice(len(tokens) - count, len(tokens))
+        out[row, :count] = expected.documents[0].trace.out[last]
+        allowed[row, :count] = allowed_errors(expected)[0, last]
     if place is None:
         return out, allowed, False
     expected = trial.specified_on(step.rows[place.row])

@@ -9,8 +9,8 @@ from itertools import combinations, islice, product
 from typing import Any
 
 from csa_spec.engine.case import CaseError
-from csa_spec.stages.cache.case import CacheCase
-from csa_spec.stages.cache.stream import Call, Op
+from csa_spec.stages.cache.case import CacheCase, total_tokens
+from csa_spec.stages.cache.stream import PER_ROW, Call, Op
 from csa_spec.stages.layer.case import LayerCase
 from csa_spec.stages.layer.shrinking import DATA, SHAPES
 
@@ -22,8 +22,13 @@ _SHORTER = 16
 
 def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
     calls = case.calls
+    for many in (len(calls) // 2, len(calls) // 4, len(calls) // 8):
+        for fewer in _many_fewer(calls, many) if many > 1 else ():
+            yield from _seeds(_with(case, fewer))
     for batch in range(1, case.batch):
         yield from _seeds(_with(case, calls, batch))
+        for rows in (slice(batch), slice(-batch, None)):
+            yield from _seeds(_with(case, [_of_rows(call, rows) for call in calls], batch))
     if case.turn > 1:
         yield from _seeds(replace(case, turn=case.turn - 1))
     for number, call in enumerate(calls):
@@ -37,6 +42,19 @@ def _simpler_schedules(case: CacheCase) -> Iterator[CacheCase]:
         for before in range(number):
             if call.op is Op.ROLLBACK and calls[before].op is Op.EXTEND:
                 yield from _seeds(_both_shorter(case, before, number))
+
+
+def _many_fewer(calls: Sequence[Call], many: int) -> Iterator[Sequence[Call]]:
+    """Yield schedules without their last calls, without their first, and with one extend for those."""
+    yield calls[:-many]
+    yield calls[many:]
+    if all(call.op is Op.EXTEND for call in calls[:many]):
+        yield (Call(Op.EXTEND, (total_tokens(calls[:many]),)), *calls[many:])
+
+
+def _of_rows(call: Call, rows: slice) -> Call:
+    """Return the call without the numbers of other rows, if it has one for each."""
+    return Call(call.op, call.numbers[rows]) if call.op in PER_ROW else call
 
 
 def _both_shorter(case: CacheCase, extend: int, rollback: int) -> CacheCase | None:
@@ -85,6 +103,12 @@ def _smaller_calls(call: Call) -> Iterator[Call]:
         for smaller in dict.fromkeys((1, number // 2, number - 2, number - 1)):
             if 1 <= smaller < number:
                 yield Call(call.op, (smaller,))
+    elif call.op in PER_ROW:
+        yield Call(Op.EXTEND if call.op is Op.EXTEND_ROWS else Op.ROLLBACK, (max(call.numbers),))
+        for row, number in enumerate(call.numbers):
+            for smaller in dict.fromkeys((0, 1, number // 2, number - 1)):
+                if 0 <= smaller < number:
+                    yield Call(call.op, (*call.numbers[:row], smaller, *call.numbers[row + 1 :]))
     elif len(call.numbers) > 1:
         for place in range(len(call.numbers)):
             yield Call(call.op, (*call.numbers[:place], *call.numbers[place + 1 :]))

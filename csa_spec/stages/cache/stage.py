@@ -4,7 +4,9 @@
 of times, with any n. Weights, geometry, hidden states and outputs are those of the stage ``layer``; rows
 begin empty, at position 0. A stream may also have ``rollback(n)`` (n tokens), ``reset()``,
 ``reorder(rows)``, ``select(rows)``, ``repeat(times)``, ``clear(rows)``, ``fork() -> stream``, ``save() ->
-state`` and ``restore(state)``; :class:`csa_spec.stages.cache.stream.Op` says what they mean.
+state``, ``restore(state)``, ``extend_rows(hidden [B,n,E], lengths) -> out [B,n,E]`` and
+``rollback_rows(counts)``; :class:`csa_spec.stages.cache.stream.Op` says what they mean. ``lengths`` and
+``counts`` have a number for each row, 0 too; where a row has fewer than n tokens, the rest is padding.
 
 The answer after any schedule is the specification's on the tokens that are then in each row, and nothing
 else. An operation that a stream does not have, or that raises ``NotImplementedError``, counts as refused.
@@ -18,7 +20,7 @@ from csa_spec.spec import LayerKind
 from csa_spec.stages.cache.case import CacheCase
 from csa_spec.stages.cache.script import CacheScript
 from csa_spec.stages.cache.shrinking import PASSES
-from csa_spec.stages.cache.trial import CacheTrial
+from csa_spec.stages.cache.trial import LATE, LONG_FIRST, LONG_LATER, CacheTrial
 from csa_spec.stages.layer.picture import layer_picture
 from csa_spec.stages.layer.stage import TITLES
 
@@ -29,7 +31,7 @@ def required(kind: str) -> list[str]:
     return [
         *(f"a call that begins at {length}" for length in (*blocks, "W - 1", "W", "W + 1")),
         *("decoding a token", "a block of 2 to m + 2 tokens", "a later call longer than the window"),
-        "several rows",
+        *(LONG_FIRST, LONG_LATER, LATE, "several rows"),
     ]
 
 

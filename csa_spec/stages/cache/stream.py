@@ -43,10 +43,25 @@ class Op(StrEnum):
     """Remember the state"""
     RESTORE = "restore"
     """Go back to the state that was saved last"""
+    EXTEND_ROWS = "extend_rows"
+    """Take and answer as many more tokens as each row's number says: a batch of requests in different phases"""
+    ROLLBACK_ROWS = "rollback_rows"
+    """Forget as many of the last tokens as each row's number says, as where rows reject different drafts"""
+    ORIGINAL = "original"
+    """The original of the last fork takes another turn, beside its copy; this needs no method"""
 
 
-_NUMBERS = {Op.EXTEND: 1, Op.ROLLBACK: 1, Op.REPEAT: 1, Op.REORDER: None, Op.SELECT: None, Op.CLEAR: None}
-"""How many numbers an operation has; None: one or more rows. Others have none."""
+ANSWERED = (Op.EXTEND, Op.EXTEND_ROWS, Op.FORK, Op.ORIGINAL, Op.OTHER)
+"""Operations in which some stream takes tokens and answers them"""
+PER_ROW = (Op.EXTEND_ROWS, Op.ROLLBACK_ROWS)
+"""Operations with a number of tokens for every row, none too"""
+
+
+_NUMBERS = {
+    **{Op.EXTEND: 1, Op.ROLLBACK: 1, Op.REPEAT: 1},
+    **dict.fromkeys((Op.REORDER, Op.SELECT, Op.CLEAR, *PER_ROW)),
+}
+"""How many numbers an operation has; None: one or more, of rows or for rows. Others have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,7 @@ class Call:
     @classmethod
     def parse(cls, text: str) -> Call:
         """Read what ``str`` wrote."""
-        match = re.fullmatch(r"(?:([0-9]+)|([a-z]+)(?::([0-9]+(?:\.[0-9]+)*))?)", text)
+        match = re.fullmatch(r"(?:([0-9]+)|([a-z_]+)(?::([0-9]+(?:\.[0-9]+)*))?)", text)
         if match is None or (match[2] and match[2] not in list(Op)):
             raise CaseError(
                 f"{plain_line(text, 60)!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
@@ -74,7 +89,7 @@ class Call:
         op, numbers = Op(match[2]), tuple(map(whole, match[3].split("."))) if match[3] else ()
         wanted = _NUMBERS.get(op, 0)
         if (wanted is None and not numbers) or (wanted is not None and len(numbers) != wanted):
-            many = "rows" if wanted is None else wanted or "no"
+            many = ("the rows'" if op in PER_ROW else "rows") if wanted is None else wanted or "no"
             raise CaseError(f"{plain_line(text, 60)!r} must have {many} numbers behind a colon")
         return cls(op, numbers)
 
@@ -101,12 +116,17 @@ def drive(
     """
     stream: Any = open_stream(weights, geometry, batch)
     other: Any = None
+    original: Any = None
     saved, outs, fed = None, [], iter(tokens)
     for call in calls:
         if call.op is Op.EXTEND:
             outs.append(_extended(stream, next(fed), after))
+        elif call.op is Op.EXTEND_ROWS:
+            outs.append(_extended_rows(stream, next(fed), list(call.numbers), after))
         elif call.op is Op.FORK:
             original, stream = stream, _ask(stream, Op.FORK)
+            outs.append(_extended(original, next(fed), after))
+        elif call.op is Op.ORIGINAL:
             outs.append(_extended(original, next(fed), after))
         elif call.op is Op.OTHER:
             other = open_stream(weights, geometry, batch) if other is None else other
@@ -115,7 +135,7 @@ def drive(
             saved = _ask(stream, Op.SAVE)
         elif call.op is Op.RESTORE:
             _ask(stream, Op.RESTORE, saved)
-        elif call.op in (Op.REORDER, Op.SELECT, Op.CLEAR):
+        elif call.op in (Op.REORDER, Op.SELECT, Op.CLEAR, Op.ROLLBACK_ROWS):
             _ask(stream, call.op, list(call.numbers))
         else:
             _ask(stream, call.op, *call.numbers)
@@ -123,13 +143,24 @@ def drive(
 
 
 def _extended(stream: Any, hidden: Any, after: Callable[[Any], None]) -> Tensor:
+    return _answer(Op.EXTEND, stream.extend(hidden), hidden, after).flatten(0, 1)
+
+
+def _extended_rows(stream: Any, hidden: Any, lengths: list[int], after: Callable[[Any], None]) -> Tensor:
+    """Return the outputs at the tokens; what comes back at padding means nothing."""
+    returned = _ask(stream, Op.EXTEND_ROWS, hidden, list(lengths))
+    out = _answer(Op.EXTEND_ROWS, returned, hidden, after)
+    return torch.cat([row[:length] for row, length in zip(out, lengths, strict=True)])
+
+
+def _answer(op: Op, returned: Any, hidden: Any, after: Callable[[Any], None]) -> Tensor:
     shape = tuple(hidden.shape)
-    out = received(stream.extend(hidden), hidden)
+    out = received(returned, hidden)
     if not isinstance(out, Tensor) or tuple(out.shape) != shape:
         got = list(out.shape) if isinstance(out, Tensor) else str(out)
-        raise MisshapenAnswer(f"{list(shape)} from extend", got)
+        raise MisshapenAnswer(f"{list(shape)} from {op}", got)
     after(hidden)
-    return out.flatten(0, 1)
+    return out
 
 
 def _ask(stream: Any, op: Op, *arguments: Any) -> Any:

@@ -65,15 +65,13 @@ class CacheTrial(Trial[CacheCase]):
 
     def form(self, arguments: Mapping[str, Any]) -> Form:
         """All outputs, one after another."""
-        extends = {f"tokens {step.call}" for step in self.case.steps}
-        rows = sum(x.shape[0] * x.shape[1] for name, x in arguments.items() if name in extends)  # forks too
         dtype = self.arguments["weights"].wkv.dtype
-        return Form((rows, self.case.geometry.hidden), (dtype,), "[tokens, hidden]")
+        return Form((self.queries, self.case.geometry.hidden), (dtype,), "[tokens, hidden]")
 
     @property
     def queries(self) -> int:
         """Outputs of all calls."""
-        return sum(step.tokens * len(step.rows) for step in self.case.steps)
+        return sum(sum(step.counts) for step in self.case.steps)
 
     def place(self, row: int, column: int) -> Place | None:
         """Outputs of calls have no common place."""
@@ -88,14 +86,15 @@ class CacheTrial(Trial[CacheCase]):
         out, begin = main_output(answer), 0
         assert isinstance(out, Tensor)
         for step in self.case.steps:
-            for row, tokens in enumerate(step.rows):
-                yield Judged(step.call, row, tokens, out[begin : begin + step.tokens].double())
-                begin += step.tokens
+            for row, tokens, count in step.judged:
+                yield Judged(step.call, row, tokens, out[begin : begin + count].double())
+                begin += count
 
     @of_case
     def _expected(self) -> dict[tuple[Token, ...], Expected]:
         """The specification's answer for every history that is no beginning of a longer one."""
-        histories = sorted({row for step in self.case.steps for row in step.rows}, key=len, reverse=True)
+        asked = {tokens for step in self.case.steps for _, tokens, _ in step.judged}
+        histories = sorted(asked, key=len, reverse=True)
         answers: dict[tuple[Token, ...], Expected] = {}
         for history in histories:
             if any(longer[: len(history)] == history for longer in answers):
@@ -137,7 +136,7 @@ class CacheTrial(Trial[CacheCase]):
         near |= {"W - 1": window - 1, "W": window, "W + 1": window + 1}
         kinds = {f"a call after {call.op}" for call in case.calls[:-1] if call.op is not Op.EXTEND}
         for step in case.steps:
-            before = {len(row) - step.tokens for row in step.rows}
+            before = set(step.before)
             later = max(before) > 0
             holds = {
                 **{f"a call that begins at {name}": n > 0 and n in before for name, n in near.items()},
@@ -146,6 +145,9 @@ class CacheTrial(Trial[CacheCase]):
                 "a later call longer than the window": later and step.tokens > window,
                 "several rows": case.batch > 1,
                 "rows of different lengths": len(before) > 1,
+                LONG_FIRST: not later and step.tokens > 128,
+                LONG_LATER: min(before) > 0 and step.tokens > 32,
+                LATE: step.tokens == 1 and max(before) > 128,
             }
             kinds |= {kind for kind, reached in holds.items() if reached}
         return kinds
@@ -205,7 +207,11 @@ class CacheTrial(Trial[CacheCase]):
 
     def _failure(self, answer: Answer, judged: Judged, mismatch: Mismatch) -> Failure:
         *earlier, call = self.case.calls[: judged.call + 1]
-        before = [call.op for call in (*earlier, call) if call.op is not Op.EXTEND]
+        before = [
+            op
+            for op in (NAMED_AFTER.get(call.op, call.op) for call in (*earlier, call))
+            if op is not Op.EXTEND
+        ]
         kind: type[Failure] = StreamDiffers
         out = main_output(answer)
         assert isinstance(out, Tensor)
@@ -243,5 +249,9 @@ def _said(call: Call) -> str:
     return counted(call.numbers[0], "token") if call.op is Op.EXTEND else str(call)
 
 
+NAMED_AFTER = {Op.EXTEND_ROWS: Op.EXTEND, Op.ROLLBACK_ROWS: Op.ROLLBACK, Op.ORIGINAL: Op.FORK}
+"""Operations that a failure is named after in place of others, so that it may shrink to the plainer ones"""
+LONG_FIRST, LONG_LATER = "a first call of more than 128 tokens", "a later call of more than 32 tokens"
+LATE = "decoding a token after more than 128"
 _MOST = 32
 """Probes at most."""
