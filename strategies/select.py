@@ -50,7 +50,15 @@ SPECIAL = (
         for kind in (ScoreValues.ASCENDING, ScoreValues.DESCENDING, ScoreValues.CLUSTERED, ScoreValues.EQUAL)
     ),
     # float32 holds not every position above 2**24: the last one before a block is complete becomes the next.
-    replace(PLAIN, rows=1, queries=8, entries=131_080, compress_ratio=128, start=2**24 + 120),
+    replace(
+        PLAIN,
+        rows=1,
+        queries=8,
+        entries=131_080,
+        compress_ratio=128,
+        start=2**24 + 120,
+        values=ScoreValues.ASCENDING,
+    ),
 )
 PRODUCTION = tuple(
     replace(LARGE, queries=16, entries=entries, start=4 * entries, values=kind)
@@ -65,13 +73,15 @@ def _room(case: SelectCase, letter: str) -> SelectCase:
     if letter == "start":
         ratio = ratio if case.start < 1024 * ratio else 128
         entries = case.start // ratio + case.seed % 3
-        return replace(case, compress_ratio=ratio, entries=entries, top_k=max(1, entries // 2))
+        return replace(case, compress_ratio=ratio, entries=entries, top_k=max(1, entries >> case.seed % 2))
     if letter == "k":
         case = replace(case, entries=max(case.entries, case.top_k + case.seed % 3 * case.top_k // 2))
     if letter == "T":
         some = (case.top_k, case.entries // 2, min(case.entries, 512), max(0, case.entries - 1))
         case = replace(case, top_k=some[case.seed % 4])
-    return replace(case, start=ratio * max(0, case.entries - case.seed % 5)) if letter in "kT" else case
+    return (
+        replace(case, start=ratio * max(0, case.entries - case.seed % 5)) if letter in ("k", "T") else case
+    )
 
 
 SWEEP = Sweep({"B": 65536, "S": 65536, "T": 65536, "m": 4096, "k": 65536, "start": 2**24}, room=_room)

@@ -28,7 +28,7 @@ class Sweep(Generic[C]):
     product: int = 65536
     """The same for the products of ``Case.products``"""
     room: Callable[[C, str], C] = lambda case, letter: case
-    """Changes other sizes so that the swept one matters, given its letter"""
+    """Changes a case so that the swept size matters, given its letter, or a product's letters: ``B*S``"""
 
     def cases(self, smaller: Sequence[C], seed: int) -> Iterator[C]:
         """Yield a case for each swept size: a drawn one, with all other sizes small.
@@ -46,8 +46,20 @@ class Sweep(Generic[C]):
             for size in _crossing(letters[letter], most, rng):
                 yield self.room(_resized(next(drawn), {letter: size}), letter)
         for pair in smaller[0].products:
-            for sizes in _products(pair, self.product, rng):
-                yield _resized(next(drawn), sizes)
+            for sizes in self._products(pair, rng):
+                yield self.room(_resized(next(drawn), sizes), "*".join(pair))
+
+    def _products(self, pair: tuple[str, str], rng: random.Random) -> Iterator[Resized]:
+        """Yield two sizes whose product is just above each threshold, and two whose product is at most that."""
+        for threshold in THRESHOLDS:
+            factors = (*_FACTORS, isqrt(threshold))
+            for just in (1, 0) if LEAST_PRODUCT <= threshold <= self.product else ():
+                both = [(factor, threshold // factor + just) for factor in factors]
+                either = (dict(zip(pair, sizes, strict=True)) for one in both for sizes in (one, one[::-1]))
+                yield rng.choice([sizes for sizes in either if self._within(sizes)])
+
+    def _within(self, sizes: Resized) -> bool:
+        return all(size <= self.most[letter] + 1 for letter, size in sizes.items())
 
 
 def _resized(case: C, sizes: Resized) -> C:
@@ -69,14 +81,3 @@ def _crossing(least: int, most: int, rng: random.Random) -> list[int]:
             between = rng.randrange(low + 2, high - 1)
             sizes |= {between, low + low // 2, max(low + 2, between // 10 * 10)}
     return sorted(size for size in sizes if size >= least)
-
-
-def _products(pair: tuple[str, str], most: int, rng: random.Random) -> Iterator[Resized]:
-    """Yield two sizes whose product is just above each threshold, and two whose product is at most that."""
-    for threshold in THRESHOLDS:
-        if LEAST_PRODUCT <= threshold <= most:
-            factor = rng.choice((*_FACTORS, isqrt(threshold)))
-            for other in (threshold // factor + 1, threshold // factor):
-                sizes = [factor, other]
-                rng.shuffle(sizes)
-                yield dict(zip(pair, sizes, strict=True))

@@ -32,5 +32,5 @@ def each(function: Callable[..., R], *items: Tensor) -> R:
         return many
     results = [function(*item) for item in zip(*items, strict=True)]
     if isinstance(results[0], Tensor):
-        return torch.stack(results)  # type: ignore[arg-type]
+        return torch.stack(results)
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True))  # type: ignore[return-value]

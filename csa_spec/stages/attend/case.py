@@ -173,6 +173,8 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
         few = min(n, max(1, width // 4))
         return ([-1] * (width - few) + some(few, range(n)))[:width]
     listed = some(width, range(n))
+    if listed and n > _LISTS and at_random(0.5):  # the farthest address; shorter kv are named to their ends
+        listed = [*(index for index in listed if index != n - 1), n - 1][-len(listed) :]
     if kind is IndexLists.SHUFFLED:
         return listed
     if not listed:

@@ -121,7 +121,7 @@ KINDS: dict[str, Callable[[AttendTrial], bool]] = {
     "several heads": lambda trial: trial.case.heads > 1,
     "more picks than keys": lambda trial: trial.case.picks > trial.case.keys,
     "nothing to attend to": lambda trial: trial.case.picks == 0 or trial.case.keys == 0,
-    "a query without keys beside others": lambda trial: 0 == trial.keys[1].min() < trial.keys[1].max(),
+    "a query without keys beside others": lambda trial: bool(0 == trial.keys[1].min() < trial.keys[1].max()),
     "keys that are not named": lambda trial: bool((trial.keys[1] < trial.case.keys).any()),
     "wider than a tile": lambda trial: trial.case.picks > 64,
 }
@@ -149,7 +149,9 @@ def attend_budget(arguments: Mapping[str, Any], internal_dtype: str | None) -> t
     out = torch.zeros(q.shape, dtype=torch.float64)
     budget = torch.zeros(q.shape, dtype=torch.float64)
     indices, counts = valid_first(arguments["indices"], kv.shape[1])
-    for count in counts.unique().tolist():  # many queries that have as many keys can be answered at once
+    for count in sorted(
+        set(counts.flatten().tolist())
+    ):  # many queries that have as many keys can be answered at once
         b, t = (counts == count).nonzero().T
         if count:
             keys = kv[b[:, None], indices[b, t, :count]]

@@ -121,7 +121,7 @@ def entries_of(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -
     def last_of_two(tokens: Tensor, start: Any) -> Tensor:
         return compress(tokens, start, weights, geometry, frequencies)[1]
 
-    blocks = hidden[: count * m].unflatten(0, (count, m))
+    blocks = hidden[: count * m].reshape(count, m, -1)
     pairs = torch.cat((blocks[:-1], blocks[1:]), 1)
     first = compress(hidden[:m], 0, weights, geometry, frequencies)
     return torch.cat((first, each(last_of_two, pairs, m * torch.arange(count - 1))))

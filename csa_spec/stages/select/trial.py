@@ -197,7 +197,8 @@ class SelectTrial(Trial[SelectCase]):
             return torch.zeros(ranked.shape[:2], dtype=torch.bool)
         scores, entries = self.arguments["scores"], torch.arange(self.case.entries)
         sees_nan = (scores.isnan() & (entries < self._seen[..., None])).any(-1)
-        return (k < self._seen) & (sees_nan | (ranked[..., k - 1] == ranked[..., k]))
+        ties: Tensor = (k < self._seen) & (sees_nan | (ranked[..., k - 1] == ranked[..., k]))
+        return ties
 
     def _failure(self, found: Found, b: int, t: int, answer: Tensor, visible: int) -> Failure:
         kind, facts = found
