@@ -138,6 +138,7 @@ def keeps_64_entries_of_each_chunk_of_1024(call: SelectCall) -> Tensor:
     chunks = pad(call.ranked(call.hidden), (0, -call.width % 1024), value=-math.inf).unflatten(
         -1, (-1, 1024)
     )
+    chunks = chunks.reshape(*chunks.shape[:2], -1, 1024)
     kept = torch.zeros_like(chunks, dtype=torch.bool).scatter(-1, chunks.topk(64).indices, True)
     return call.best(call.hidden | ~kept.flatten(-2)[..., : call.width])
 

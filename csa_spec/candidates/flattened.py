@@ -36,5 +36,5 @@ def load() -> Candidate:
     """Return the candidate."""
     candidate = make_candidate("flattened", attend, gradients=True)
     # On its own it may be called with far larger sizes than a layer is: the mask has S * S * n elements.
-    declared = replace(candidate.capabilities, limits={"S": 256})
+    declared = replace(candidate.capabilities, limits={"B": 64, "S": 128})
     return candidate.declaring("attend", declared)
