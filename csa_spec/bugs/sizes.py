@@ -135,9 +135,7 @@ def keeps_64_entries_of_each_chunk_of_1024(call: SelectCall) -> Tensor:
     """Chunks of 1024 entries hand on their best 64, and all of the best may be in one chunk."""
     if call.width <= 1024:
         return call.right()
-    chunks = pad(call.ranked(call.hidden), (0, -call.width % 1024), value=-math.inf).unflatten(
-        -1, (-1, 1024)
-    )
+    chunks = pad(call.ranked(call.hidden), (0, -call.width % 1024), value=-math.inf)
     chunks = chunks.reshape(*chunks.shape[:2], -1, 1024)
     kept = torch.zeros_like(chunks, dtype=torch.bool).scatter(-1, chunks.topk(64).indices, True)
     return call.best(call.hidden | ~kept.flatten(-2)[..., : call.width])
