@@ -18,6 +18,7 @@ from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.failures import Failure, Flaky
 from csa_spec.engine.known_issues import KnownIssue, probe
 from csa_spec.engine.running import ENOUGH, CheckResult, Found, SoFar, draw_cases, failure_of, run_check
+from csa_spec.engine.sizes import summarised
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import DEVICES, DTYPES, NARROW, Capabilities
@@ -148,6 +149,8 @@ class Target:
         # Small ones first: what fails there is found, and made small, in a fraction of the time.
         yield from sorted(self._corners(check), key=lambda case: case.order)
         yield from _drawn(self.stage.name, self.variant, self._setting, self._amount(check), seed)
+        if not check.law:
+            yield from self._sized
 
     def _narrower(self, check: Check[Any], failure: Failure) -> tuple[str, ...]:
         """Say if it would be right in arithmetic of the case's dtype, 16 bits wide, where that is not declared."""
@@ -167,6 +170,13 @@ class Target:
         if check.law:
             return self.profile.costly if check.costly else self.profile.law
         return int(getattr(self.profile, self.stage.effort))
+
+    @cached_property
+    def _sized(self) -> tuple[Any, ...]:
+        """Cases in which each size crosses those where implementations switch."""
+        if not self.profile.sizes:
+            return ()
+        return _sized(self.stage.name, self.variant, self._setting, self.seed)
 
     @cached_property
     def _setting(self) -> Setting:
@@ -197,7 +207,8 @@ class Target:
         """Return the required kinds of case that a result of the specification check never reached."""
         left_out = self.left_out(result)
         names = [name for name in self._unreached(result) if name not in left_out]
-        return names + self.stage.wanting(result, self.dtype)
+        sizes = [kind for kind in self._sizes_unreached(result) if kind not in self._sizes_out_of_reach]
+        return names + summarised(sizes) + self.stage.wanting(result, self.dtype)
 
     def left_out(self, result: CheckResult) -> list[str]:
         """Return the required kinds that what the candidate declares has put out of reach.
@@ -206,8 +217,13 @@ class Target:
         fit the candidate are out of reach, unless another case has them and fails. Where nothing was tried,
         nothing is excused.
         """
-        names = self._unreached(result)
-        if not names or not result.cases:
+        if not result.cases:
+            return []
+        sizes = [kind for kind in self._sizes_unreached(result) if kind in self._sizes_out_of_reach]
+        return self._kinds_out_of_reach(result, self._unreached(result)) + summarised(sizes)
+
+    def _kinds_out_of_reach(self, result: CheckResult, names: list[str]) -> list[str]:
+        if not names:
             return []
         lost: set[str] = set()
         failing: set[str] = set()
@@ -223,6 +239,16 @@ class Target:
     def _unreached(self, result: CheckResult) -> list[str]:
         required = self.stage.all_required(self.variant, self.capabilities)
         return [name for name in required if not result.reached[name]]
+
+    def _sizes_unreached(self, result: CheckResult) -> list[str]:
+        required = dict.fromkeys(kind for case in self._sized for kind in sorted(case.size_kinds))
+        return [kind for kind in required if not result.sizes[kind]]
+
+    @cached_property
+    def _sizes_out_of_reach(self) -> set[str]:
+        """The kinds that sizes make where the candidate does not support the case."""
+        out = (case for case in self._sized if case.fit(self.capabilities)[0] != case)
+        return {kind for case in out for kind in case.size_kinds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +286,17 @@ def _drawn(stage: str, variant: str, setting: Setting, amount: int, seed: int) -
     """Draw cases; whoever is checked next with the same ones need not wait for them."""
     cases = draw_cases(STAGES[stage].draws.cases(variant, setting), amount, seed)
     return tuple(sorted(cases, key=lambda case: case.order))
+
+
+@lru_cache(maxsize=64)
+def _sized(stage: str, variant: str, setting: Setting, seed: int) -> tuple[Any, ...]:
+    """Return the cases of a stage whose sizes are swept; drawn ones, of other data for each seed."""
+    drawn = _drawn(stage, variant, setting, SWEPT, seed)
+    return tuple(sorted(STAGES[stage].draws.sizes(drawn, seed), key=lambda case: case.order))
+
+
+SWEPT = 200
+"""Cases drawn whose sizes are swept"""
 
 
 def make_targets(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from csa_spec.stages.compressor.case import Blocks, CompressorCase, Interpolation, TokenValues
 from csa_spec.strategies.flat import SEEDS, any_of, draws
+from csa_spec.strategies.sizes import Sweep
 
 
 @cache
@@ -49,4 +50,16 @@ PRODUCTION = (
     replace(_LARGE, blocks=2, compress_ratio=128, overlap=Blocks.HCA),
 )
 
-DRAWS = draws(compressor_cases, BASES, SPECIAL, PRODUCTION)
+
+def _room(case: CompressorCase, letter: str) -> CompressorCase:
+    """Return a case without large gates, and without sums that are 0 but for rounding.
+
+    Of a hundred thousand such entries, some are off by more than a tolerance that few exceed.
+    """
+    return replace(case, values=TokenValues.GAUSSIAN)
+
+
+SWEEP: Sweep[CompressorCase] = Sweep(
+    {"B": 65536, "blocks": 65536, "tail": 256, "m": 512, "E": 4096, "D": 4096, "R": 512}, 32768, _room
+)
+DRAWS = draws(compressor_cases, BASES, SPECIAL, PRODUCTION, sweep=SWEEP)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from csa_spec.engine.case import Case
 from csa_spec.engine.stage import Draws, Setting
+from csa_spec.strategies.sizes import Sweep
 
 C = TypeVar("C", bound=Case)
 SEEDS = st.integers(0, 2**16 - 1)
@@ -28,6 +29,7 @@ def draws(
     special: Sequence[C],
     production: Sequence[C],
     gradients: Sequence[C] | None = None,
+    sweep: Sweep[C] | None = None,
 ) -> Draws[C]:
     """Return the cases of a stage.
 
@@ -44,6 +46,8 @@ def draws(
     gradients
         Cases that costly laws, gradients say, are tried on: few drawn ones may all have no entry or no
         query. Where nothing is said, the plain ones.
+    sweep
+        Which sizes cross those at which implementations switch.
     """
     costly = bases if gradients is None else gradients
     varied = [case for base in bases for case in (base, *_varied(base))]
@@ -67,6 +71,7 @@ def draws(
             written(costly, setting, seeds=False) if costly_law else []
         ),
         production=lambda variant, setting: written(production, setting),
+        sizes=(lambda drawn, seed: ()) if sweep is None else sweep.cases,
     )
 
 

@@ -30,6 +30,7 @@ _MODULES = (
     "select",
     "index_scores",
     "compressor",
+    "sizes",
     "gradients",
     "cache_calls",
     "cache_operations",

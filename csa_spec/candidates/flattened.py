@@ -7,6 +7,7 @@ what the others gathered, later ones included: https://github.com/huggingface/tr
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,4 +34,7 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) 
 
 def load() -> Candidate:
     """Return the candidate."""
-    return make_candidate("flattened", attend, gradients=True)
+    candidate = make_candidate("flattened", attend, gradients=True)
+    # On its own it may be called with far larger sizes than a layer is: the mask has S * S * n elements.
+    declared = replace(candidate.capabilities, limits={"B": 64, "S": 128})
+    return candidate.declaring("attend", declared)

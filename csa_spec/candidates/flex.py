@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -67,4 +68,7 @@ def _flex(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def load() -> Candidate:
     """Return the candidate."""
-    return make_candidate("flex", attend, static_shapes=torch.cuda.is_available())
+    candidate = make_candidate("flex", attend, static_shapes=torch.cuda.is_available())
+    # On its own it may be called with far larger sizes than a layer is: each row has a mask of 128 x 128.
+    declared = replace(candidate.capabilities, limits={"B": 64, "S": 256, "H": 256})
+    return candidate.declaring("attend", declared)

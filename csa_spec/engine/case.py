@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote
 
+from csa_spec.engine.sizes import size_kinds
 from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
 from csa_spec.plug.layouts import Layout
 from csa_spec.plug.plain import plain_line, shown
@@ -147,6 +148,8 @@ class Case:
 
     stage: ClassVar[str]
     """Name of the stage, the first word of the text"""
+    products: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Letters of sizes that an implementation may multiply: into a number of rows, or an address"""
     seed: int = dataclasses.field(
         default=0, metadata={"read": lambda text: whole(text, _SEED_DIGITS), "rank": 3}
     )
@@ -320,6 +323,11 @@ class Case:
     def sizes(self) -> dict[str, int]:
         """Its sizes by their letters."""
         return {field.metadata["letter"]: getattr(self, field.name) for field in self._size_fields()}
+
+    @property
+    def size_kinds(self) -> set[str]:
+        """The kinds of case that its sizes make, e.g. ``S around 64``."""
+        return size_kinds(self.sizes, self.products)
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
         """Return the case with other sizes, given by their letters."""

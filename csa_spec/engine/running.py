@@ -78,6 +78,8 @@ class CheckResult:
     regimes: dict[Regime, RegimeCount] = field(default_factory=dict)
     reached: Counter[str] = field(default_factory=Counter)
     """Cases by kind"""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Cases by the kinds that their sizes make"""
     not_applicable: Counter[str] = field(default_factory=Counter)
     """Cases that were changed or left out because the candidate does not support them, by what they had"""
     failures: list[Failure] = field(default_factory=list)
@@ -292,6 +294,7 @@ class _Run:
                 counts.tally.add(tally)
         if tally is not None and not self.check.law:
             self.result.reached.update(trial.all_kinds())
+            self.result.sizes.update(case.size_kinds)
 
     def settle(self, failure: Failure, call: int) -> None:
         """Set aside what was reported before; of each other kind report one failure, small and explained."""

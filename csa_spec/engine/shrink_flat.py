@@ -14,9 +14,25 @@ SEEDS = 5
 MANY_SEEDS = 40
 """Seeds tried where a single size becomes one smaller, once nothing else helps"""
 
+_LARGE = 16
+"""What sizes are above their least ones that are bisected"""
 _FAR = 8
 _NEARLY = 4
 """By how much, in all its sizes together, a shape that is nearly the smallest may be larger than that"""
+
+
+def bisected(case: Case) -> Iterator[Case]:
+    """Yield smaller values of each large size, so that the least that fails is found in few steps.
+
+    They are rounded down to powers of two, which leaves most of them as they were tried before.
+    """
+    for name, least in _least(case).items():
+        value = getattr(case, name)
+        if value - least > _LARGE:
+            rounded = ((value - 1) >> bits << bits for bits in range(value.bit_length(), -1, -1))
+            for smaller in dict.fromkeys(max(least, number) for number in rounded):
+                seeds = dict.fromkeys((case.seed, 0, 1))
+                yield from (replace(case, **{name: smaller}, seed=seed) for seed in seeds)
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -100,5 +116,5 @@ def _seeds(case: Case) -> Iterator[Case]:
     yield from (replace(case, seed=seed) for seed in dict.fromkeys((case.seed, *range(SEEDS))))
 
 
-FLAT_PASSES = (simpler, smallest, persistently_simpler)
+FLAT_PASSES = (bisected, simpler, smallest, persistently_simpler)
 """How cases of a stage get smaller."""

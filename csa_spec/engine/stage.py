@@ -7,7 +7,7 @@ Everything that differs by stage is a field of :class:`Stage`, a method of its t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -105,6 +105,9 @@ class Draws(Generic[C]):
     """The few that every law, or every costly law, is tried on beside what is drawn"""
     production: Callable[[str, Setting], Sequence[C]] = lambda variant, setting: ()
     """Of the sizes of the released models"""
+    sizes: Callable[[Sequence[C], int], Iterable[C]] = lambda drawn, seed: ()
+    """In which each size crosses those where implementations switch, made of drawn cases; all of
+    the kinds that their sizes make are required"""
 
 
 def in_every_layout(draws: Draws[C]) -> Draws[C]:

@@ -93,6 +93,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
             for regime, count in sorted(result.regimes.items())
         },
         "reached": dict(sorted(result.reached.items())),
+        "sizes": dict(sorted(result.sizes.items())),
         "not_applicable": dict(sorted(result.not_applicable.items())),
         "failures": [failure_json(failure) for failure in result.failures],
     }

@@ -75,6 +75,7 @@ class AttendCase(Case):
     """One trial of ``attend``."""
 
     stage = "attend"
+    products = (("B", "S"), ("S", "H"), ("H", "D"), ("N", "D"), ("B", "N"), ("S", "n"))
     rows: int = size("B", 1, "rows")
     queries: int = size("S", 1, "queries")
     heads: int = size("H", 1, "heads")
@@ -118,21 +119,38 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
     if case.values is CoreValues.OVERFLOW:
         q, kv = 12 * q, 12 * kv
-    indices = torch.full((b, s, case.picks), -1, dtype=torch.long)
-    for row in range(b):
-        for t in range(s):
-            listed = _index_list(case, row, t)
-            indices[row, t, : len(listed)] = torch.tensor(listed, dtype=torch.long)
-    kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=indices)
-    if case.unused is not UnusedRows.DRAWN:
-        largest = torch.finfo(dtype).max
-        fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]
-        for row in range(b):
-            used = set(indices[row].flatten().tolist())
-            for number, key in enumerate(sorted(set(range(n)) - used)):
-                kv[row, key] = fill[number % len(fill)]
+    kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=_indices(case))
+    kv = _unused_filled(case, kv, indices)
     scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
     return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
+
+
+def _indices(case: AttendCase) -> Tensor:
+    """Return the index lists ``[B, S, n]``; those of very many queries repeat after a prime number of them."""
+    rows, queries = (min(count, _LISTS) for count in (case.rows, case.queries))
+    lists = torch.full((rows, queries, case.picks), -1, dtype=torch.long)
+    for row in range(rows):
+        for t in range(queries):
+            listed = _index_list(case, row, t)
+            lists[row, t, : len(listed)] = torch.tensor(listed, dtype=torch.long)
+    return lists[torch.arange(case.rows) % rows][:, torch.arange(case.queries) % queries]
+
+
+def _unused_filled(case: AttendCase, kv: Tensor, indices: Tensor) -> Tensor:
+    """Return ``kv`` with something else in the rows that no index of their batch row names."""
+    if case.unused is UnusedRows.DRAWN:
+        return kv
+    named = torch.where((indices < 0) | (indices >= case.keys), case.keys, indices).flatten(1)
+    unused = torch.ones(case.rows, case.keys + 1, dtype=torch.bool).scatter(1, named, False)[:, :-1]
+    largest = torch.finfo(kv.dtype).max
+    fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]
+    numbers = (unused.cumsum(1) - 1) % len(fill)
+    return torch.where(unused[..., None], torch.tensor(fill, dtype=kv.dtype)[numbers][..., None], kv)
+
+
+_LISTS = 997
+"""Different index lists at most, along each dimension: a prime, so that no tile has the lists of another.
+And of longer lists the holes are drawn at once."""
 
 
 def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
@@ -155,6 +173,8 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
         few = min(n, max(1, width // 4))
         return ([-1] * (width - few) + some(few, range(n)))[:width]
     listed = some(width, range(n))
+    if listed and n > _LISTS and at_random(0.5):  # the farthest address; shorter kv are named to their ends
+        listed = [*(index for index in listed if index != n - 1), n - 1][-len(listed) :]
     if kind is IndexLists.SHUFFLED:
         return listed
     if not listed:
@@ -163,6 +183,10 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
         listed[0] = 0
     kept = int(torch.randint(len(listed), (), generator=rng))
     holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
+    if len(listed) > _LISTS:  # one by one takes too long
+        gone = (torch.rand(len(listed), generator=rng) < 0.4).tolist()
+        which = torch.randint(len(holes), (len(listed),), generator=rng).tolist()
+        return [holes[which[i]] if gone[i] and i != kept else listed[i] for i in range(len(listed))]
     return [
         holes[int(torch.randint(len(holes), (), generator=rng))]
         if place != kept and at_random(0.4)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa_spec.engine.at_once import each
 from csa_spec.engine.budget import Arithmetic, core_budget
 from csa_spec.engine.failures import Failure, Found, NotZero, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
@@ -35,15 +36,15 @@ class AttendTrial(NumbersTrial[AttendCase]):
         return Form(tuple(q.shape), (q.dtype,), "[B, S, H, D]")
 
     @of_case
-    def named(self) -> list[list[list[int]]]:
-        """By row and query, the valid indices in their order."""
-        rows, keys = self.arguments["indices"].tolist(), range(self.case.keys)
-        return [[[index for index in listed if index in keys] for listed in row] for row in rows]
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """The index lists with the valid ones first, in their order, and how many ``[B, S]`` are valid."""
+        return valid_first(self.arguments["indices"], self.case.keys)
 
-    @property
-    def lists(self) -> list[list[int]]:
-        """The valid indices of the queries of all rows."""
-        return [listed for row in self.named for listed in row]
+    def named(self, b: int, t: int) -> list[int]:
+        """Return the valid indices of a query, in their order."""
+        indices, counts = self.keys
+        listed: list[int] = indices[b, t, : int(counts[b, t])].tolist()
+        return listed
 
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification, one query at a time."""
@@ -51,7 +52,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
         outs = [
             torch.stack(
                 [
-                    SPEC.attend(q[b, t], kv[b][self.named[b][t]], arguments["sinks"], arguments["scale"])[0]
+                    SPEC.attend(q[b, t], kv[b][self.named(b, t)], arguments["sinks"], arguments["scale"])[0]
                     for t in range(q.shape[1])
                 ]
             )
@@ -62,11 +63,11 @@ class AttendTrial(NumbersTrial[AttendCase]):
     @of_case
     def expected(self) -> tuple[Tensor, Tensor]:
         """The output ``[B, S, H, D]`` in float64 and its budget."""
-        return attend_budget(self.arguments, self.named, self.capabilities.internal_dtype)
+        return attend_budget(self.arguments, self.capabilities.internal_dtype)
 
     def special(self, b: int, i: int) -> Found | None:
         """Name a query without keys, whose output is not zero."""
-        return None if self.named[b][i] else (NotZero, {})
+        return None if self.keys[1][b, i] else (NotZero, {})
 
     def context(self, b: int, i: int) -> tuple[str, ...]:
         """Show the query's index list."""
@@ -80,7 +81,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
 
     def sight(self, b: int, i: int) -> Found | None:
         """Replace each key in turn: the query's output must move if the key is listed, and only then."""
-        keys, named = self.case.keys, self.named[b][i]
+        keys, named = self.case.keys, self.named(b, i)
         if keys > _MOST_PROBES:
             return None
         (expected, budget), other = self.expected, self.sibling().arguments["kv"]
@@ -110,7 +111,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
 
     def _alone(self, arguments: Mapping[str, Any], b: int, i: int) -> Tensor:
         """Return what one query must give, in float64."""
-        q, keys = arguments["q"][b, i].double(), arguments["kv"][b][self.named[b][i]].double()
+        q, keys = arguments["q"][b, i].double(), arguments["kv"][b][self.named(b, i)].double()
         return SPEC.attend(q, keys, arguments["sinks"].double(), arguments["scale"])[0]
 
 
@@ -120,8 +121,8 @@ KINDS: dict[str, Callable[[AttendTrial], bool]] = {
     "several heads": lambda trial: trial.case.heads > 1,
     "more picks than keys": lambda trial: trial.case.picks > trial.case.keys,
     "nothing to attend to": lambda trial: trial.case.picks == 0 or trial.case.keys == 0,
-    "a query without keys beside others": lambda trial: any(trial.lists) and not all(trial.lists),
-    "keys that are not named": lambda trial: any(len(set(keys)) < trial.case.keys for keys in trial.lists),
+    "a query without keys beside others": lambda trial: bool(0 == trial.keys[1].min() < trial.keys[1].max()),
+    "keys that are not named": lambda trial: bool((trial.keys[1] < trial.case.keys).any()),
     "wider than a tile": lambda trial: trial.case.picks > 64,
 }
 _MOST_PROBES = 128
@@ -129,19 +130,30 @@ _LEAST = 1e-150
 """Variances of smaller errors underflow in float64: a logit of -375 alone has an output of 1e-163."""
 
 
-def attend_budget(
-    arguments: Mapping[str, Any], named: list[list[list[int]]], internal_dtype: str | None
-) -> tuple[Tensor, Tensor]:
+def valid_first(indices: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Return index lists with the valid indices first, in their order, and how many ``[B, S]`` are valid."""
+    valid = (indices >= 0) & (indices < keys)
+    order = valid.int().sort(dim=-1, descending=True, stable=True).indices
+    return indices.gather(-1, order), valid.sum(-1)
+
+
+def attend_budget(arguments: Mapping[str, Any], internal_dtype: str | None) -> tuple[Tensor, Tensor]:
     """Return what ``attend`` must give, ``[B, S, H, D]`` in float64, and its error budget."""
     q, kv, sinks, scale = (arguments[name] for name in ("q", "kv", "sinks", "scale"))
-    arithmetic = Arithmetic.of(q.dtype, internal_dtype)
+    arithmetic, sinks = Arithmetic.of(q.dtype, internal_dtype), sinks.double()
+
+    def one(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        out, p = SPEC.attend(queries, keys, sinks, scale)
+        return out, core_budget(arithmetic, queries, keys, p, sinks, scale).clamp(min=_LEAST)
+
     out = torch.zeros(q.shape, dtype=torch.float64)
     budget = torch.zeros(q.shape, dtype=torch.float64)
-    for b, row in enumerate(named):
-        for t, indices in enumerate(row):
-            if not indices:
-                continue
-            queries, keys = q[b, t].double(), kv[b][indices].double()
-            out[b, t], p = SPEC.attend(queries, keys, sinks.double(), scale)
-            budget[b, t] = core_budget(arithmetic, queries, keys, p, sinks.double(), scale).clamp(min=_LEAST)
+    indices, counts = valid_first(arguments["indices"], kv.shape[1])
+    for count in sorted(
+        set(counts.flatten().tolist())
+    ):  # many queries that have as many keys can be answered at once
+        b, t = (counts == count).nonzero().T
+        if count:
+            keys = kv[b[:, None], indices[b, t, :count]]
+            out[b, t], budget[b, t] = each(one, q[b, t].double(), keys.double())
     return out, budget

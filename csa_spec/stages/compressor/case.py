@@ -43,6 +43,7 @@ class CompressorCase(Case):
     """One trial of ``compressor``."""
 
     stage = "compressor"
+    products = (("B", "blocks"), ("blocks", "m"), ("B", "m"), ("m", "D"), ("E", "D"))
     rows: int = size("B", 1, "rows")
     blocks: int = size("blocks", 0, "complete blocks")
     tail: int = size("tail", 0, "tokens after them")

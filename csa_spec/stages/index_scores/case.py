@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
+
 from csa_spec.engine.case import PER_QUERY, Case, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, normal, with_shared_rows
 
@@ -19,6 +21,8 @@ class ProductValues(StrEnum):
     """About half of the products are negative, and half of the head weights"""
     LARGE = "large"
     """Products up to thousands"""
+    ZERO_WEIGHTS = "zero-weights"
+    """About half of the head weights are 0.0 or -0.0"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class IndexScoresCase(Case):
     """One trial of ``index_scores``."""
 
     stage = "index_scores"
+    products = (("B", "S"), ("S", "T"), ("S", "HI"), ("HI", "DI"), ("T", "DI"), ("B", "T"))
     rows: int = size("B", 1, "rows")
     queries: int = size("S", 1, "queries")
     entries: int = size("T", 0, "entries")
@@ -59,5 +64,8 @@ def make_index_scores_inputs(case: IndexScoresCase) -> dict[str, Any]:
         tensors = {name: normal(seed, name, shape) for name, shape in shapes.items()}
     if case.values is ProductValues.LARGE:
         tensors["index_q"], tensors["index_k"] = 16 * tensors["index_q"], 16 * tensors["index_k"]
+    if case.values is ProductValues.ZERO_WEIGHTS:
+        weights = tensors["head_weights"]
+        tensors["head_weights"] = torch.where(weights.abs() < 0.7, 0 * weights, weights)  # of either sign
     shared = dict(zip(tensors, with_shared_rows(case, **tensors), strict=True))
     return {name: tensor.to(dtype) for name, tensor in shared.items()}

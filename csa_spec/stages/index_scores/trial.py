@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa_spec.engine.at_once import each
 from csa_spec.engine.budget import Arithmetic, index_score_budget
 from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, Place, counted
 from csa_spec.engine.numbers import NumbersTrial, moved_by
@@ -51,9 +52,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         """Scores ``[B, S, T]`` in float64 and their budget."""
         exact = {name: tensor.double() for name, tensor in self.arguments.items()}
         arithmetic = Arithmetic.of(self.arguments["index_q"].dtype, self.capabilities.internal_dtype)
-        q, k, w = (exact[name] for name in self.batched)
-        rows = [index_score_budget(arithmetic, q[b], k[b], w[b]) for b in range(len(q))]
-        return self.specified(exact), torch.stack(rows)
+        return each(lambda *row: (scores_of(*row), index_score_budget(arithmetic, *row)), *exact.values())
 
     def context(self, b: int, i: int) -> tuple[str, ...]:
         """Show the query's head weights."""
@@ -97,6 +96,13 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
             if bool(must) and not moved[s]:
                 return f"{READS_TOO_LITTLE}: {where}; the score of entry {s} does not change with its key"
         return f"Each score depends on its own entry, the numbers are wrong: {where}"
+
+
+def scores_of(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+    """Return the scores ``[S, T]`` of one row by the specification, many at once where there are many."""
+    if not len(keys):
+        return queries.new_zeros(len(queries), 0)
+    return each(lambda q, w: each(lambda key: SPEC.index_score(q, w, key), keys), queries, weights)
 
 
 KINDS: dict[str, Callable[[IndexScoresTrial], bool]] = {

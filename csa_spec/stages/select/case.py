@@ -28,6 +28,15 @@ class ScoreValues(StrEnum):
     """Some of those that the query sees are NaN"""
     MINUS_INF = "minus-inf"
     """Some of those that the query sees are -inf"""
+    ASCENDING = "ascending"
+    """The best come last: a selection that merges chunks must keep all of the last ones"""
+    DESCENDING = "descending"
+    CLUSTERED = "clustered"
+    """The best are one run of entries somewhere, all others score far lower"""
+    SIGNED_ZEROS = "signed-zeros"
+    """Many are 0.0 or -0.0, which are equal"""
+    DENORMAL = "denormal"
+    """All are below the smallest normal number of the dtype"""
 
 
 class Invisible(StrEnum):
@@ -39,11 +48,22 @@ class Invisible(StrEnum):
     """Infinity"""
 
 
+class Positions(StrEnum):
+    """The positions of the queries of a row. Row b starts b positions later than row 0."""
+
+    CONSECUTIVE = "consecutive"
+    GAPS = "gaps"
+    """Ascending, with gaps of several blocks"""
+    SCATTERED = "scattered"
+    """In any order, each from 0 or from the start on, over all blocks of the entries"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectCase(Case):
     """One trial of ``select``."""
 
     stage = "select"
+    products = (("B", "S"), ("S", "T"), ("B", "T"), ("S", "k"))
     rows: int = size("B", 1, "rows")
     queries: int = size("S", 1, "queries")
     entries: int = size("T", 0, "entries")
@@ -52,6 +72,7 @@ class SelectCase(Case):
     start: int = size("start", 0, "first position", bucketed=False)
     values: ScoreValues = drawn(ScoreValues)
     invisible: Invisible = drawn(Invisible)
+    positions: Positions = drawn(Positions)
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -61,10 +82,10 @@ class SelectCase(Case):
 
 
 def make_select_inputs(case: SelectCase) -> dict[str, Any]:
-    """Make the tensors of a case, on the CPU. Row b starts b positions later than row 0."""
+    """Make the tensors of a case, on the CPU."""
     shape = (case.rows, case.queries, case.entries)
     dtype = dtype_of(case.dtype)
-    positions = case.start + torch.arange(case.queries) + torch.arange(case.rows)[:, None]
+    positions = case.start + _steps(case) + torch.arange(case.rows)[:, None]
     scores, positions = with_shared_rows(case, scores=_scores(case, shape, dtype), positions=positions)
     hidden = torch.arange(case.entries) >= ((positions + 1) // case.compress_ratio)[..., None]
     if case.values is ScoreValues.NAN:
@@ -81,6 +102,17 @@ def make_select_inputs(case: SelectCase) -> dict[str, Any]:
     }
 
 
+def _steps(case: SelectCase) -> Tensor:
+    """Return by how much each query is later than the first position of its row."""
+    if case.positions is Positions.CONSECUTIVE:
+        return torch.arange(case.queries)
+    shape, rng = (case.rows, case.queries), generator(case.seed, "positions")
+    if case.positions is Positions.GAPS:
+        return torch.randint(2 * case.compress_ratio + 1, shape, generator=rng).cumsum(1)
+    steps = torch.randint(case.compress_ratio * (case.entries + 1) + 1, shape, generator=rng)
+    return torch.where(torch.rand(shape, generator=rng) < 0.5, steps, steps - case.start)
+
+
 def _scores(case: SelectCase, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if case.values is ScoreValues.INTEGERS:
         return choice(case.seed, "scores", shape, (-1.0, 0.0, 1.0, 2.0)).to(dtype)
@@ -90,4 +122,21 @@ def _scores(case: SelectCase, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     if case.values is ScoreValues.LOW_BITS:
         steps = torch.randint(0, 256, shape, generator=generator(case.seed, "steps")).double()
         return (1 + steps * torch.finfo(dtype).eps).to(dtype)
-    return normal(case.seed, "scores", shape).to(dtype)
+    if case.values is ScoreValues.SIGNED_ZEROS:
+        return choice(case.seed, "scores", shape, (-1.0, -0.0, 0.0, -0.0, 0.0, 1.0)).to(dtype)
+    if case.values is ScoreValues.DENORMAL:
+        steps = torch.randint(-255, 256, shape, generator=generator(case.seed, "steps")).double()
+        return (steps * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps).to(dtype)
+    return _arranged(case, normal(case.seed, "scores", shape)).to(dtype)
+
+
+def _arranged(case: SelectCase, scores: Tensor) -> Tensor:
+    """Return scores in the order that the case says."""
+    if case.values in (ScoreValues.ASCENDING, ScoreValues.DESCENDING):
+        return scores.sort(-1, descending=case.values is ScoreValues.DESCENDING).values
+    if case.values is ScoreValues.CLUSTERED:
+        rng, entries = generator(case.seed, "run"), torch.arange(case.entries)
+        first, second = torch.randint(max(1, case.entries), (2, *scores.shape[:2], 1), generator=rng)
+        inside = (entries >= torch.minimum(first, second)) & (entries <= torch.maximum(first, second))
+        return torch.where(inside, scores, scores - 20)
+    return scores

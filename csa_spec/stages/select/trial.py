@@ -61,8 +61,14 @@ class SelectTrial(Trial[SelectCase]):
 
     def visible(self, b: int, t: int) -> int:
         """How many entries a query sees; they are the first ones."""
-        position = int(self.arguments["positions"][b, t])
-        return min(self.case.entries, len(SPEC.visible_entries(position, self.case.compress_ratio)))
+        return self.visibles[b][t]
+
+    @of_case
+    def visibles(self) -> list[list[int]]:
+        """How many entries each query sees, by row."""
+        rows, m, entries = self.arguments["positions"].tolist(), self.case.compress_ratio, self.case.entries
+        # All that there are once the last of them is complete: no list of millions for a late query.
+        return [[len(SPEC.visible_entries(min(p, m * entries), m)[:entries]) for p in row] for row in rows]
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -72,18 +78,54 @@ class SelectTrial(Trial[SelectCase]):
     @property
     def counts(self) -> list[int]:
         """How many entries each query sees."""
-        return [self.visible(b, t) for b, t in self.places]
+        return [visible for row in self.visibles for visible in row]
 
     def judge(self, answer: Answer) -> Tally:
         """Compare the picks of every query with the rules."""
         picks, tally = self.relevant(answer), Tally(queries=self.queries)
-        for b, t in self.places:
+        for b, t in (~self._clearly_right(picks)).nonzero().tolist():
             visible = self.visible(b, t)
             wrong = self._wrong(picks[b, t], b, t, visible)
             if wrong is not None:
                 raise self._failure(wrong, b, t, picks, visible)
-            tally.ambiguous += self.tie(b, t)
+        tally.ambiguous = int(self.ties.sum())
         return tally
+
+    @of_case
+    def ranking(self) -> tuple[Tensor, Tensor]:
+        """The visible scores ``[B, S, T]`` in float64, best first, and their entries; -inf for hidden and NaN."""
+        scores = self.arguments["scores"].double()
+        hidden = torch.arange(self.case.entries) >= self._seen[..., None]
+        ranked, entries = scores.masked_fill(hidden | scores.isnan(), -torch.inf).sort(
+            dim=-1, descending=True, stable=True
+        )
+        return ranked, entries
+
+    @property
+    def _seen(self) -> Tensor:
+        return torch.tensor(self.visibles).view(self.case.rows, self.case.queries)
+
+    def _clearly_right(self, picks: Tensor) -> Tensor:
+        """Return ``[B, S]``: which lists name the best entries, each once; the rules say what others lack.
+
+        Where the lowest of equal entries come first, these are the first ones of the ranking; else, any of
+        the same scores.
+        """
+        case, scores = self.case, self.arguments["scores"].double()
+        if not picks.numel() or not case.entries:
+            return torch.zeros(picks.shape[:2], dtype=torch.bool)
+        (ranked, entries), seen = self.ranking, self._seen[..., None]
+        slots, wanted = torch.arange(picks.shape[-1]), seen.clamp(max=case.top_k)
+        picks = picks.sort(-1, descending=True).values  # -1 last
+        named, new = slots < wanted, torch.nn.functional.pad(picks.diff(dim=-1) < 0, (1, 0), value=True)
+        fine = torch.where(named, new & (picks >= 0) & (picks < seen), picks == -1)
+        taken = scores.gather(-1, picks.clamp(0, case.entries - 1)).masked_fill(~named, torch.nan)
+        compared = slots < (~taken.isnan()).sum(-1, keepdim=True)  # a NaN has no rank
+        lowest, more = self.capabilities.lowest_index_first, max(0, len(slots) - case.entries)
+        chosen, best, nothing = (picks, entries, -1) if lowest else (taken, ranked, -torch.inf)
+        chosen = chosen.masked_fill(taken.isnan(), nothing).sort(-1, descending=True).values
+        best = torch.nn.functional.pad(best, (0, more))[..., : len(slots)].masked_fill(~compared, nothing)
+        return fine.all(-1) & (chosen == best.sort(-1, descending=True).values).all(-1)
 
     def same(self, first: Answer, second: Answer) -> bool:
         """Whether two answers select the same, entries with equal scores being the same."""
@@ -147,14 +189,16 @@ class SelectTrial(Trial[SelectCase]):
                 return TieNotLowestFirst, {"selected": int(later[-1]), "left_out": int(earlier[0])}
         return None
 
-    def tie(self, b: int, t: int) -> bool:
-        """Whether a query has more than one right choice."""
-        visible, k = self.visible(b, t), self.case.top_k
-        scores = self.arguments["scores"][b, t, :visible]
-        if not 0 < k < visible:
-            return False
-        ordered = scores.double().nan_to_num(torch.inf).sort(descending=True).values
-        return bool(ordered[k - 1] == ordered[k]) or bool(scores.isnan().any())
+    @of_case
+    def ties(self) -> Tensor:
+        """Which queries ``[B, S]`` have more than one right choice."""
+        (ranked, _), k = self.ranking, self.case.top_k
+        if not 0 < k < self.case.entries:
+            return torch.zeros(ranked.shape[:2], dtype=torch.bool)
+        scores, entries = self.arguments["scores"], torch.arange(self.case.entries)
+        sees_nan = (scores.isnan() & (entries < self._seen[..., None])).any(-1)
+        ties: Tensor = (k < self._seen) & (sees_nan | (ranked[..., k - 1] == ranked[..., k]))
+        return ties
 
     def _failure(self, found: Found, b: int, t: int, answer: Tensor, visible: int) -> Failure:
         kind, facts = found
@@ -187,6 +231,6 @@ KINDS: dict[str, Callable[[SelectTrial], bool]] = {
     "truncated top-k": lambda trial: any(0 < trial.case.top_k < n for n in trial.counts),
     "everything visible selected": lambda trial: any(0 < n <= trial.case.top_k for n in trial.counts),
     "entries after the query": lambda trial: any(0 < n < trial.case.entries for n in trial.counts),
-    "tie across k": lambda trial: any(trial.tie(b, t) for b, t in trial.places),
+    "tie across k": lambda trial: bool(trial.ties.any()),
     "more than 65536 entries": lambda trial: trial.case.entries > 65_536,
 }
