@@ -20,7 +20,7 @@ from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue, with_known_issues
 from csa_spec.engine.results import Report
-from csa_spec.engine.running import CheckResult, Found
+from csa_spec.engine.running import CheckResult, OnFailure
 from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.jobs import side_by_side
 from csa_spec.plug.call import NotOffered
@@ -64,7 +64,7 @@ def check(
     known: Path | None = None,
     progress: Progress = lambda result: None,
     begun: Callable[[Report], None] = lambda report: None,
-    found: Found | None = None,
+    found: OnFailure | None = None,
     fail_fast: bool = False,
     patience: float | None = None,
     jobs: int = 1,
@@ -205,7 +205,7 @@ def _targets(prepare: Callable[[], Any]) -> list[Target]:
 class _Growing:
     """Adds to a report what happens, and passes it on."""
 
-    def __init__(self, report: Report, progress: Progress, found: Found | None) -> None:
+    def __init__(self, report: Report, progress: Progress, found: OnFailure | None) -> None:
         self._report = report
         self.progress = progress
         self.found = found or (lambda failure, result: None)

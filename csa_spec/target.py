@@ -17,7 +17,7 @@ from csa_spec.diagnosis import diagnose
 from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.failures import Failure, Flaky
 from csa_spec.engine.known_issues import KnownIssue, probe
-from csa_spec.engine.running import ENOUGH, CheckResult, Found, SoFar, draw_cases, failure_of, run_check
+from csa_spec.engine.running import ENOUGH, CheckResult, OnFailure, SoFar, draw_cases, failure_of, run_check
 from csa_spec.engine.sizes import summarised
 from csa_spec.engine.stage import Check, Setting
 from csa_spec.plug.candidate import Candidate
@@ -85,7 +85,7 @@ class Target:
         enough: int = ENOUGH,
         shrinking: bool = True,
         naming: bool = True,
-        found: Found | None = None,
+        found: OnFailure | None = None,
         so_far: SoFar | None = None,
     ) -> CheckResult:
         """Run one check, up to ``enough`` failing cases.

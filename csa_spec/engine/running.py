@@ -166,7 +166,8 @@ def _constants_of_no_module() -> Iterator[None]:
 
 Explain = Callable[[Failure, float], bool]
 """Says what a failure looks like, within so many seconds; returns whether they were enough"""
-Found = Callable[[Failure, CheckResult], None]
+OnFailure = Callable[[Failure, CheckResult], None]
+"""Is told a failure, and the result of its check so far"""
 STILL_LOOKING = "a smaller case, and known bugs like this one, are still looked for"
 
 
@@ -179,7 +180,7 @@ def run_check(
     variant: str = "",
     dtype: str = "float32",
     progress: Callable[[CheckResult], None] = lambda result: None,
-    found: Found | None = None,
+    found: OnFailure | None = None,
     enough: int = ENOUGH,
     shrinking: bool = True,
     explain: Explain = lambda failure, seconds: True,
@@ -239,7 +240,7 @@ class _Run:
     result: CheckResult
     so_far: SoFar
     progress: Callable[[CheckResult], None]
-    found: Found | None
+    found: OnFailure | None
     explain: Explain | None
     """None: failures stay as they are met"""
     begin: float = field(default_factory=time.perf_counter)
