@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -84,10 +85,11 @@ def valid_choice(visible: list[int], scores: list[float], tolerances: list[float
         return Choice(frozenset(visible), frozenset(), 0)
     low = [score - tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
     high = [score + tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
+    lows, highs = sorted(low), sorted(high)
     certain, contested = set(), set()
     for i, entry in enumerate(visible):
-        surely_above = sum(low[j] > high[i] for j in range(len(visible)) if j != i)
-        possibly_above = sum(high[j] >= low[i] for j in range(len(visible)) if j != i)
+        surely_above = len(visible) - bisect_right(lows, high[i])
+        possibly_above = len(visible) - bisect_left(highs, low[i]) - 1  # without itself
         if possibly_above < top_k:
             certain.add(entry)
         elif surely_above < top_k:
