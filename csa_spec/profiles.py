@@ -23,7 +23,7 @@ class Profile:
     """For costly laws: every weight matters (a case replaces each weight in turn), gradients agree"""
     shrinks: bool = True
     """Whether the failing case of a known issue is shrunk"""
-    sizes: bool = True
+    sizes: bool = False
     """Whether sizes of single kernels cross those at which implementations switch"""
     production: bool = False
     """Whether stages are tried at the sizes of the released models, too"""
@@ -34,9 +34,18 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", light=60, medium=25, heavy=12, law=4, costly=1, shrinks=False, sizes=False),
-        Profile("default", light=400, medium=200, heavy=60, law=25, costly=5),
-        Profile("gpu", light=400, medium=200, heavy=60, law=25, costly=5, production=True),
-        Profile("thorough", light=10_000, medium=6700, heavy=1500, law=300, costly=40, patience=math.inf),
+        Profile("smoke", light=60, medium=25, heavy=12, law=4, costly=1, shrinks=False),
+        Profile("default", light=400, medium=200, heavy=60, law=25, costly=5, sizes=True),
+        Profile("gpu", light=400, medium=200, heavy=60, law=25, costly=5, sizes=True, production=True),
+        Profile(
+            "thorough",
+            light=10_000,
+            medium=6700,
+            heavy=1500,
+            law=300,
+            costly=40,
+            sizes=True,
+            patience=math.inf,
+        ),
     )
 }
