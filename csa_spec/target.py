@@ -228,7 +228,7 @@ class Target:
         lost: set[str] = set()
         failing: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
-            if case.fit(self.capabilities)[0] != case:
+            if not case.fits(self.capabilities):
                 lost |= self.stage.trial(self.candidate, case).all_kinds()
             elif result.failing:
                 failing |= self.stage.trial(self.candidate, case).all_kinds()
@@ -247,7 +247,7 @@ class Target:
     @cached_property
     def _sizes_out_of_reach(self) -> set[str]:
         """The kinds that sizes make where the candidate does not support the case."""
-        out = (case for case in self._sized if case.fit(self.capabilities)[0] != case)
+        out = (case for case in self._sized if not case.fits(self.capabilities))
         return {kind for case in out for kind in case.size_kinds}
 
 

@@ -18,7 +18,8 @@ def top_k_visible(scores, visible, k):
     """Return [b, s, min(k, t)] int32, -1 = none, out of the first visible [b, s] of scores [b, s, t]."""
     hidden = jnp.arange(scores.shape[2]) >= visible[..., None]
     # Equal scores keep their order, so a visible -inf still comes before the hidden entries behind it.
-    ranked = jnp.where(hidden | jnp.isnan(scores), -jnp.inf, scores)
+    # -0.0 is as high as 0.0, but jax.lax.top_k ranks it lower; and XLA takes the smallest numbers for 0.
+    ranked = jnp.where(hidden | jnp.isnan(scores), -jnp.inf, jnp.where(scores == 0, 0.0, scores))
     picks = jax.lax.top_k(ranked, min(k, scores.shape[2]))[1]
     return jnp.where(picks < visible[..., None], picks, -1)
 

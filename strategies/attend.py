@@ -67,10 +67,10 @@ NOTHING = replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE)
 def _room(case: AttendCase, letter: str) -> AttendCase:
     """Return a case that mostly has enough keys for its lists.
 
-    Sums of very many integers are left out: equal steps are rounded to the same side, which no tolerance allows.
+    Sums of many integers are left out: equal steps are rounded to the same side, which no tolerance allows.
     """
     keys = max(case.keys, case.picks + case.seed % 7) if letter == "n" and case.seed % 4 else case.keys
-    exact = case.picks > 1024 and case.values is CoreValues.INTEGERS
+    exact = case.picks > 64 and case.values is CoreValues.INTEGERS
     return replace(case, keys=keys, values=CoreValues.GAUSSIAN if exact else case.values)
 
 

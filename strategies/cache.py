@@ -195,6 +195,7 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         f"{m + 1},fork,2,{m}",
     ]
     several = [
+        f"{m + 1},1",  # for tensors in every layout: each stream can extend
         f"{m + 2},reorder:1.0,{m}",
         f"{m + 2},reorder:1.0,1,1,1",  # in the middle of a block
         f"{m},reorder:1.1,{m + 1}",

@@ -281,7 +281,9 @@ def test_the_only_fault_is_the_one_that_is_named() -> None:
     """What has a side effect alone fails no other check: the answers are right."""
     for name, fault in FAULTS.items():
         if fault.check in ("inputs", "state"):
-            assert outcome(name, False).kinds == {(fault.check, fault.kind)}, name
+            # Where an input is written to in place, torch refuses that for expanded tensors.
+            refused = {("specification", "CandidateRaised[RuntimeError]")}
+            assert outcome(name, False).kinds - refused == {(fault.check, fault.kind)}, name
 
 
 @pytest.mark.parametrize("name", SMALLEST)

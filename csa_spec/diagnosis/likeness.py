@@ -15,6 +15,7 @@ from typing import Any
 from csa_spec.bugs import Bug
 from csa_spec.diagnosis.further import further_cases
 from csa_spec.diagnosis.outcome import UNFORMED, Outcome, alike, fails, outcome_on, quiet
+from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Certainty, Likeness
 from csa_spec.engine.stage import Check
 from csa_spec.plug.candidate import Candidate
@@ -190,7 +191,10 @@ class Search:
         for number, case in enumerate(cases):
             if number > LOOKED_AT:
                 return
-            fitting, _ = case.fit(capabilities)
+            try:
+                fitting, _ = case.fit(capabilities)
+            except CaseError:
+                continue
             if fitting not in seen and fitting.quick:
                 seen.add(fitting)
                 yield fitting

@@ -365,6 +365,13 @@ class Case:
             return self, []
         return replace(self, layout=Layout.PLAIN), [f"layout {self.layout}"]
 
+    def fits(self, capabilities: Capabilities) -> bool:
+        """Whether a candidate supports the case as it is."""
+        try:
+            return self.fit(capabilities)[0] == self
+        except CaseError:
+            return False
+
     def fit(self, capabilities: Capabilities) -> tuple[Self, list[str]]:
         """Return the nearest case that a candidate supports, and what of this one it does not support.
 

@@ -19,6 +19,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from csa_spec.engine.allowance import Allowance
+from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Failure, Flaky, NotRepeatable
 from csa_spec.engine.shrink import SECONDS, clear_of_rounding, shrink
 from csa_spec.engine.stage import SPECIFICATION, Check, Stage
@@ -222,6 +223,8 @@ def run_check(
         run.try_case(case)
         if run.has_enough(enough):
             break
+    if run.misfit is not None and not (result.cases or result.not_judged):
+        raise run.misfit  # of nothing but what does not fit
     result.failures = sorted(run.kinds.values(), key=lambda failure: failure.case.order)
     run.so_far.causes.update(failure.cause for failure in result.failures if failure.cause)
     run.tell()
@@ -246,6 +249,8 @@ class _Run:
     begin: float = field(default_factory=time.perf_counter)
     kinds: dict[str, Failure] = field(default_factory=dict)
     """The failure of each kind that is reported"""
+    misfit: CaseError | None = None
+    """Of the last case near which the candidate supports none"""
     nothing_new: int = 0
     """Failing cases since the last new kind, which is one of them"""
     shapes: list[Any] = field(default_factory=list)
@@ -265,7 +270,12 @@ class _Run:
     def try_case(self, case: Any) -> None:
         """Try one case, count what it covered, and settle what fails."""
         calls, begin = self.caller.calls, time.perf_counter()
-        case, lacking = case.fit(self.candidate.capabilities_of(self.stage.name))
+        try:
+            case, lacking = case.fit(self.candidate.capabilities_of(self.stage.name))
+        except CaseError as error:
+            self.misfit = error
+            self.result.not_applicable["sizes that leave no case near it"] += 1
+            return
         self.result.not_applicable.update(lacking)
         trial = self.stage.trial(self.candidate, case)
         try:
@@ -421,7 +431,7 @@ class _Run:
 
 def failure_of(check: Check[Any], candidate: Candidate, stage: Stage[Any, Any], case: Any) -> Failure | None:
     """Return how a candidate fails on a case, if it supports the case and fails."""
-    if case.fit(candidate.capabilities_of(stage.name))[0] != case:
+    if not case.fits(candidate.capabilities_of(stage.name)):
         return None  # a smaller case that is declared unsupported may fail, and rightly so
     try:
         check.run(stage.trial(candidate, case))

@@ -25,7 +25,7 @@ from csa_spec.stages import STAGES, parse_case
 from csa_spec.target import Target
 
 RIGHT = load()
-DEFAULT = replace(PROFILES["default"], patience=math.inf)
+DEFAULT = replace(PROFILES["default"], patience=math.inf, sizes=False)
 Stage = Callable[..., Tensor]
 
 

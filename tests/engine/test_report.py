@@ -71,7 +71,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     (result,) = data["results"]
     assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries",
             "ambiguous_queries", "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached",
-            "not_applicable", "seen", "failures", "state", "not_judged_cases"} == set(result)  # fmt: skip
+            "not_applicable", "seen", "sizes", "failures", "state", "not_judged_cases"} == set(result)  # fmt: skip
     (failure,) = result["failures"]
     assert failure["kind"] == "SeesTooMuch"
     assert (failure["row"], failure["column"], failure["query"]) == (0, 0, 0)

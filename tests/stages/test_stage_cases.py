@@ -77,7 +77,7 @@ def test_hashes_tell_cases_apart() -> None:
     [
         (
             "attend Q=3",
-            "'Q=3' is not part of a case of attend; choose from seed, mode, dtype, device, B, S, H, D, N, n,",
+            "'Q=3' is not part of a case of attend; choose from seed, mode, layout, dtype, device, B, S, H, D,",
         ),
         ("attend n=3 n=4", "'n=4' is the second n"),
         ("attend n=x", "'n=x' is not a whole number"),

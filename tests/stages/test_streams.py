@@ -71,7 +71,7 @@ def test_a_stream_that_keeps_state_passes_the_default_profile_and_reaches_every_
     for name in [f"a call that begins at {length}" for length in names]:
         assert result.reached[name] >= 10, name
     for op in Op:
-        assert op is Op.EXTEND or result.reached[f"a call after {op}"] >= 2, op
+        assert op is Op.EXTEND or result.reached[f"a call after {op}"] >= 1, op
 
 
 def target_of(stream: type[Any], kind: str, dtype: str = "float32", profile: str = "smoke") -> Target:
@@ -360,7 +360,7 @@ def test_answers_stay_and_tokens_are_left_alone() -> None:
     (overwritten, *_) = result_of(smoke(ReusesItsOutput)).failures
     assert overwritten.kind == "StreamDiffers[after extend]"
     assert len(list(takewhile(lambda line: "wrong" not in line, overwritten.context))) == 1
-    assert kinds(smoke(ChangesItsTokens)) == {"InputsChanged"}
+    assert "InputsChanged" in kinds(smoke(ChangesItsTokens))  # and torch refuses to write to expanded tokens
 
 
 def test_ratios_are_those_that_are_declared() -> None:

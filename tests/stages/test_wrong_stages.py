@@ -127,8 +127,7 @@ def test_rounding_to_the_dtype_of_the_inputs_is_no_mistake(name: str, dtype: str
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_16_bits_cannot_tell_is_within_their_budgets(dtype: str) -> None:
-    """Gates near -20000 are 64 or 16 apart: no budget holds a softmax; 4096 equal high bits are equal."""
-    assert kinds_found("masks_the_block_before_the_first_with_a_finite_number", dtype) == []
+    """4096 equal high bits are equal."""
     wrong: Wrong = WRONG["keeps_at_most_4096_candidates"]
     large = [case for case in stage_corners("select", dtype) if case.entries > 4096]
     assert large

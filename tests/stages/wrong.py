@@ -147,8 +147,16 @@ WRONG: dict[str, Wrong] = {
         ("gives_every_query_the_selection_of_the_last", "PickNotVisible", {"also": ("MissedHigherScore",)}),
         ("ranks_by_the_scores_of_the_first_query", "MissedHigherScore"),
         ("assumes_positions_start_at_zero", "WrongCount", {"also": ("MissedHigherScore",)}),
-        ("uses_the_position_of_the_first_query_for_all", "MissedHigherScore", {"also": ("WrongCount",)}),
-        ("uses_the_positions_of_the_first_row", "WrongCount", {"also": ("MissedHigherScore",)}),
+        (
+            "uses_the_position_of_the_first_query_for_all",
+            "MissedHigherScore",
+            {"also": ("WrongCount", "PickNotVisible")},
+        ),
+        (
+            "uses_the_positions_of_the_first_row",
+            "WrongCount",
+            {"also": ("MissedHigherScore", "PickNotVisible")},
+        ),
         ("selects_the_lowest_scoring_entries", "MissedHigherScore"),
         ("drops_entries_that_score_zero_or_less", "WrongCount"),
         ("pads_the_list_with_the_number_of_entries", "PickOutOfRange"),
@@ -207,7 +215,7 @@ WRONG: dict[str, Wrong] = {
         (
             "masks_the_block_before_the_first_with_a_finite_number",
             "SeesTooLittle",
-            {"also": ("ReturnsZeros",), "dtypes": ("float32",)},
+            {"also": ("ReturnsZeros",)},
         ),
         ("forgets_the_norm", "WrongNumbers"),
         ("ignores_the_norm_weight", "WrongNumbers"),

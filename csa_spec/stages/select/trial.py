@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa_spec.engine.budget import Arithmetic
 from csa_spec.engine.failures import (
     Failure,
     Found,
@@ -21,6 +22,7 @@ from csa_spec.engine.failures import (
     first_entries,
 )
 from csa_spec.engine.tally import Tally
+from csa_spec.engine.tensors import dtype_of
 from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
 from csa_spec.spec import SPEC
@@ -179,7 +181,10 @@ class SelectTrial(Trial[SelectCase]):
         chosen, rest = inside.nonzero().flatten(), out.nonzero().flatten()
         low, high = int(chosen[scores[chosen].argmin()]), int(rest[scores[rest].argmax()])
         lower, higher = float(scores[low]), float(scores[high])
-        allowed = self.capabilities.tie_tolerance * max(abs(higher), abs(lower))
+        # What is below the smallest normal number may be flushed to zero, and then it ties.
+        smallest = Arithmetic(dtype_of(self.case.dtype)).underflow
+        flushed = smallest if max(abs(higher), abs(lower)) < smallest else 0.0
+        allowed = max(flushed, self.capabilities.tie_tolerance * max(abs(higher), abs(lower)))
         if higher > lower and not higher - lower <= allowed:
             return MissedHigherScore, {"left_out": high, "higher": higher, "selected": low, "lower": lower}
         if self.capabilities.lowest_index_first:
