@@ -125,12 +125,12 @@ def test_a_name_that_most_cases_speak_against_is_not_given() -> None:
 
 
 def test_a_name_that_some_cases_speak_against_is_no_certain_one() -> None:
-    """A second mistake in padded rows: the first is what it resembles, with the cases counted."""
+    """A second mistake where there are many heads: the first is what it resembles, with the cases counted."""
     first = find_bug("drops_the_sink")
 
     def both(q: Any, kv: Any, indices: Any, sinks: Any, scale: float) -> Any:
         out = first.function(q, kv, indices, sinks, scale)
-        return out * 1.5 if kv.shape[1] > 8 else out
+        return out * 1.5 if q.shape[2] > 3 else out
 
     found = diagnosis(as_candidate(both, "black box", "attend"), "attend N=1 n=1")
     assert found.certainty is Certainty.RESEMBLES

@@ -281,8 +281,8 @@ def test_the_only_fault_is_the_one_that_is_named() -> None:
     """What has a side effect alone fails no other check: the answers are right."""
     for name, fault in FAULTS.items():
         if fault.check in ("inputs", "state"):
-            # Where an input is written to in place, torch refuses that for expanded tensors.
-            refused = {("specification", "CandidateRaised[RuntimeError]")}
+            # Torch refuses to write to expanded tensors, and records a graph for inputs that require grad.
+            refused = {("specification", "CandidateRaised[RuntimeError]"), ("memory", "HoldsGraph")}
             assert outcome(name, False).kinds - refused == {(fault.check, fault.kind)}, name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -19,7 +20,9 @@ SEED = 20_26
 def further_cases(case: Any, candidate: Candidate, stage: AnyStage) -> list[Any]:
     """Return other cases of the same setting; a candidate may not support them as they are."""
     ratios = stage.setting(candidate, case.variant, case.dtype, case.device).ratios
-    return _cases(stage.name, case.variant, Setting(case.dtype, case.device, (case.mode,), ratios))
+    others = _cases(stage.name, case.variant, Setting(case.dtype, case.device, (case.mode,), ratios))
+    # In memory as here: what comes with another layout is another mistake.
+    return [replace(other, layout=case.layout) for other in others]
 
 
 @cache
