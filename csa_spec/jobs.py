@@ -20,7 +20,7 @@ from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.running import CheckResult
 from csa_spec.plug.candidate import CandidateError
-from csa_spec.plug.ending import frames_from, place_of
+from csa_spec.plug.ending import frames_from, no_answer, place_of
 from csa_spec.plug.position import CALLING, HERE
 from csa_spec.target import Effort, Listener, Target
 
@@ -142,10 +142,9 @@ def _watch(parent: int, worker: int, told: Any, call_limit: float) -> None:
             moment, since = HERE.number, time.monotonic()
         elif time.monotonic() > since + call_limit:
             place = place_of(frames_from(sys._current_frames().get(worker)))
-            hung = f"a call did not return (no answer within {call_limit:g} s{place}) in {HERE}"
-            told.put(
-                pickle.dumps((None, "error", CandidateError(f"{hung}; --isolate makes that a failure")))
-            )
+            hung = f"a call did not return ({no_answer(call_limit, place)}) in {HERE}"
+            error = CandidateError(f"{hung}; --isolate makes that a failure")
+            told.put(pickle.dumps((None, "error", error)))
             told.close()
             told.join_thread()
             break

@@ -25,7 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, NoReturn, Protocol
 
-from csa_spec.plug.ending import candidates_frames, cause_of_death, frames_from, place_in_dump, place_of
+from csa_spec.plug.ending import (
+    candidates_frames,
+    cause_of_death,
+    frames_from,
+    no_answer,
+    place_in_dump,
+    place_of,
+)
 from csa_spec.plug.position import CALLING, HERE, IMPORTING
 
 INTERNAL = 3
@@ -203,7 +210,7 @@ class Child:
         """Say where the main thread is."""
         frames = self._frames()
         inside = list(candidates_frames(frames))
-        hung = f"no answer within {self._limit:g} s{place_of(frames)}"
+        hung = no_answer(self._limit, place_of(frames))
         lines = tuple(f"{file}, line {line}, in {name}" for file, line, name in inside)
         if HERE.doing != CALLING:
             return Stopped(f"importing {HERE.module} did not end ({hung})", 2)
@@ -339,7 +346,7 @@ class _Parent:
         place = place_in_dump(os.pread(self._dump.fileno(), size, 0).decode(errors="replace"))
         how = cause_of_death(status) + place
         if self._ordered:
-            how = f"no answer within {self._limit:g} s, and it cannot be interrupted{place}"
+            how = no_answer(self._limit, f", and it cannot be interrupted{place}")
         at, out = str(where) or "its first call", "run it with --isolate, which survives this"
         if not self._ordered and where.number > self._heard + 1 > 1:
             sentence = f"the candidate closed the files through which the run reports, by {at}; {out}"

@@ -205,8 +205,9 @@ class Target:
 
     def missing(self, result: CheckResult) -> list[str]:
         """Return the required kinds of case that a result of the specification check never reached."""
-        left_out = self.left_out(result)
-        names = [name for name in self._unreached(result) if name not in left_out]
+        unreached = self._unreached(result)
+        left_out = self._kinds_out_of_reach(result, unreached)
+        names = [name for name in unreached if name not in left_out]
         sizes = [kind for kind in self._sizes_unreached(result) if kind not in self._sizes_out_of_reach]
         return names + summarised(sizes) + self.stage.wanting(result, self.dtype)
 
@@ -223,7 +224,7 @@ class Target:
         return self._kinds_out_of_reach(result, self._unreached(result)) + summarised(sizes)
 
     def _kinds_out_of_reach(self, result: CheckResult, names: list[str]) -> list[str]:
-        if not names:
+        if not names or not result.cases:
             return []
         lost: set[str] = set()
         failing: set[str] = set()

@@ -426,12 +426,9 @@ class Case:
 
     def outside(self, capabilities: Capabilities) -> Iterator[tuple[Self, str]]:
         """Yield cases just outside of each limit that a candidate declares, with what is declared."""
-        for layout in Layout if capabilities.contiguous else ():
-            if (
-                layout not in capabilities.layouts
-                and layout in replace(capabilities, contiguous=False).layouts
-            ):
-                yield replace(self, layout=layout), f"layout {layout}"
+        declared_away = replace(capabilities, contiguous=False).layouts - capabilities.layouts
+        for layout in filter(declared_away.__contains__, Layout):
+            yield replace(self, layout=layout), f"layout {layout}"
         for letter, least in self.letters().items():
             rule, value = capabilities.rule(letter, self.variant), self.sizes.get(letter, least)
             for options in rule.just_outside(value) if rule.declared else ():

@@ -347,10 +347,12 @@ class _Run:
             self.count_failing(failure.case, new=settled.kind not in self.kinds)
             if settled.kind not in self.kinds:
                 settled.met_on = (failure.case,)
-                self.settled(settled, small, begin, at_once, allowed)
+                self.explain_and_tell(settled, small, begin, at_once, allowed)
         self.result.failures = list(self.kinds.values())
 
-    def settled(self, failure: Failure, small: bool, begin: float, at_once: float, allowed: float) -> None:
+    def explain_and_tell(
+        self, failure: Failure, small: bool, begin: float, at_once: float, allowed: float
+    ) -> None:
         """Name a failure and tell it; look further where the time until then was not enough, and tell that."""
         self.kinds[failure.kind] = failure
         named = self.named(failure, begin + at_once)

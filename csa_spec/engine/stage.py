@@ -122,25 +122,21 @@ def in_every_layout(draws: Draws[C]) -> Draws[C]:
             lambda case, layout: replace(case, layout=layout), draws.cases(variant, setting), layouts
         )
 
-    def laid_out(variant: str, setting: Setting, *more: Layout) -> list[C]:
-        corners = draws.corners(variant, setting)
+    def laid_out(corners: Sequence[C], *more: Layout) -> list[C]:
         several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])
         views = [replace(several, layout=layout) for layout in VIEWS]
         # The seed says which tensors have equal rows.
         return views + [replace(several, layout=layout, seed=n) for n, layout in enumerate(more, start=1)]
 
-    return replace(
-        draws,
-        cases=cases,
-        corners=lambda variant, setting: [
-            *draws.corners(variant, setting),
-            *laid_out(variant, setting, *[Layout.EXPANDED] * 3),
-        ],
-        for_laws=lambda variant, setting, costly: [
-            *draws.for_laws(variant, setting, costly),
-            *([] if costly else laid_out(variant, setting)),
-        ],
-    )
+    def all_corners(variant: str, setting: Setting) -> list[C]:
+        corners = draws.corners(variant, setting)
+        return [*corners, *laid_out(corners, *[Layout.EXPANDED] * 3)]
+
+    def for_laws(variant: str, setting: Setting, costly: bool) -> list[C]:
+        views = [] if costly else laid_out(draws.corners(variant, setting))
+        return [*draws.for_laws(variant, setting, costly), *views]
+
+    return replace(draws, cases=cases, corners=all_corners, for_laws=for_laws)
 
 
 Picture = Callable[[Failure, Sequence[str]], str | None]

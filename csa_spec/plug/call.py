@@ -26,7 +26,7 @@ from csa_spec.plug.arrays import (
     to_library,
 )
 from csa_spec.plug.growth import growth
-from csa_spec.plug.layouts import Layout, laid_out, layouts_of, memory_of, once
+from csa_spec.plug.layouts import ALONE, Layout, laid_out, layouts_of, memory_of, once
 from csa_spec.plug.position import Ended, in_call
 from csa_spec.plug.process_state import Watch
 from csa_spec.plug.raised import hint_at_library
@@ -272,7 +272,7 @@ def _changed(inputs: Mapping[str, Tensor], request: Request | None) -> tuple[str
     for name, layout in layouts_of(originals, request.layout).items():
         if not same_bits(inputs[name].detach().cpu(), originals[name]):
             changed.append(name)
-        elif layout not in (Layout.PLAIN, Layout.REQUIRES_GRAD):
+        elif layout not in ALONE:
             memory = memory_of(laid_out(originals[name], layout))
             if not torch.equal(memory_of(inputs[name]).cpu(), memory):
                 changed.append(f"memory around {name}, which is not part of it")

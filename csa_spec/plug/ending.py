@@ -39,6 +39,11 @@ def place_of(frames: Iterable[Frame]) -> str:
     return f", in {' < '.join(shown)}" if shown else ""
 
 
+def no_answer(seconds: float, place: str) -> str:
+    """Say that a call did not return in time, and where it was."""
+    return f"no answer within {seconds:g} s{place}"
+
+
 def place_in_dump(dump: str) -> str:
     """Name the place in what faulthandler wrote about the thread that a fatal signal hit."""
     current = dump.partition("Current thread")[2].partition("\n\n")[0]

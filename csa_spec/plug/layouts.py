@@ -47,6 +47,8 @@ ADVICE = {
 """What to do about a failure that comes with a layout only."""
 CONTIGUOUS = frozenset({Layout.PLAIN, Layout.OFFSET, Layout.REQUIRES_GRAD})
 """What is left for a candidate that declares that it needs contiguous tensors."""
+ALONE = frozenset({Layout.PLAIN, Layout.REQUIRES_GRAD})
+"""Without anything around a tensor in its memory."""
 _MIXED = (Layout.PLAIN, Layout.SLICED, Layout.OFFSET, Layout.TRANSPOSED, Layout.STRIDED)
 """One after another: of two arguments one at least is no contiguous tensor"""
 _AROUND = 16
@@ -73,7 +75,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     layout
         A name of :class:`Layout`, but for mixed ones.
     """
-    if layout in (Layout.PLAIN, Layout.REQUIRES_GRAD) or not tensor.numel():
+    if layout in ALONE or not tensor.numel():
         return tensor.clone(memory_format=torch.contiguous_format)
     shape, last = list(tensor.shape), tensor.dim() - 1
     if layout == Layout.SLICED and shape:

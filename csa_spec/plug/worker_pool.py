@@ -31,7 +31,7 @@ import torch
 
 from csa_spec.plug.call import Fault
 from csa_spec.plug.candidate import Candidate, CandidateError
-from csa_spec.plug.ending import cause_of_death, place_in_dump
+from csa_spec.plug.ending import cause_of_death, no_answer, place_in_dump
 from csa_spec.plug.wire import packed, received_from, told, unpacked
 
 ENDING = 10.0
@@ -102,7 +102,7 @@ class WorkerPool:
             elif len(received) >= 8 and len(received) - 8 >= int.from_bytes(received[:8]):
                 return unpacked(memoryview(received)[8:])
         self.end_worker(signal.SIGABRT, signal.SIGKILL)  # SIGABRT makes faulthandler say where it is
-        raise Fault(f"no answer within {seconds:g} s{self._last_words()}", hung=True)
+        raise Fault(no_answer(seconds, self._last_words()), hung=True)
 
     def end_worker(self, *signals: int) -> None:
         """End the worker and all processes of its group."""

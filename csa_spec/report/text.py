@@ -82,9 +82,8 @@ class Failures:
     """Explains the failures of a run one after the other; those that follow from another in few lines."""
 
     def __init__(self) -> None:
-        self._explained: dict[
-            tuple[str, str], tuple[str, ...]
-        ] = {}  # by subject and dtype: the first failure
+        # By subject and dtype: the first failure.
+        self._explained: dict[tuple[str, str], tuple[str, ...]] = {}
         self._told: dict[tuple[str, ...], Failure] = {}
 
     def untold(self, report: Report) -> list[str]:
@@ -104,17 +103,17 @@ class Failures:
         where = f"{result.subject}, {result.dtype}" if len(report.dtypes) > 1 else result.subject
         stray = failure.cause is not None and result.check != SPECIFICATION
         heading = f"FAILED {where}: {failure.title if stray else result.sentence}"
+        same_case = before is not None and before.case == failure.case
         if before is not None:
-            smaller = failure.case != before.case
-            heading += " (as above, on a smaller case)" if smaller else " (as above, after a longer look)"
+            heading += " (as above, after a longer look)" if same_case else " (as above, on a smaller case)"
         first = self._explained.setdefault((result.subject, result.dtype), key)
         if first != key and result.check != SPECIFICATION and not stray:
             # A law that is broken where another failure is explained: the explanation stands above.
-            if before is not None and before.case == failure.case:
+            if same_case:
                 return ""
             call = call_line(failure, report.candidate, result.check)
             return "\n".join([heading, *_wrapped(failure.detail), f"  {call}"])
-        if before is not None and before.case == failure.case:
+        if before is not None and same_case:
             return "\n".join([heading, *_outcome_of_search(failure, before)])
         return f"{heading}\n{describe(failure, report.candidate, result.check)}"
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stages.right import index_scores_kernel
+from stages.right import gathered, index_scores_kernel, slots
 from torch import Tensor
 from torch.nn.functional import linear
 
 from csa_spec import check_case
-from csa_spec.candidates.batched import key_or_none, rms_norm, rotate, softmax_with_sink
+from csa_spec.candidates.batched import rms_norm, rotate, softmax_with_sink
 from csa_spec.candidates.gather import load
 from csa_spec.engine.failures import WrongNumbers
 from csa_spec.engine.running import CheckResult
@@ -29,19 +29,16 @@ DEFAULT = replace(PROFILES["default"], patience=math.inf, sizes=False)
 Stage = Callable[..., Tensor]
 
 
-def _gathered(kv: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys of each query ``[B, S, n, D]``, and which indices name one ``[B, S, 1, n]``."""
-    places = key_or_none(indices, kv.shape[1])
-    padded = torch.cat((kv, kv.new_zeros(len(kv), 1, kv.shape[2])), 1)
-    keys = padded[torch.arange(len(kv))[:, None, None], places]
-    return keys, (places < kv.shape[1])[:, :, None]
+def finite(kv: Tensor) -> Tensor:
+    """Return keys with zeros for those that no list names and that hold what is not a number, or huge ones."""
+    return torch.where(kv.isfinite() & (kv.abs() < 1e4), kv, 0)
 
 
 def attend_with_narrow_logits(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) -> Tensor:
     """Store logits in the dtype, before they are scaled and after."""
-    keys, named = _gathered(torch.where(kv.isfinite() & (kv.abs() < 1e4), kv, 0), indices)
+    keys, named = gathered(finite(kv), indices)
     logits = (torch.einsum("bshd,bsnd->bshn", q.float(), keys.float()).to(q.dtype) * scale).float()
-    weights = softmax_with_sink(logits.masked_fill(~named, -math.inf), sinks.float())
+    weights = softmax_with_sink(logits.masked_fill(~named[:, :, None], -math.inf), sinks.float())
     return torch.einsum("bshn,bsnd->bshd", weights, keys.float()).to(q.dtype)
 
 
@@ -49,9 +46,9 @@ def attend_with_a_narrow_running_output(
     q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float
 ) -> Tensor:
     """Keep the output in the dtype from one tile of 16 keys to the next."""
-    keys, named = _gathered(torch.where(kv.isfinite() & (kv.abs() < 1e4), kv, 0), indices)
+    keys, named = gathered(finite(kv), indices)
     logits = torch.einsum("bshd,bsnd->bshn", q.float(), keys.float()) * scale
-    weights = softmax_with_sink(logits.masked_fill(~named, -math.inf), sinks.float())
+    weights = softmax_with_sink(logits.masked_fill(~named[:, :, None], -math.inf), sinks.float())
     out = torch.zeros_like(q)
     for first in range(0, indices.shape[-1], 16):
         tile = slice(first, first + 16)
@@ -71,20 +68,14 @@ def pool_narrowly(hidden: Tensor, weights: CompressorWeights, geometry: Geometry
         for weight in (weights.wkv, weights.wgate)
     )
     gate = (gate + weights.ape).to(hidden.dtype)
-    if geometry.overlap:
-        content, gate = _overlap(content, dim, 0.0), _overlap(gate, dim, -math.inf)
+    content = slots(content, dim, geometry.overlap, 0.0)
+    gate = slots(gate, dim, geometry.overlap, -math.inf)
     terms = (gate - gate.amax(2, keepdim=True)).exp()
     total = pooled = torch.zeros_like(terms[:, :, 0])
     for slot in range(terms.shape[2]):
         total, pooled = total + terms[:, :, slot], pooled + terms[:, :, slot] * content[:, :, slot]
     positions = m * torch.arange(count)
     return rotate(rms_norm(pooled / total, weights.norm, geometry.norm_eps), positions, geometry)
-
-
-def _overlap(blocks: Tensor, dim: int, outside: float) -> Tensor:
-    first = blocks.new_full((len(blocks), 1, blocks.shape[2], dim), outside)
-    previous = torch.cat((first, blocks[..., :dim]), 1)[:, : blocks.shape[1]]
-    return torch.cat((previous, blocks[..., dim:]), 2)
 
 
 def score_narrowly(index_q: Tensor, index_k: Tensor, head_weights: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def a_prefix_gives_the_same_entries(trial: CompressorTrial) -> Tally | None:
         return None
     hidden = trial.arguments["hidden"][:, :keep].contiguous()
     shorter = replace(case, blocks=keep // case.compress_ratio, tail=keep % case.compress_ratio)
-    if shorter.fit(trial.capabilities)[0] != shorter:
+    if not shorter.fits(trial.capabilities):
         return None
     smaller = type(trial)(trial.candidate, shorter)
     entries = smaller.relevant(smaller.ask({**trial.arguments, "hidden": hidden})).double()
