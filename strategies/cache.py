@@ -19,7 +19,7 @@ from csa_spec.stages.cache.stream import PER_ROW, Call, Op
 from csa_spec.stages.layer.case import Sinks, Values
 from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
-from csa_spec.strategies.layer import SMALL_LAYER
+from csa_spec.strategies.layer import SMALL_LAYER, without_ties
 
 LONGEST = 28
 """Tokens of a row in what is drawn; what goes wrong between calls goes wrong early, or in :func:`_long`."""
@@ -298,4 +298,4 @@ def _calls(text: str) -> tuple[Call, ...]:
     return tuple(map(Call.parse, text.split(",")))
 
 
-DRAWS = Draws(cases=cache_cases, corners=cache_corners)
+DRAWS = Draws(cases=cache_cases, corners=cache_corners, telling=without_ties)

@@ -33,6 +33,10 @@ def _up_to_whole_tiles_of_96(call: AttendCall) -> Tensor:
     return call.indices[..., : width if width < 96 else width // 96 * 96]
 
 
+def _denormal(scores: Tensor) -> Tensor:
+    return scores.abs() < torch.finfo(scores.dtype).smallest_normal
+
+
 attend_bug(
     "gives_all_tiles_of_16_queries_the_lists_of_the_first",
     "The index list of a query is found by its number in its tile of 16.",
@@ -124,9 +128,13 @@ select_bug(
 select_bug(
     "flushes_denormal_scores_to_zero",
     "Scores below the smallest normal number are taken for 0.",
-    scores=lambda call: call.scores.masked_fill(
-        call.scores.abs() < torch.finfo(call.scores.dtype).smallest_normal, 0
-    ),
+    equivalent="what is below the smallest normal number may be flushed to zero, as XLA and many GPUs do",
+    scores=lambda call: call.scores.masked_fill(_denormal(call.scores), 0),
+)
+select_bug(
+    "takes_denormal_scores_for_missing_ones",
+    "Scores are ranked by their bits, in which an exponent of 0 marks an entry that is hidden.",
+    answer=lambda call: call.best(call.hidden | (_denormal(call.scores) & (call.scores != 0))),
 )
 
 

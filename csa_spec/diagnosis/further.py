@@ -28,5 +28,6 @@ def further_cases(case: Any, candidate: Candidate, stage: AnyStage) -> list[Any]
 @cache
 def _cases(stage: str, variant: str, setting: Setting) -> list[Any]:
     draws = STAGES[stage].draws
-    cases = [*draws.corners(variant, setting), *draw_cases(draws.cases(variant, setting), DRAWN, SEED)]
+    drawn = draw_cases(draws.cases(variant, setting), DRAWN, SEED)
+    cases = [draws.telling(case) for case in (*draws.corners(variant, setting), *drawn)]
     return Random(SEED).sample(cases, len(cases))  # the first ones are as different as any

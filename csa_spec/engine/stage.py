@@ -103,6 +103,8 @@ class Draws(Generic[C]):
     """Written by hand: together they reach every required kind"""
     for_laws: Callable[[str, Setting, bool], Sequence[C]] = lambda variant, setting, costly: ()
     """The few that every law, or every costly law, is tried on beside what is drawn"""
+    telling: Callable[[C], C] = lambda case: case
+    """Makes of such a case one on which chance decides little, so that it tells one bug from another"""
     production: Callable[[str, Setting], Sequence[C]] = lambda variant, setting: ()
     """Of the sizes of the released models"""
     sizes: Callable[[Sequence[C], int], Iterable[C]] = lambda drawn, seed: ()

@@ -120,11 +120,12 @@ class Failures:
 
 def _outcome_of_search(failure: Failure, before: Failure) -> list[str]:
     """Say what further search gave beside the case, which is the same."""
-    names = _likenesses(failure)
-    new = names if names != _likenesses(before) else []
-    remarks = failure.remarks or (
-        "no smaller case was found" + ("" if names else ", and no known bug like it"),
-    )
+    names, named = _likenesses(failure), _likenesses(before)
+    new = names if names != named else []
+    fruitless = "no smaller case was found"
+    if not names:
+        fruitless += "; on other cases it is not like what is named above" if named else ", and no known bug like it"
+    remarks = failure.remarks or (fruitless,)
     return [*(line for remark in remarks for line in _wrapped(remark)), *new]
 
 
