@@ -220,50 +220,90 @@ def make_layer(attend: Attend) -> LayerStage:
 def _run(
     attend: Attend, hidden: Tensor, weights: LayerWeights, geometry: Geometry, starts: Tensor
 ) -> LayerOutput:
-    """Run the layer on ``hidden`` ``[B, S, hidden]``, a document per row, from ``starts`` ``[B]`` on."""
-    g, eps, length = geometry, geometry.norm_eps, hidden.shape[1]
-    columns = torch.arange(length, device=hidden.device).expand(hidden.shape[:2])
-    positions = columns + starts[:, None]
-    latent = rms_norm(linear(hidden, weights.wq_a), weights.q_norm, eps)
-    q = linear(latent, weights.wq_b).view(*columns.shape, g.heads, g.head_dim)
-    q = rotate(rms_norm(q, None, eps), positions[..., None], g)
-    kv = rotate(rms_norm(linear(hidden, weights.wkv), weights.kv_norm, eps), positions, g)
+    """Run the layer on ``hidden`` ``[B, S, hidden]``, a document per row, from ``starts`` ``[B]`` on.
 
-    window = columns[..., None] - torch.arange(min(g.window, length), device=hidden.device)
-    indices = window.clamp(min=-1)  # tokens before the first are none
-    entries = scores = selection = None
+    Queries of long documents are answered a part of them after another, so that memory grows with S alone.
+    """
+    g, length = geometry, hidden.shape[1]
+    columns = torch.arange(length, device=hidden.device).expand(hidden.shape[:2])
+    tokens = rms_norm(linear(hidden, weights.wkv), weights.kv_norm, g.norm_eps)
+    tokens = rotate(tokens, columns + starts[:, None], g)
+    entries, index_k = tokens[:, :0], None
     if weights.compressor is not None:
         entries = compressor(hidden, weights.compressor, g, starts=starts)
-        if weights.indexer is not None:
-            scores = _scores(hidden, latent, weights, g, starts, positions)
+    if weights.indexer is not None:
+        with torch.no_grad():  # the selection is a constant: no gradient reaches the indexer
+            index_k = compressor(hidden, weights.indexer.compressor, g, starts=starts)
+
+    keys = min(g.window, length) + entries.shape[1]
+    step = max(
+        1, min(_QUERIES, _AT_ONCE // max(1, len(hidden) * keys * max(g.heads, g.index_heads, g.head_dim)))
+    )
+    parts = []
+    for begin in range(0, length, step):
+        end, first = begin + step, max(0, begin - g.window + 1)
+        kv = torch.cat((tokens[:, first:end], entries), 1)
+        part = hidden[:, begin:end], columns[:, begin:end], starts
+        parts.append(_answer(attend, *part, first, kv, index_k, weights, g))
+    out, scores, selection = zip(*parts, strict=True)
+    shown = None if weights.compressor is None else entries
+    if len(parts) > 1:
+        return LayerOutput(torch.cat(out, 1), shown)
+    return LayerOutput(out[0], shown, scores[0], selection[0])
+
+
+_QUERIES, _AT_ONCE = 4096, 1 << 26
+"""Queries that are answered together at most, and the numbers that they have with all keys"""
+
+
+def _answer(
+    attend: Attend,
+    hidden: Tensor,
+    columns: Tensor,
+    starts: Tensor,
+    first: int,
+    kv: Tensor,
+    index_k: Tensor | None,
+    weights: LayerWeights,
+    g: Geometry,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return output ``[B, s, hidden]``, scores and selection of the queries in some columns ``[B, s]``.
+
+    ``kv`` has the tokens from column ``first`` to the last of these, then all entries.
+    """
+    positions = columns + starts[:, None]
+    latent = rms_norm(linear(hidden, weights.wq_a), weights.q_norm, g.norm_eps)
+    q = linear(latent, weights.wq_b).view(*columns.shape, g.heads, g.head_dim)
+    q = rotate(rms_norm(q, None, g.norm_eps), positions[..., None], g)
+    tokens = int(columns[0, -1]) + 1 - first
+    longest = min(g.window, int(columns[0, -1]) + 1)
+    window = columns[..., None] - first - torch.arange(longest, device=hidden.device)
+    indices = window.clamp(min=-1)  # tokens before the first are none
+    scores = selection = None
+    if weights.compressor is not None:
+        if index_k is not None:
+            scores = _scores(hidden, latent, index_k, weights, g, positions)
             selection = select(scores, columns, g.compress_ratio, g.top_k)
         else:  # every visible entry: all scores alike, and room for all
-            alike = hidden.new_zeros(*columns.shape, entries.shape[1])
-            selection = select(alike, columns, g.compress_ratio, length)
-        kv = torch.cat((kv, entries), 1)
-        indices = torch.cat((indices, torch.where(selection < 0, -1, selection + length)), -1)
+            count = kv.shape[1] - tokens
+            selection = select(hidden.new_zeros(*columns.shape, count), columns, g.compress_ratio, count)
+        indices = torch.cat((indices, torch.where(selection < 0, -1, selection + tokens)), -1)
 
     core = rotate(attend(q, kv, indices, weights.attn_sink, g.scale), -positions[..., None], g)
     wo_a = weights.wo_a.view(g.o_groups, g.o_lora_rank, -1)
     low_rank = torch.einsum("bsgd,grd->bsgr", core.reshape(*columns.shape, g.o_groups, wo_a.shape[2]), wo_a)
-    return LayerOutput(linear(low_rank.flatten(2), weights.wo_b), entries, scores, selection)
+    return linear(low_rank.flatten(2), weights.wo_b), scores, selection
 
 
-@torch.no_grad()  # the selection is a constant: no gradient reaches the indexer
+@torch.no_grad()
 def _scores(
-    hidden: Tensor,
-    latent: Tensor,
-    weights: LayerWeights,
-    geometry: Geometry,
-    starts: Tensor,
-    positions: Tensor,
+    hidden: Tensor, latent: Tensor, index_k: Tensor, weights: LayerWeights, g: Geometry, positions: Tensor
 ) -> Tensor:
-    """Return the index scores ``[B, S, T]``, in float32 at least: rounding them further would make ties."""
-    g, indexer, dtype = geometry, weights.indexer, wide(hidden)
+    """Return the index scores ``[B, s, T]``, in float32 at least: rounding them further would make ties."""
+    indexer, dtype = weights.indexer, wide(hidden)
     assert indexer is not None
     index_q = linear(latent, indexer.wq_b).view(*positions.shape, g.index_heads, g.index_head_dim)
     index_q = rotate(index_q, positions[..., None], g)
-    index_k = compressor(hidden, indexer.compressor, g, starts=starts)
     scale = math.sqrt(g.index_heads * g.index_head_dim)
     head_weights = linear(hidden, indexer.weights_proj).to(dtype) / scale
     return index_scores(index_q.to(dtype), index_k.to(dtype), head_weights)

@@ -38,30 +38,26 @@ budgets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from csa_spec.engine.tensors import dtype_of
-from csa_spec.spec import SPEC, CompressorWeights, DocumentTrace, Geometry, LayerWeights
+from csa_spec.spec import (
+    SPEC,
+    CompressorWeights,
+    Context,
+    DocumentTrace,
+    Geometry,
+    LayerWeights,
+    QueryTrace,
+)
 
 MARGIN = 5.0
 """Standard deviations in a budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """Allowed absolute error per element, for one document of S tokens and T entries."""
-
-    out: Tensor
-    """``[S, hidden]``"""
-    entries: Tensor
-    """``[T, head_dim]``"""
-    scores: Tensor
-    """``[S, T]``, of every pair of query and entry, visible or not"""
-    probabilities: Tensor
-    """``[S, heads, S + T]``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +71,37 @@ class Rounded:
     def exact(cls, value: Tensor) -> Rounded:
         """Return a tensor that the candidate is handed, without an error."""
         return cls(value, torch.zeros_like(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What all queries of one document of S tokens and T entries share."""
+
+    window: Rounded
+    """``[S, head_dim]``"""
+    entries: Rounded
+    """``[T, head_dim]``"""
+    index: Rounded
+    """``[T, index_head_dim]``; empty where there is no indexer"""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Allowed absolute error per element, for one document, of whose queries Q were asked about."""
+
+    out: Tensor
+    """``[Q, hidden]``"""
+    scores: Tensor
+    """``[Q, T]``, of every pair of query and entry, visible or not"""
+    probabilities: list[Tensor]
+    """Per query ``[heads, keys]``, in the order of its trace"""
+    keys: Keys
+    """What they are made of"""
+
+    @property
+    def entries(self) -> Tensor:
+        """``[T, head_dim]``."""
+        return MARGIN * self.keys.entries.variance.sqrt()
 
 
 class Arithmetic:
@@ -166,33 +193,66 @@ class Arithmetic:
         )
 
 
-def document_budgets(
-    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, do: Arithmetic
-) -> Budgets:
-    """Return the budgets of one document, given the specification's trace of it."""
-    context = trace.context
-    hidden = Rounded.exact(context.hidden)
-    positions = context.document.start + torch.arange(len(context.hidden), dtype=torch.float64)
-    frequencies, eps = context.frequencies, geometry.norm_eps
+def document_keys(context: Context, weights: LayerWeights, geometry: Geometry, do: Arithmetic) -> Keys:
+    """Return the keys of one document, and how far they may be off."""
+    hidden, start, frequencies = Rounded.exact(context.hidden), context.document.start, context.frequencies
+    positions = start + torch.arange(len(context.hidden), dtype=torch.float64)
+    window = do.norm(do.linear(hidden, weights.wkv), weights.kv_norm, geometry.norm_eps)
+    indexer = None if weights.indexer is None else weights.indexer.compressor
+    return Keys(
+        do.rotate(window, positions, frequencies),
+        _compress(do, hidden, weights.compressor, geometry, start, frequencies),
+        _compress(do, hidden, indexer, geometry, start, frequencies),
+    )
 
+
+def document_budgets(
+    trace: DocumentTrace, weights: LayerWeights, geometry: Geometry, do: Arithmetic, keys: Keys | None = None
+) -> Budgets:
+    """Return the budgets of one document, given the specification's trace of it.
+
+    ``keys`` are those of its context, where they are known.
+    """
+    keys = document_keys(trace.context, weights, geometry, do) if keys is None else keys
+    longest = max(len(query.window) + len(query.selection) for query in trace.queries)
+    widest = max(longest * geometry.head_dim, len(keys.index.value) * geometry.index_heads, 1)
+    step = max(1, _AT_ONCE // widest)
+    parts = [trace.queries[begin : begin + step] for begin in range(0, len(trace.queries), step)]
+    budgets = [_of_queries(part, trace.context, keys, weights, geometry, do) for part in parts]
+    out, scores, probabilities = zip(*budgets, strict=True)
+    return Budgets(torch.cat(out), torch.cat(scores), [one for part in probabilities for one in part], keys)
+
+
+_AT_ONCE = 1 << 21
+"""Numbers that the keys of some queries have together, which are worked on at once"""
+
+
+def _of_queries(
+    queries: Sequence[QueryTrace],
+    context: Context,
+    keys: Keys,
+    weights: LayerWeights,
+    geometry: Geometry,
+    do: Arithmetic,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the budgets of outputs ``[Q, hidden]``, scores ``[Q, T]``, and probabilities per query."""
+    asked, frequencies, eps = [query.t for query in queries], context.frequencies, geometry.norm_eps
+    hidden = Rounded.exact(context.hidden[asked])
+    positions = context.document.start + torch.tensor(asked, dtype=torch.float64)[:, None]
     latent = do.norm(do.linear(hidden, weights.wq_a), weights.q_norm, eps)
     q = _split_heads(do.linear(latent, weights.wq_b), geometry.heads)
-    q = do.rotate(do.norm(q, None, eps), positions[:, None], frequencies)
-    window = do.rotate(do.norm(do.linear(hidden, weights.wkv), weights.kv_norm, eps), positions, frequencies)
-    entries = _compress(do, hidden, weights.compressor, geometry, context.document.start, frequencies)
-    scores = _scores(do, hidden, latent, weights, geometry, context.document.start, frequencies)
+    q = do.rotate(do.norm(q, None, eps), positions, frequencies)
+    scores = _scores(do, hidden, latent, positions, keys.index, weights, geometry, frequencies)
 
-    keys = Rounded(torch.cat((window.value, entries.value)), torch.cat((window.variance, entries.variance)))
-    probabilities, attended = _dense_probabilities(trace, len(keys.value))
-    core, spread = _attend(do, q, keys, probabilities, attended, weights.attn_sink, geometry.scale)
-    heads_out = do.rotate(core, positions[:, None], frequencies, sign=-1)
-    out = _project(do, heads_out, weights, geometry)
-    return Budgets(
-        out=MARGIN * out.variance.sqrt(),
-        entries=MARGIN * entries.variance.sqrt(),
-        scores=MARGIN * scores.variance.sqrt(),
-        probabilities=spread,
-    )
+    attended, probabilities = _attended(queries, len(keys.window.value))
+    named, chosen = attended >= 0, attended.clamp(min=0)
+    value = torch.cat((keys.window.value, keys.entries.value))[chosen]
+    variance = torch.cat((keys.window.variance, keys.entries.variance))[chosen]
+    own = Rounded(value, variance)
+    core, spread = _attend(do, q, own, probabilities, named[:, None], weights.attn_sink, geometry.scale)
+    out = _project(do, do.rotate(core, positions, frequencies, sign=-1), weights, geometry)
+    few = [shares[:, :count] for shares, count in zip(spread, named.sum(-1).tolist(), strict=True)]
+    return MARGIN * out.variance.sqrt(), MARGIN * scores.variance.sqrt(), few
 
 
 def core_budget(
@@ -252,9 +312,28 @@ def _compress(
     if weights is None:
         nothing = hidden.value.new_zeros(0, geometry.head_dim)
         return Rounded(nothing, nothing)
+    m, count = geometry.compress_ratio, geometry.entry_count(len(hidden.value))
+    step = max(1, _AT_ONCE // (2 * m * len(weights.norm)))
+    parts = []
+    for first in range(0, max(1, count), step):
+        lead = min(first, 1)  # the block before, which the first entry pools too
+        tokens = slice((first - lead) * m, min(first + step, count) * m)
+        part = Rounded(hidden.value[tokens], hidden.variance[tokens])
+        entries = _compress_blocks(do, part, weights, geometry, start + tokens.start, frequencies)
+        parts.append((entries.value[lead:], entries.variance[lead:]))
+    return Rounded(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _compress_blocks(
+    do: Arithmetic,
+    blocks: Rounded,
+    weights: CompressorWeights,
+    geometry: Geometry,
+    start: int,
+    frequencies: Tensor,
+) -> Rounded:
     m, dim = geometry.compress_ratio, len(weights.norm)
-    count = geometry.entry_count(len(hidden.value))
-    blocks = Rounded(hidden.value[: count * m], hidden.variance[: count * m])
+    count = len(blocks.value) // m
     content, gate = do.linear(blocks, weights.wkv), do.linear(blocks, weights.wgate)
 
     def slots(x: Tensor, outside: float) -> Tensor:
@@ -283,18 +362,17 @@ def _scores(
     do: Arithmetic,
     hidden: Rounded,
     latent: Rounded,
+    positions: Tensor,
+    keys: Rounded,
     weights: LayerWeights,
     geometry: Geometry,
-    start: int,
     frequencies: Tensor,
 ) -> Rounded:
     if weights.indexer is None:
         nothing = hidden.value.new_zeros(len(hidden.value), 0)
         return Rounded(nothing, nothing)
-    positions = start + torch.arange(len(hidden.value), dtype=torch.float64)
-    keys = _compress(do, hidden, weights.indexer.compressor, geometry, start, frequencies)
     queries = _split_heads(do.linear(latent, weights.indexer.wq_b), geometry.index_heads)
-    products = do.products(do.rotate(queries, positions[:, None], frequencies), keys)
+    products = do.products(do.rotate(queries, positions, frequencies), keys)
     head_weights = do.linear(hidden, weights.indexer.weights_proj)
     constant = geometry.index_head_dim**-0.5 * geometry.index_heads**-0.5
     scores = _weighted_sum(do, products, head_weights, constant)
@@ -317,22 +395,27 @@ def _weighted_sum(do: Arithmetic, products: Rounded, head_weights: Rounded, cons
     return do.store(constant * terms.sum(1), constant**2 * total)
 
 
-def _dense_probabilities(trace: DocumentTrace, keys: int) -> tuple[Tensor, Tensor]:
-    """Return probabilities ``[S, heads, S + T]`` and which keys each query attends to ``[S, 1, S + T]``."""
-    length, heads = len(trace.queries), len(trace.queries[0].q)
-    dense = torch.zeros(length, heads, keys, dtype=torch.float64)
-    attended = torch.zeros(length, 1, keys, dtype=torch.bool)
-    for query in trace.queries:
-        columns = query.window + [length + s for s in query.selection]
-        dense[query.t, :, columns] = query.probabilities
-        attended[query.t, :, columns] = True
-    return dense, attended
+def _attended(queries: Sequence[QueryTrace], tokens: int) -> tuple[Tensor, Tensor]:
+    """Return which keys each query attends to ``[Q, n]``, and how much ``[Q, heads, n]``.
+
+    Keys are those of the tokens, then entries; -1 where a query has fewer than others.
+    """
+    listed = [query.window + [tokens + s for s in query.selection] for query in queries]
+    most = max(map(len, listed))
+    attended = torch.tensor([keys + [-1] * (most - len(keys)) for keys in listed])
+    shares = [
+        pad(query.probabilities, (0, most - len(keys))) for query, keys in zip(queries, listed, strict=True)
+    ]
+    return attended, torch.stack(shares)
 
 
 def _attend(
     do: Arithmetic, q: Rounded, keys: Rounded, p: Tensor, attended: Tensor, sink: Tensor, scale: float
 ) -> tuple[Rounded, Tensor]:
-    """Return the core's output ``[S, heads, d]`` and the budget of the probabilities."""
+    """Return the core's output ``[S, heads, d]`` and the budget of the probabilities ``[S, heads, n]``.
+
+    Keys, ``[S, n, d]``, are each query's own; of those that are not attended to, nothing counts.
+    """
     z = do.products(q, keys)
     z = Rounded(scale * z.value, scale**2 * z.variance)
     peak = torch.maximum(z.value.masked_fill(~attended, -torch.inf).amax(-1), sink)[..., None]

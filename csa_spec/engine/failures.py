@@ -170,6 +170,8 @@ class Failure(AssertionError):
         """What else is known, by name: what the sentence is made of"""
         self.declared = ""
         """That the candidate declares not to support the case, in words, where it was run all the same"""
+        self.vague = False
+        """Whether the case is too large to probe what depends on what, so that a smaller one says more"""
         self.met_on: tuple[Case, ...] = ()
         """Cases from before shrinking on which the candidate failed"""
         self.remarks: tuple[str, ...] = ()
@@ -182,6 +184,10 @@ class Failure(AssertionError):
         """The kind of failure; shrinking keeps it."""
         name = type(self).__name__
         return f"{name}[{self.facts[self.told_apart_by]}]" if self.told_apart_by else name
+
+    def shows_as(self, other: Failure) -> bool:
+        """Whether another failure, on a simpler case, is of the same kind, as far as that is known."""
+        return self.kind == other.kind or (self.vague and other.over_budget is not None)
 
     @property
     def cause(self) -> tuple[object, ...] | None:

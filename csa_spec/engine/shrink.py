@@ -55,7 +55,7 @@ def shrink(
         smaller = judge(case)
         # Another kind of failure is another bug. And a failure that the output itself shows is not given up
         # for one that shows only in a selection that the candidate exposes.
-        if smaller is None or smaller.kind != best.kind or smaller.evident < best.evident:
+        if smaller is None or not best.shows_as(smaller) or smaller.evident < best.evident:
             return False
         best = smaller
         return True

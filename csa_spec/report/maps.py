@@ -14,7 +14,7 @@ LARGEST = 24
 def maps(failure: Failure) -> list[list[str]]:
     """Return the maps of a failure that recorded enough for them, and is small enough."""
     trace, dependence = failure.document, failure.dependence
-    if trace is None or len(trace.queries) > LARGEST:
+    if trace is None or not trace.whole or len(trace.queries) > LARGEST:
         return []
     frame = _Frame(trace, layout_of(failure.case, trace), failure.case.sizes.get("m", 0))
     return [frame.sight(), *([] if dependence is None else [frame.dependence(dependence)])]

@@ -124,7 +124,9 @@ def _outcome_of_search(failure: Failure, before: Failure) -> list[str]:
     new = names if names != named else []
     fruitless = "no smaller case was found"
     if not names:
-        fruitless += "; on other cases it is not like what is named above" if named else ", and no known bug like it"
+        fruitless += (
+            "; on other cases it is not like what is named above" if named else ", and no known bug like it"
+        )
     remarks = failure.remarks or (fruitless,)
     return [*(line for remark in remarks for line in _wrapped(remark)), *new]
 

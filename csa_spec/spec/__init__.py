@@ -5,7 +5,7 @@ entries may query t see), ``window``, ``attention``, ``output``; ``rope`` and ``
 """
 
 from csa_spec.spec.batch import PADDING, attend_batch, split_documents
-from csa_spec.spec.context import compress, document_context
+from csa_spec.spec.context import compress, document_context, entries_of
 from csa_spec.spec.geometry import Geometry, GeometryError, LayerKind, Yarn
 from csa_spec.spec.layer import answer_query, attend_document
 from csa_spec.spec.rules import SPEC, Spec
@@ -40,6 +40,7 @@ __all__ = [
     "compress",
     "compressor_shapes",
     "document_context",
+    "entries_of",
     "split_documents",
     "weight_shapes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ def attend_batch(
     documents: Tensor,
     spec: Spec = SPEC,
     selections: Sequence[Sequence[Sequence[int]]] | None = None,
+    queries: Callable[[int], Sequence[int]] | None = None,
 ) -> BatchTrace:
     """Run the layer on a batch.
 
@@ -42,6 +43,8 @@ def attend_batch(
         The rules.
     selections
         Per document and query, the entries to attend to in place of what the rules select.
+    queries
+        Given a document's length, the queries of it to answer, in ascending order; by default all.
 
     Padding, left or right, and packing all mean the same: each document alone. Its blocks are counted from
     its own first token, tokens of other documents do not exist for it, and the output at padding is zero
@@ -52,8 +55,9 @@ def attend_batch(
     for number, document in enumerate(split_documents(positions, documents)):
         tokens = hidden[document.row, document.columns]
         chosen = None if selections is None else selections[number]
-        trace = attend_document(tokens, document, weights, geometry, spec, chosen)
-        out[document.row, document.columns] = trace.out
+        asked = range(document.length) if queries is None else queries(document.length)
+        trace = attend_document(tokens, document, weights, geometry, spec, chosen, asked)
+        out[document.row, [document.begin + t for t in asked]] = trace.out
         traces.append(trace)
     return BatchTrace(out, traces)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.spec.context import document_context
+from csa_spec.spec.each import LONG, each
 from csa_spec.spec.geometry import Geometry, LayerKind
 from csa_spec.spec.indexer import index_scale
 from csa_spec.spec.norm import rms_norm
@@ -28,6 +29,7 @@ def attend_document(
     geometry: Geometry,
     spec: Spec = SPEC,
     selections: Sequence[Sequence[int]] | None = None,
+    queries: Sequence[int] | None = None,
 ) -> DocumentTrace:
     """Run the layer on one document.
 
@@ -43,13 +45,16 @@ def attend_document(
         The rules.
     selections
         Entries that each query attends to, in place of what the rules select.
+    queries
+        The queries to answer, in ascending order; by default all.
     """
     context = document_context(hidden, document, weights, geometry, spec)
-    queries = [
-        answer_query(t, context, weights, geometry, spec, None if selections is None else selections[t])
-        for t in range(len(hidden))
+    asked = range(len(hidden)) if queries is None else queries
+    chosen = [None] * len(asked) if selections is None else selections
+    answers = [
+        answer_query(t, context, weights, geometry, spec, own) for t, own in zip(asked, chosen, strict=True)
     ]
-    return DocumentTrace(context, queries)
+    return DocumentTrace(context, answers)
 
 
 def answer_query(
@@ -92,9 +97,8 @@ def answer_query(
         index_q = spec.rotate(index_q, position, context.frequencies)
         head_weights = weights.indexer.weights_proj @ x
         head_weights = head_weights * index_scale(geometry.index_heads, geometry.index_head_dim)
-        scores = torch.stack(
-            [spec.index_score(index_q, head_weights, context.index_keys[s]) for s in visible]
-        )
+        keys = context.index_keys[visible]
+        scores = each(lambda key: spec.index_score(index_q, head_weights, key), keys, many=LONG)
 
     # SELECT: a constant for gradients; HCA attends to every visible entry
     ranking, margin = scores.tolist(), None

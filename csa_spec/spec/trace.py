@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,15 +70,29 @@ class QueryTrace:
 
 @dataclass(frozen=True, slots=True)
 class DocumentTrace:
-    """One document: what its queries share, and a trace for every query."""
+    """One document: what its queries share, and a trace for every query that was asked about."""
 
     context: Context
     queries: list[QueryTrace]
+    """In their order; of a long document perhaps only some"""
 
     @property
     def out(self) -> Tensor:
-        """``[S, hidden]``."""
+        """``[queries, hidden]``."""
         return torch.stack([query.out for query in self.queries])
+
+    @property
+    def whole(self) -> bool:
+        """Whether every query was asked about."""
+        return len(self.queries) == self.context.document.length
+
+    def query(self, t: int) -> QueryTrace:
+        """Return the trace of query ``t``."""
+        return self.queries[self.number(t)]
+
+    def number(self, t: int) -> int:
+        """Return which of the queries is query ``t``."""
+        return t if self.whole else bisect_left(self.queries, t, key=lambda query: query.t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +100,5 @@ class BatchTrace:
     """All documents of a batch, and the layer's output."""
 
     out: Tensor
-    """``[B, S, hidden]``, zero at padding"""
+    """``[B, S, hidden]``, zero at padding and where nothing was asked"""
     documents: list[DocumentTrace]

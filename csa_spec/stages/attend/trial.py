@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.at_once import each
 from csa_spec.engine.budget import Arithmetic, core_budget
 from csa_spec.engine.failures import Failure, Found, NotZero, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
+from csa_spec.spec.each import each
 from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
 from csa_spec.stages.kinds import kinds_of
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.at_once import MANY, each
 from csa_spec.engine.budget import Arithmetic, entries_budget
 from csa_spec.engine.failures import Failure, Found, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
 from csa_spec.engine.trial import Form, of_case
-from csa_spec.spec import SPEC, CompressorWeights, Geometry, compress
+from csa_spec.spec import SPEC, CompressorWeights, compress, entries_of
+from csa_spec.spec.each import MANY, each
 from csa_spec.stages.compressor.case import CompressorCase, make_compressor_inputs
 from csa_spec.stages.kinds import kinds_of
 
@@ -55,9 +55,10 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         hidden, geometry = self.arguments["hidden"], self.case.geometry
         weights = _double(self.arguments["weights"])
         arithmetic = Arithmetic.of(hidden.dtype, self.capabilities.internal_dtype)
+        frequencies = SPEC.layer_frequencies(geometry)
         return each(
             lambda row: (
-                entries_of(row, weights, geometry),
+                entries_of(row, 0, weights, geometry, frequencies, many=MANY),
                 entries_budget(arithmetic, row, weights, geometry),
             ),
             hidden.double(),
@@ -106,25 +107,6 @@ class CompressorTrial(NumbersTrial[CompressorCase]):
         if self.case.tokens > _MOST_PROBES:
             return ""
         return f"The entry depends on the tokens that it pools and on no other: {RIGHT_SET}"
-
-
-def entries_of(hidden: Tensor, weights: CompressorWeights, geometry: Geometry) -> Tensor:
-    """Return the entries ``[T, D]`` of one row by the specification.
-
-    Where there are many, each is made from its own block and the one before it alone, many of them at once.
-    """
-    frequencies, m = SPEC.layer_frequencies(geometry), geometry.compress_ratio
-    count = geometry.entry_count(len(hidden))
-    if count < MANY:
-        return compress(hidden, 0, weights, geometry, frequencies)
-
-    def last_of_two(tokens: Tensor, start: Any) -> Tensor:
-        return compress(tokens, start, weights, geometry, frequencies)[1]
-
-    blocks = hidden[: count * m].reshape(count, m, -1)
-    pairs = torch.cat((blocks[:-1], blocks[1:]), 1)
-    first = compress(hidden[:m], 0, weights, geometry, frequencies)
-    return torch.cat((first, each(last_of_two, pairs, m * torch.arange(count - 1))))
 
 
 KINDS: dict[str, Callable[[CompressorTrial], bool]] = {

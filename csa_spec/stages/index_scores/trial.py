@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.at_once import each
 from csa_spec.engine.budget import Arithmetic, index_score_budget
 from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, Place, counted
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
 from csa_spec.engine.trial import Form, of_case
 from csa_spec.spec import SPEC
+from csa_spec.spec.each import each
 from csa_spec.stages.index_scores.case import IndexScoresCase, make_index_scores_inputs
 from csa_spec.stages.kinds import kinds_of
 

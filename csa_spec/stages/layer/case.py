@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
@@ -21,6 +22,7 @@ from csa_spec.engine.case import (
     size,
     whole,
 )
+from csa_spec.engine.sizes import THRESHOLDS
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.plug.layouts import Layout
 from csa_spec.plug.plain import plain_line, shown
@@ -307,17 +309,42 @@ class LayerCase(OfLayer):
 
     stage = "layer"
     rows: tuple[Row, ...] = coded(_read_rows, _write_rows, default=(Row(),), always=True)
+    judged: int = coded(whole, default=0)
+    """How many queries of each document are judged; 0 for all"""
 
     def _complete(self) -> None:
         """Check that there is a row."""
         super()._complete()
         if not self.rows:
             raise CaseError("a case needs at least one row")
+        if self.judged < 0:
+            raise CaseError(f"judged={self.judged} must be a number of queries, or 0 for all")
 
     @property
     def numbers(self) -> Mapping[str, int]:
         """How many numbers it takes, by what they are for."""
         return self._numbers_for(len(self.rows) * self.columns)
+
+    def _numbers_for(self, tokens: int) -> dict[str, int]:
+        return super()._numbers_for(
+            tokens if not self.judged else min(tokens, self.judged * len(self.rows))
+        ) | {"hidden states and keys": tokens * (self.hidden + _COPIES * self.head_dim)}
+
+    def judged_of(self, length: int) -> Sequence[int]:
+        """Return which queries of a document are judged, in ascending order."""
+        if not 0 < self.judged < length:
+            return range(length)
+        rng = random.Random(f"{self.seed} {length}")
+        telling = sorted(self._telling(length) - {0, length - 1})
+        some = rng.sample(telling, min(len(telling), 3 * self.judged // 4))
+        chosen = dict.fromkeys((length - 1, 0, *some, *rng.sample(range(length), self.judged)))
+        return sorted(list(chosen)[: self.judged])
+
+    def _telling(self, length: int) -> set[int]:
+        """Queries on either side of where something changes: windows, blocks, a first truncation, thresholds."""
+        m, end = self.compress_ratio, length - length % self.compress_ratio
+        borders = {self.window, m, m * (self.top_k + 1), length - self.window, end, end - m, *THRESHOLDS}
+        return {t + near for t in borders for near in (-2, -1, 0, 1)} & set(range(length))
 
     @classmethod
     def first_words(cls) -> tuple[str, ...]:
@@ -334,7 +361,8 @@ class LayerCase(OfLayer):
     def in_words(self) -> str:
         """Return its sizes in words."""
         heads = f"{self.heads} head{'s' * (self.heads > 1)} of {self.head_dim}, hidden {self.hidden}"
-        parts = [f"B={len(self.rows)}", f"S={self.columns}", *self._rules_in_words(), heads]
+        tokens = f"S={self.columns}" + (f" ({self.judged} queries judged)" if self.judged else "")
+        parts = [f"B={len(self.rows)}", tokens, *self._rules_in_words(), heads]
         return ", ".join([*parts, self.dtype, self.device]) + (f", mode {self.mode!r}" if self.mode else "")
 
     @property
@@ -435,7 +463,7 @@ class LayerCase(OfLayer):
         simple = sum(list(kind).index(name) for kind, name in regime)
         constants = sum(bool(getattr(self, name) != getattr(_SMALLEST, name)) for name in CONSTANTS)
         layout = list(Layout).index(self.layout)
-        return int(self.yarn is not None) + constants + bool(self.mode) + simple + layout
+        return int(self.yarn is not None) + constants + bool(self.mode) + bool(self.judged) + simple + layout
 
     def documents_of(self, row: int) -> list[int]:
         """Return the document of each column of a row, -1 at padding."""

@@ -72,14 +72,14 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
     if own is not None:
         findings.append(own)
     expected, got, over = mismatch.expected, mismatch.got, mismatch.over_budget
-    outputs = document.outputs(trial.output.out)
+    outputs, number = document.outputs(trial.output.out), document.trace.number
     errors = error_ratios(outputs, document.trace.out, document.budgets.out).amax(1)
     # What the other ambiguous queries must give depends on their choice.
-    errors[[i for i in document.ambiguous if i != mismatch.t]] = torch.nan
+    errors[[number(i) for i in document.ambiguous if i != mismatch.t]] = torch.nan
     if t != mismatch.t:  # show the query that the sentence is about
-        got, expected = outputs[t], document.trace.queries[t].out
-        over = float(error_ratios(got, expected, document.budgets.out[t]).max())
-    return kind(
+        got, expected = outputs[number(t)], document.trace.query(t).out
+        over = float(error_ratios(got, expected, document.budget(t)).max())
+    failure = kind(
         trial.case,
         place=document.place(t),
         expected=expected.tolist(),
@@ -91,6 +91,8 @@ def classify(trial: LayerTrial, mismatch: Mismatch) -> Failure:
         errors=errors,
         **facts,
     )
+    failure.vague = kind is WrongNumbers and dependence is None
+    return failure
 
 
 def _named(
@@ -114,7 +116,7 @@ def _named(
         return (ExposesTooMuch, {"finding": stray.sentence}), stray.t
     if dependence is not None and dependence.too_little:
         t, token = dependence.too_little[0]
-        why = "window" if token in mismatch.document.trace.queries[t].window else "entry"
+        why = "window" if token in mismatch.document.trace.query(t).window else "entry"
         entry = token // trial.case.compress_ratio
         return (SeesTooLittle, {"what": "token", "number": token, "why": why, "entry": entry}), t
     return (WrongNumbers, {"wrong": mismatch.queries, "total": trial.queries, "items": "queries"}), t
@@ -210,7 +212,7 @@ def every_weight_matters(trial: LayerTrial) -> Tally | None:
         after = trial.run(changed).out[place.row, place.column]
         if not before.isfinite().all():  # it would look like a weight without effect
             continue
-        if float(error_ratios(after, before, document.budgets.out[t]).max()) <= 1:
+        if float(error_ratios(after, before, document.budget(t)).max()) <= 1:
             raise WeightIgnored(
                 trial.case,
                 weight=name,
@@ -229,8 +231,9 @@ def _furthest(trial: LayerTrial, moved: Expected) -> tuple[ExpectedDocument, int
     for document, after in zip(trial.expected.documents, moved.documents, strict=True):
         budget = document.budgets.out + after.budgets.out
         ratios = error_ratios(after.trace.out, document.trace.out, budget).amax(1)
-        for t, ratio in enumerate(ratios.tolist()):
-            if ratio > furthest and not (document.choices[t].ambiguous or after.choices[t].ambiguous):
+        for query, ratio in zip(document.trace.queries, ratios.tolist(), strict=True):
+            t = query.t
+            if ratio > furthest and not (document.choice(t).ambiguous or after.choice(t).ambiguous):
                 best, furthest = (document, t), ratio
     return best
 
@@ -254,16 +257,16 @@ def _agree(
     tally = Tally()
     slack = 16 * torch.finfo(trial.expected.arithmetic.dtype).eps
     for document in trial.expected.documents:
-        for t in range(document.span.length):
+        for t in (query.t for query in document.trace.queries):
             place = document.place(t)
             if columns is not None and place.column >= columns:
                 break
             tally.queries += 1
-            if document.choices[t].ambiguous:
+            if document.choice(t).ambiguous:
                 tally.ambiguous += 1
                 continue
             first, second = (out[place.row, place.column] for out in (trial.output.out, other))
-            allowed = 2 * document.budgets.out[t] + slack * first.abs().max()
+            allowed = 2 * document.budget(t) + slack * first.abs().max()
             ratio = float(error_ratios(second, first, allowed).max())
             if ratio > 1 and not (first.isnan() & second.isnan()).any():
                 raise failure(

@@ -45,19 +45,21 @@ def compare(expected: Expected, output: LayerOutput) -> tuple[Tally, Mismatch | 
         ratios = error_ratios(got, document.trace.out, document.budgets.out).amax(dim=1)
         tally.queries += len(got)
         tally.ambiguous += len(document.ambiguous)
-        for t in range(len(got)):
-            judged, ratio = document, float(ratios[t])
-            if ratio > 1 and document.choices[t].ambiguous and t not in exposed:
-                if document.choices[t].count > ALTERNATIVES:
+        for query, choice, own, ratio in zip(
+            document.trace.queries, document.choices, got, ratios.tolist(), strict=True
+        ):
+            judged, t = document, query.t
+            if ratio > 1 and choice.ambiguous and t not in exposed:
+                if choice.count > ALTERNATIVES:
                     tally.unjudged += 1
                     continue
-                judged, ratio = _nearest(expected, document, t, got[t])
+                judged, ratio = _nearest(expected, document, t, own)
             if ratio <= 1:
                 tally.worst = max(tally.worst, ratio)
                 continue
             wrong += 1
             if worst is None or ratio > worst.over_budget:
-                worst = Mismatch(judged, t, judged.trace.queries[t].out, got[t], ratio, 0)
+                worst = Mismatch(judged, t, judged.trace.query(t).out, own, ratio, 0)
     if worst is None:
         return tally, None
     return tally, replace(worst, queries=wrong)
@@ -77,9 +79,9 @@ def _nearest(
         return float((answer.out - got).abs().max().nan_to_num(torch.inf))
 
     def ratio(judged: ExpectedDocument) -> float:
-        return float(error_ratios(got, judged.trace.queries[t].out, judged.budgets.out[t]).max())
+        return float(error_ratios(got, judged.trace.query(t).out, judged.budget(t)).max())
 
-    nearest = sorted(document.choices[t].selections(), key=distance)[:_NEAREST]
+    nearest = sorted(document.choice(t).selections(), key=distance)[:_NEAREST]
     best = min((expected.reselect(document, {t: selection}) for selection in nearest), key=ratio)
     return best, ratio(best)
 
@@ -88,14 +90,14 @@ def _exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int, list[
     """Return, by query, the entries that a candidate says it selected; nothing where it does not say so."""
     if output.selection is None or document.span.begin != 0 or not len(document.trace.context.index_keys):
         return {}
-    shown = document.outputs(output.selection).tolist()
-    return {t: [s for s in picks if s >= 0] for t, picks in enumerate(shown)}
+    shown = zip(document.trace.queries, document.outputs(output.selection).tolist(), strict=True)
+    return {query.t: [s for s in picks if s >= 0] for query, picks in shown}
 
 
 def _valid_exposed(output: LayerOutput, document: ExpectedDocument) -> dict[int, list[int]]:
     """Return the exposed selections of queries that had a choice, as far as they are valid."""
     exposed = _exposed(output, document)
-    return {t: exposed[t] for t in document.ambiguous if exposed and document.choices[t].allows(exposed[t])}
+    return {t: exposed[t] for t in document.ambiguous if exposed and document.choice(t).allows(exposed[t])}
 
 
 def attention_with_own_selection(
@@ -106,17 +108,18 @@ def attention_with_own_selection(
     None unless a selection that it shows is wrong, but can be used: of existing entries, none of them twice.
     """
     shown, entries = _exposed(output, document), len(document.trace.context.index_keys)
-    if all(document.choices[t].allows(picks) for t, picks in shown.items()):
+    if all(document.choice(t).allows(picks) for t, picks in shown.items()):
         return None
     if any(max(picks, default=0) >= entries or len(set(picks)) < len(picks) for picks in shown.values()):
         return None
     own = expected.reselect(document, shown)
     ratios = error_ratios(document.outputs(output.out), own.trace.out, own.budgets.out).amax(dim=1)
-    t = int(ratios.argmax())
+    worst = int(ratios.argmax())
+    ratio, t = float(ratios[worst]), document.trace.queries[worst].t
     sentence = "attention: right for the selections that the candidate made"
-    if float(ratios[t]) > 1:
+    if ratio > 1:
         sentence = "attention: wrong even for the selections that the candidate made; "
-        sentence += f"{document.place(t).name} is off by {float(ratios[t]):.3g} budgets"
+        sentence += f"{document.place(t).name} is off by {ratio:.3g} budgets"
     return Finding(sentence, t)
 
 
@@ -165,12 +168,12 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument) -> Finding | 
     if output.index_scores is None:
         return None
     scores, budgets = output.index_scores[document.span.row], document.budgets.scores
-    for query in document.trace.queries:
+    for query, allowed in zip(document.trace.queries, budgets, strict=True):
         t, visible = query.t, query.visible
         if not visible or scores.shape[1] < len(visible):
             continue
         got = scores[t, visible]
-        ratio = float(error_ratios(got, query.scores, budgets[t, visible]).max())
+        ratio = float(error_ratios(got, query.scores, allowed[visible]).max())
         if ratio > 1:
             sentence = (
                 f"index scores: {document.place(t).name} differs by {ratio:.3g} budgets "
@@ -183,8 +186,8 @@ def _index_scores(output: LayerOutput, document: ExpectedDocument) -> Finding | 
 def wrong_selection(output: LayerOutput, document: ExpectedDocument) -> Finding | None:
     """Return the first selection shown for a document that its scores do not allow."""
     for t, picks in _exposed(output, document).items():
-        query = document.trace.queries[t]
-        if document.choices[t].allows(picks):
+        query = document.trace.query(t)
+        if document.choice(t).allows(picks):
             continue
         hidden = sorted(set(picks) - set(query.visible))
         name, may = document.place(t).name, f"it may see {_entry_list(query.visible)}"
@@ -210,11 +213,13 @@ def _attention(output: LayerOutput, document: ExpectedDocument) -> Finding | Non
         sentence = f"attention: {keys} keys where there must be {columns} tokens and {entries} entries"
         return Finding(sentence, 0)
     exposed = pad(exposed, (0, max(0, missing)))  # entries that no query selects
-    for query, choice in zip(document.trace.queries, document.choices, strict=True):
+    allowed = zip(document.trace.queries, document.choices, document.budgets.probabilities, strict=True)
+    for query, choice, budgets in allowed:
         if choice.ambiguous:
             continue
         got = exposed[:, query.t]
-        finding = _stray(document, query, got, columns) or _wrong_probability(document, query, got, columns)
+        finding = _stray(document, query, got, columns)
+        finding = finding or _wrong_probability(document, query, got, columns, budgets)
         if finding is not None:
             return finding
     return None
@@ -238,21 +243,18 @@ def _stray(document: ExpectedDocument, query: QueryTrace, got: Tensor, columns: 
 
 
 def _wrong_probability(
-    document: ExpectedDocument, query: QueryTrace, got: Tensor, columns: int
+    document: ExpectedDocument, query: QueryTrace, got: Tensor, columns: int, budgets: Tensor
 ) -> Finding | None:
     """Find the key whose probability is furthest off."""
-    tokens, entries = document.span.length, len(document.trace.context.entries)
-    budgets, expected = torch.zeros_like(got), torch.zeros_like(got)
-    expected[:, query.window + [columns + s for s in query.selection]] = query.probabilities
-    budgets[:, :tokens] = document.budgets.probabilities[query.t, :, :tokens]
-    budgets[:, columns : columns + entries] = document.budgets.probabilities[query.t, :, tokens:]
-    ratios = error_ratios(got, expected, budgets)
+    keys = query.window + [columns + s for s in query.selection]
+    ratios = error_ratios(got[:, keys], query.probabilities, budgets)
     if float(ratios.max()) <= 1:
         return None
-    head, key = divmod(int(ratios.argmax()), got.shape[1])
+    head, number = divmod(int(ratios.argmax()), len(keys))
+    key = keys[number]
     sentence = (
         f"attention: {document.place(query.t).name}, head {head} attends to {_key_name(document, key, columns)} "
-        f"with probability {float(got[head, key]):.6g} where it must be {float(expected[head, key]):.6g}"
+        f"with probability {float(got[head, key]):.6g} where it must be {float(query.probabilities[head, number]):.6g}"
     )
     return Finding(sentence, query.t)
 

@@ -18,7 +18,7 @@ def allowed_tokens(trace: DocumentTrace, geometry: Geometry) -> Tensor:
 
     Entries that are visible but not selected count: their scores decide the selection.
     """
-    length = len(trace.queries)
+    length = trace.context.document.length
     allowed = torch.zeros(length, length, dtype=torch.bool)
     for query in trace.queries:
         allowed[query.t, query.window] = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -83,18 +83,13 @@ def valid_choice(visible: list[int], scores: list[float], tolerances: list[float
     """
     if len(visible) <= top_k:
         return Choice(frozenset(visible), frozenset(), 0)
-    low = [score - tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
-    high = [score + tolerance for score, tolerance in zip(scores, tolerances, strict=True)]
-    lows, highs = sorted(low), sorted(high)
-    certain, contested = set(), set()
-    for i, entry in enumerate(visible):
-        surely_above = len(visible) - bisect_right(lows, high[i])
-        possibly_above = len(visible) - bisect_left(highs, low[i]) - 1  # without itself
-        if possibly_above < top_k:
-            certain.add(entry)
-        elif surely_above < top_k:
-            contested.add(entry)
-    return Choice(frozenset(certain), frozenset(contested), top_k - len(certain))
+    exact, tolerance = (torch.tensor(each, dtype=torch.float64) for each in (scores, tolerances))
+    low, high = exact - tolerance, exact + tolerance
+    surely_above = len(visible) - torch.searchsorted(low.sort().values, high, right=True)
+    possibly_above = len(visible) - torch.searchsorted(high.sort().values, low) - 1  # without itself
+    certain, reach = (possibly_above < top_k).tolist(), (surely_above < top_k).tolist()
+    sure = frozenset(compress(visible, certain))
+    return Choice(sure, frozenset(compress(visible, reach)) - sure, top_k - len(sure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +99,23 @@ class ExpectedDocument:
     trace: DocumentTrace
     budgets: Budgets
     choices: list[Choice]
-    """Per query"""
+    """Of each query that was asked about"""
     layout: RowLayout
     """The row that it is in"""
 
     @property
     def ambiguous(self) -> list[int]:
         """Queries with more than one valid selection."""
-        return [t for t, choice in enumerate(self.choices) if choice.ambiguous]
+        both = zip(self.trace.queries, self.choices, strict=True)
+        return [query.t for query, choice in both if choice.ambiguous]
+
+    def choice(self, t: int) -> Choice:
+        """Return the valid selections of a query."""
+        return self.choices[self.trace.number(t)]
+
+    def budget(self, t: int) -> Tensor:
+        """Return how far the output ``[hidden]`` of a query may be off."""
+        return self.budgets.out[self.trace.number(t)]
 
     @property
     def span(self) -> Document:
@@ -123,8 +127,9 @@ class ExpectedDocument:
         return self.layout.place(self.span.begin).other(t, "query")
 
     def outputs(self, out: Tensor) -> Tensor:
-        """Return its part ``[tokens, hidden]`` of the outputs of a batch."""
-        return out[self.span.row, self.span.columns]
+        """Return, of the outputs of a batch, those ``[queries, hidden]`` of its queries asked about."""
+        own = out[self.span.row, self.span.columns]
+        return own if self.trace.whole else own[[query.t for query in self.trace.queries]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +160,9 @@ class Expected:
         """Return a document's answer, and its budgets, if some queries select other entries."""
         queries = list(document.trace.queries)
         for t, selection in selections.items():
-            queries[t] = self.answer(document, t, selection)
-        trace = DocumentTrace(document.trace.context, queries)
-        budgets = document_budgets(trace, self.weights, self.geometry, self.arithmetic)
+            queries[document.trace.number(t)] = self.answer(document, t, selection)
+        trace, keys = DocumentTrace(document.trace.context, queries), document.budgets.keys
+        budgets = document_budgets(trace, self.weights, self.geometry, self.arithmetic, keys)
         return replace(document, trace=trace, budgets=budgets)
 
 
@@ -175,12 +180,20 @@ def expect(case: LayerCase, inputs: Inputs, internal_dtype: str | None = None) -
     """
     exact = inputs.double()
     with torch.no_grad():
-        trace = attend_batch(exact.hidden, exact.weights, case.geometry, exact.positions, exact.documents)
+        trace = attend_batch(
+            exact.hidden,
+            exact.weights,
+            case.geometry,
+            exact.positions,
+            exact.documents,
+            queries=case.judged_of,
+        )
     arithmetic = Arithmetic.of(dtype_of(case.dtype), internal_dtype)
     documents = []
     for document in trace.documents:
         budgets = document_budgets(document, exact.weights, case.geometry, arithmetic)
-        choices = [_choice(case.geometry, query, budgets.scores[query.t]) for query in document.queries]
+        both = zip(document.queries, budgets.scores, strict=True)
+        choices = [_choice(case.geometry, query, tolerances) for query, tolerances in both]
         row = document.context.document.row
         layout = RowLayout(row, inputs.documents[row].tolist())
         documents.append(ExpectedDocument(document, budgets, choices, layout))

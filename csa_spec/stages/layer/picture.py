@@ -44,9 +44,9 @@ _HEADER_OF_COLUMNS = 98
 
 
 def layer_picture(failure: Failure, numbers: Sequence[str]) -> str | None:
-    """Draw a failure that has a document; None where it has none."""
+    """Draw a failure that has a document; None where it has none, or not every query was judged."""
     trace = failure.document
-    if trace is None:
+    if trace is None or not trace.whole:
         return None
     case = failure.case
     assert isinstance(case, OfLayer)

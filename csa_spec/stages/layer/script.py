@@ -105,9 +105,9 @@ def _selection(task: Task) -> list[str] | None:
     """Compare the selection that a layer shows with those that its scores allow."""
     place, plain_call = task.failure.place, task.subject.plain_call
     document = None if place is None else task.trial.expected.document_at(place.row, place.column)
-    if place is None or document is None or not plain_call or document.choices[place.t].count > _FEW:
+    if place is None or document is None or not plain_call or document.choice(place.t).count > _FEW:
         return None
-    valid = sorted(map(sorted, document.choices[place.t].selections()))
+    valid = sorted(map(sorted, document.choice(place.t).selections()))
     return [
         f"shown = {plain_call}.selection[{place.row}, {place.column}].tolist()",
         "picks = sorted(entry for entry in shown if entry != -1)",
@@ -118,12 +118,18 @@ def _selection(task: Task) -> list[str] | None:
 
 
 def allowed_errors(expected: Expected) -> Tensor:
-    """Return allowed errors, ``[B, S, hidden]``: any at padding and where several selections are valid."""
+    """Return allowed errors, ``[B, S, hidden]``: any at padding and where several selections are valid.
+
+    And of queries that are not judged.
+    """
     allowed = torch.full_like(expected.out, torch.inf)
     for document in expected.documents:
-        part = document.outputs(allowed)
-        part[:] = document.budgets.out
-        part[document.ambiguous] = torch.inf
+        for query, choice, budget in zip(
+            document.trace.queries, document.choices, document.budgets.out, strict=True
+        ):
+            if not choice.ambiguous:
+                place = document.place(query.t)
+                allowed[place.row, place.column] = budget
     return allowed
 
 
@@ -139,11 +145,11 @@ def by_selection(
 
     Its row and column are ``at``. Only if it has several; the third value is whether it has.
     """
-    choice, (row, column) = document.choices[t], at
+    choice, (row, column) = document.choice(t), at
     if not choice.ambiguous or choice.count > ALTERNATIVES:
         return out, allowed, False
     others = [expected.reselect(document, {t: selection}) for selection in choice.selections()]
     out, allowed = (numbers.expand(len(others), *numbers.shape).clone() for numbers in (out, allowed))
-    out[:, row, column] = torch.stack([other.trace.queries[t].out for other in others])
-    allowed[:, row, column] = torch.stack([other.budgets.out[t] for other in others])
+    out[:, row, column] = torch.stack([other.trace.query(t).out for other in others])
+    allowed[:, row, column] = torch.stack([other.budget(t) for other in others])
     return out, allowed, True

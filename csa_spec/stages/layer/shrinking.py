@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ _FEW_TOKENS = 5
 """Longest document of which every smaller shape is tried"""
 _MOST_SHAPES = 20_000
 """Smaller shapes that are looked at; several packed rows have millions"""
+_MUCH = 32
+"""Above it, not everything that is less is tried"""
 _SWEEP = 150
 """Cases of one sweep, about: where there are many shapes each gets fewer seeds"""
 
@@ -44,14 +46,22 @@ def _simpler_row(row: Row) -> Iterator[Row]:
     if row.start:
         yield replace(row, start=0)
         yield replace(row, start=1)
-    for padding in range(row.left_padding):
+    for padding in _less_than(row.left_padding, 0):
         yield replace(row, left_padding=padding)
     if len(row.lengths) > 1:
         for length in row.lengths:
             yield replace(row, lengths=(length,))
     for index, length in enumerate(row.lengths):
-        for shorter in range(1, length):
+        for shorter in _less_than(length, 1):
             yield replace(row, lengths=(*row.lengths[:index], shorter, *row.lengths[index + 1 :]))
+
+
+def _less_than(value: int, least: int) -> Iterable[int]:
+    """Return what is less, the least first; of what is less than much, what bisecting takes."""
+    if value <= _MUCH:
+        return range(least, value)
+    halved = {value >> shift for shift in range(1, value.bit_length())}
+    return sorted({least, *halved, *(value - (value >> shift) for shift in range(2, value.bit_length()))})
 
 
 def _simpler_values(case: LayerCase) -> Iterator[LayerCase]:
@@ -76,12 +86,12 @@ _SIZES = (
 def _smaller_rules(case: LayerCase) -> Iterator[LayerCase]:
     for name in _RULES[case.kind]:
         least = 0 if name == "top_k" else 1
-        for value in range(least, getattr(case.geometry, name)):
+        for value in _less_than(getattr(case.geometry, name), least):
             yield from _with(case, **{name: value})
 
 
 def _fewer_heads(case: LayerCase) -> Iterator[LayerCase]:
-    for heads in range(1, case.heads):
+    for heads in _less_than(case.heads, 1):
         yield from _with(case, **_of_heads(case, heads))
 
 
@@ -108,6 +118,8 @@ def _plain_constants(case: LayerCase) -> Iterator[LayerCase]:
     for names in (CONSTANTS, *((name,) for name in CONSTANTS)):
         yield from _with(case, **{name: getattr(_SMALLEST, name) for name in names})
     yield replace(case, mode="")
+    if case.judged and case.columns <= 2 * case.judged:
+        yield replace(case, judged=0)
 
 
 def _smaller_seed(case: LayerCase) -> Iterator[LayerCase]:
@@ -119,7 +131,7 @@ def _fewer_tokens(case: LayerCase) -> Iterator[LayerCase]:
     fewer = [replace(case, rows=rows) for rows in itertools.product(*(_shortened(row) for row in case.rows))]
     if len(case.rows) > 1 or case.features:
         longest = max(length for row in case.rows for length in row.lengths)
-        fewer += [replace(case, rows=(Row((length,)),)) for length in range(1, longest + 1)]
+        fewer += [replace(case, rows=(Row((length,)),)) for length in _less_than(longest + 1, 1)]
     fewer += [*_smaller_blocks(case), *_fewer_heads(case)]
     for smaller in fewer:
         if smaller.shape < case.shape:

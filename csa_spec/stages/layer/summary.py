@@ -41,16 +41,17 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
         return [str(again)]
     got = document.outputs(output)
     ratios = error_ratios(got, document.trace.out, document.budgets.out).amax(1)
-    wrong = [t for t, ratio in enumerate(ratios.tolist()) if ratio > 1 and not document.choices[t].ambiguous]
+    answers = zip(document.trace.queries, document.choices, ratios.tolist(), strict=True)
+    wrong = [query.t for query, choice, ratio in answers if ratio > 1 and not choice.ambiguous]
     if not wrong:
         return [f"{failure.title[0].upper()}{failure.title[1:]}: {failure.detail}"]
     told = failure.place.t if failure.place is not None and failure.place.t in wrong else wrong[0]
-    right = len(got) - len(wrong)
+    right, judged = len(got) - len(wrong), "" if document.trace.whole else " that were judged"
     where = f"{_queries(wrong)} of {_whose(document)} {'is' if len(wrong) == 1 else 'are'} wrong"
     if right:
-        where += ", the other is right" if right == 1 else f", the other {right} are right"
-    other = _other_selection(trial, document, told, got)
-    query = document.trace.queries[told]
+        where += f", the other{judged} is right" if right == 1 else f", the other {right}{judged} are right"
+    other = _other_selection(trial, document, told, got[document.trace.number(told)])
+    query = document.trace.query(told)
     if trial.expected.geometry.kind != "sliding":
         where += f"; query {told} must attend to {_entries(sorted(query.selection))}"
         where += f" (of {len(document.trace.context.entries)}) and to {_tokens(query.window)} in its window"
@@ -76,13 +77,13 @@ def _other_selection(
     if not 0 < count <= _MOST_ENTRIES:
         return None
     explaining = []
-    right = sorted(document.trace.queries[t].selection)
+    right = sorted(document.trace.query(t).selection)
     for size in range(count + 1):
         for chosen in map(list, itertools.combinations(range(count), size)):
             if chosen == right:
                 continue
             out = trial.expected.answer(document, t, chosen).out
-            if float(error_ratios(got[t], out, 2 * document.budgets.out[t]).max()) <= 1:
+            if float(error_ratios(got, out, 2 * document.budget(t)).max()) <= 1:
                 explaining.append(chosen)
     return explaining[0] if len(explaining) == 1 else None
 
@@ -141,7 +142,7 @@ def _elsewhere(places: list[list[int]], failure: Failure, own_row: int) -> list[
 
 def _of_entries(tokens: list[int], t: int, geometry: Geometry, document: ExpectedDocument) -> str:
     """Name the entries that tokens are part of, unless the query sees the tokens in its window."""
-    outside = {token for token in tokens if token not in document.trace.queries[t].window}
+    outside = {token for token in tokens if token not in document.trace.query(t).window}
     entries = []
     for s in range(len(document.trace.context.entries)):
         pooled = SPEC.pooled_tokens(s, geometry.compress_ratio, geometry.overlap)

@@ -56,8 +56,8 @@ class LayerTrial(Trial[LayerCase]):
 
     @property
     def queries(self) -> int:
-        """Tokens of all documents."""
-        return sum(sum(row.lengths) for row in self.case.rows)
+        """Tokens of all documents, or those that are judged."""
+        return sum(len(self.case.judged_of(length)) for row in self.case.rows for length in row.lengths)
 
     @of_case
     def expected(self) -> Expected:
@@ -109,7 +109,7 @@ class LayerTrial(Trial[LayerCase]):
         choices = [
             [query.selection for query in document.trace.queries] for document in self.expected.documents
         ]
-        return attend_batch(**arguments, spec=spec, selections=choices).out
+        return attend_batch(**arguments, spec=spec, selections=choices, queries=self.case.judged_of).out
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
@@ -155,7 +155,7 @@ class LayerTrial(Trial[LayerCase]):
     def dependence(self, document: ExpectedDocument) -> Dependence | None:
         """Probe which output depends on which token of a document; None where it is too long."""
         context, span = document.trace.context, document.span
-        if span.length > LONGEST:
+        if span.length > LONGEST or not document.trace.whole:
             return None
         fresh = fresh_tokens(self.case, self.inputs, "probe")
         # A perturbation must move an output by more than both runs may be off together.
