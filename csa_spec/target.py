@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -87,8 +87,9 @@ class Target:
         naming: bool = True,
         found: OnFailure | None = None,
         so_far: SoFar | None = None,
+        cases: Iterable[Any] | None = None,
     ) -> CheckResult:
-        """Run one check, up to ``enough`` failing cases.
+        """Run one check, up to ``enough`` failing cases, on what it tries or on other ``cases``.
 
         One failure of each kind is shrunk if ``shrinking``, diagnosed if ``naming``, and given to ``found``:
         at once, and again if it was made smaller or named after that.
@@ -108,7 +109,7 @@ class Target:
                 check,
                 self.candidate,
                 self.stage,
-                self._tried(check),
+                self._tried(check) if cases is None else cases,
                 variant=self.variant,
                 dtype=self.dtype,
                 progress=progress,
@@ -150,7 +151,7 @@ class Target:
         yield from sorted(self._corners(check), key=lambda case: case.order)
         yield from _drawn(self.stage.name, self.variant, self._setting, self._amount(check), seed)
         if not check.law:
-            yield from self._sized
+            yield from self.sized
 
     def _narrower(self, check: Check[Any], failure: Failure) -> tuple[str, ...]:
         """Say if it would be right in arithmetic of the case's dtype, 16 bits wide, where that is not declared."""
@@ -172,7 +173,7 @@ class Target:
         return int(getattr(self.profile, self.stage.effort))
 
     @cached_property
-    def _sized(self) -> tuple[Any, ...]:
+    def sized(self) -> tuple[Any, ...]:
         """Cases in which each size crosses those where implementations switch."""
         if not self.profile.sizes:
             return ()
@@ -242,13 +243,13 @@ class Target:
         return [name for name in required if not result.reached[name]]
 
     def _sizes_unreached(self, result: CheckResult) -> list[str]:
-        required = dict.fromkeys(kind for case in self._sized for kind in sorted(case.size_kinds))
+        required = dict.fromkeys(kind for case in self.sized for kind in sorted(case.size_kinds))
         return [kind for kind in required if not result.sizes[kind]]
 
     @cached_property
     def _sizes_out_of_reach(self) -> set[str]:
         """The kinds that sizes make where the candidate does not support the case."""
-        out = (case for case in self._sized if not case.fits(self.capabilities))
+        out = (case for case in self.sized if not case.fits(self.capabilities))
         return {kind for case in out for kind in case.size_kinds}
 
 

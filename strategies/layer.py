@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
@@ -16,6 +16,7 @@ from csa_spec.stages.layer.case import DRAWN_SCORES, LayerCase, OfLayer, Row, Sc
 from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
 from csa_spec.strategies.rows import batches
+from csa_spec.strategies.sizes import Sweep
 
 L = TypeVar("L", bound=OfLayer)
 _VALUES = st.sampled_from((Values.INTEGERS, Values.GAUSSIAN, Values.LARGE_LOGITS, Values.GAUSSIAN))
@@ -192,8 +193,37 @@ def without_ties(case: L) -> L:
     return replace(case, index_heads=max(case.index_heads, 12)) if case.kind is LayerKind.CSA else case
 
 
+_MOST = {"S": 2048, "W": 128, "m": 128, "k": 512, "H": 64, "D": 128, "HI": 64, "DI": 128}
+"""The largest threshold that a size crosses; the released models have them, but for S, D and H"""
+_JUDGED = 16
+
+
+def sizes(drawn: Sequence[LayerCase], seed: int) -> Iterable[LayerCase]:
+    """Return cases whose sizes cross those where implementations switch, few queries of which are judged."""
+    has = drawn[0].sizes
+    most = {letter: size for letter, size in _MOST.items() if letter in has}
+    sweep: Sweep[LayerCase] = Sweep(most, least=16, between=False, room=_with_room)
+    return sweep.cases(drawn, seed)
+
+
+def _with_room(case: LayerCase, letter: str) -> LayerCase:
+    """Return the case with so many tokens that the size matters, and where they are many, scores of few ties."""
+    m = case.compress_ratio
+    long = {"W": case.window + 8, "m": 3 * m + 1, "k": m * (case.top_k + 3) + 1}
+    if letter in long:
+        case = case.with_sizes({"S": long[letter]})
+    elif letter == "S":  # wide enough that some windows cross whatever border there is
+        case = case.with_sizes({"W": max(case.window, case.columns // 16)})
+    if case.columns <= 4 * _JUDGED:
+        return case
+    longest = max(case.rows, key=lambda row: row.width)  # one of them: time grows with the square of S
+    case = replace(case, rows=(longest,), judged=_JUDGED, values=Values.GAUSSIAN, scores=Scores.FREE)
+    return case if letter == "HI" else without_ties(case)
+
+
 DRAWS = Draws(
     cases=cases,
+    sizes=sizes,
     corners=corner_cases,
     telling=without_ties,
     for_laws=lambda kind, setting, costly: [] if costly else law_corners(kind, setting),

@@ -27,6 +27,10 @@ class Sweep(Generic[C]):
     """By letter, the largest threshold that is crossed"""
     product: int = 65536
     """The same for the products of ``Case.products``"""
+    least: int = 1
+    """The smallest threshold that is crossed; what is drawn reaches those below"""
+    between: bool = True
+    """Whether sizes between thresholds are tried, too"""
     room: Callable[[C, str], C] = lambda case, letter: case
     """Changes a case so that the swept size matters, given its letter, or a product's letters: ``B*S``"""
 
@@ -43,7 +47,7 @@ class Sweep(Generic[C]):
         rng = random.Random(seed)
         drawn, letters = cycle(rng.sample(smaller, len(smaller))), smaller[0].letters()
         for letter, most in self.most.items():
-            for size in _crossing(letters[letter], most, rng):
+            for size in self._crossing(letters[letter], most, rng):
                 yield self.room(_resized(next(drawn), {letter: size}), letter)
         for pair in smaller[0].products:
             for sizes in self._products(pair, rng):
@@ -58,6 +62,19 @@ class Sweep(Generic[C]):
                 either = (dict(zip(pair, sizes, strict=True)) for one in both for sizes in (one, one[::-1]))
                 yield rng.choice([sizes for sizes in either if self._within(sizes)])
 
+    def _crossing(self, smallest: int, most: int, rng: random.Random) -> list[int]:
+        """Return each threshold, one less and one more, and three sizes between each and the next.
+
+        One of these is any size, one half as much again, for tiles of 24, 48 or 96, one a multiple of ten.
+        """
+        crossed = [t for t in THRESHOLDS if self.least <= t <= most]
+        sizes = {size for t in crossed for size in (t - 1, t, t + 1)}
+        for low, high in pairwise(crossed) if self.between else ():
+            if low + 2 < high - 1:
+                between = rng.randrange(low + 2, high - 1)
+                sizes |= {between, low + low // 2, max(low + 2, between // 10 * 10)}
+        return sorted(size for size in sizes if size >= smallest)
+
     def _within(self, sizes: Resized) -> bool:
         return all(size <= self.most[letter] + 1 for letter, size in sizes.items())
 
@@ -65,19 +82,6 @@ class Sweep(Generic[C]):
 def _resized(case: C, sizes: Resized) -> C:
     """Return a case with these sizes, and none of the others large or 0."""
     most = max(2, min(_SMALL, _LARGE // max(1, *sizes.values())))
-    others = {letter: min(max(size, 1), most) for letter, size in case.sizes.items()}
+    whole = {letter: most - most % multiple for letter, multiple in case.multiples().items()}
+    others = {letter: min(max(size, 1), whole.get(letter, most)) for letter, size in case.sizes.items()}
     return case.with_sizes({**others, **sizes})
-
-
-def _crossing(least: int, most: int, rng: random.Random) -> list[int]:
-    """Return each threshold, one less and one more, and three sizes between each and the next.
-
-    One of these is any size, one half as much again, for tiles of 24, 48 or 96, one a multiple of ten.
-    """
-    crossed = [t for t in THRESHOLDS if t <= most]
-    sizes = {size for t in crossed for size in (t - 1, t, t + 1)}
-    for low, high in pairwise(crossed):
-        if low + 2 < high - 1:
-            between = rng.randrange(low + 2, high - 1)
-            sizes |= {between, low + low // 2, max(low + 2, between // 10 * 10)}
-    return sorted(size for size in sizes if size >= least)

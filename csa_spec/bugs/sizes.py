@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from csa_spec.bugs.bug import COMPRESSED, CSA, layer_bug
 from csa_spec.bugs.calls import (
     AttendCall,
     CompressorCall,
@@ -19,6 +20,8 @@ from csa_spec.bugs.calls import (
     select_bug,
 )
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.spec.selection import select, visible_entries
+from csa_spec.spec.window import window_tokens
 
 # ATTEND
 
@@ -187,3 +190,24 @@ def pools_at_most_100_tokens(call: CompressorCall) -> Tensor:
     m = call.geometry.compress_ratio
     place = torch.arange(call.length)
     return call.right(hidden=call.hidden[:, place - (place % m - 99).clamp(min=0)])
+
+
+# LAYER
+
+layer_bug(
+    "sees_at_most_200_entries",
+    "The list of visible entries has room for 200.",
+    kinds=COMPRESSED,
+    visible_entries=lambda t, m: visible_entries(t, m)[:200],
+)
+layer_bug(
+    "cuts_windows_at_chunks_of_300_tokens",
+    "Chunks of 300 queries read the keys of their own tokens alone.",
+    window_tokens=lambda t, window: [j for j in window_tokens(t, window) if j >= t // 300 * 300],
+)
+layer_bug(
+    "selects_at_most_100_entries",
+    "The top-k is limited to 100.",
+    kinds=CSA,
+    select=lambda visible, scores, top_k: select(visible, scores, min(top_k, 100)),
+)

@@ -35,6 +35,6 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, sinks: Tensor, scale: float) 
 def load() -> Candidate:
     """Return the candidate."""
     candidate = make_candidate("flattened", attend, gradients=True)
-    # On its own it may be called with far larger sizes than a layer is: the mask has S * S * n elements.
+    # The mask has S * S * n elements.
     declared = replace(candidate.capabilities, limits={"B": 64, "S": 128})
-    return candidate.declaring("attend", declared)
+    return candidate.declaring("attend", declared).declaring("layer", declared)

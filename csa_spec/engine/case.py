@@ -206,6 +206,11 @@ class Case:
         return [field for field in fields(cls) if "letter" in field.metadata]
 
     @classmethod
+    def multiples(cls) -> dict[str, int]:
+        """Return, by letter, what every legal size is a multiple of."""
+        return {field.metadata["letter"]: field.metadata["multiple"] for field in cls._size_fields()}
+
+    @classmethod
     def _drawn_fields(cls) -> list[Field[Any]]:
         return [field for field in fields(cls) if "kind" in field.metadata]
 
@@ -406,8 +411,7 @@ class Case:
         return wanted, reasons
 
     def _nearest(self, letter: str, size: int, rule: SizeRule) -> int:
-        multiples = {field.metadata["letter"]: field.metadata["multiple"] for field in self._size_fields()}
-        legal = rule.within(self.letters()[letter], multiples.get(letter, 1))
+        legal = rule.within(self.letters()[letter], self.multiples().get(letter, 1))
         nearest = legal.nearest(size)
         if nearest is None:
             raise CaseError(f"capabilities leave no size {letter} for {self.stage}: {legal}")
