@@ -93,6 +93,7 @@ def broken_from(length: int) -> Candidate:
 
 
 def smallest(candidate: Candidate, line: str) -> Failure:
+    """Return the failure on a case after it was made small."""
     result = run_check(LAYER.checks[0], candidate, LAYER, [LayerCase.parse(line)], variant=line.split()[0])
     (failure,) = result.failures
     return failure
