@@ -46,7 +46,7 @@ def launches_at_most_96_blocks(call: AttendCall) -> Tensor:
 @attend_bug.function()
 def merges_an_empty_split_of_192_indices_to_nan(call: AttendCall) -> Tensor:
     """Lists of more than 192 indices are split, and the merge makes exp(-inf - -inf) of an empty split."""
-    splits = (call.indices >= 0).split(192, dim=-1)
+    splits = torch.split(call.indices >= 0, 192, dim=-1)
     if len(splits) < 2:
         return call.right()
     empty = torch.stack([~named.any(-1) for named in splits]).any(0) & (call.count > 0)[..., 0]
@@ -81,8 +81,8 @@ def keeps_64_candidates_of_each_chunk_of_1536_entries(call: SelectCall) -> Tenso
     """Of more than 1536 entries each chunk passes on its 64 best, although more of the top-k may be there."""
     if call.width <= 1536:
         return call.right()
-    chunks = call.ranked(call.hidden).split(1536, dim=-1)
-    ranks = [chunk.argsort(-1, descending=True, stable=True).argsort(-1) for chunk in chunks]
+    chunks = torch.split(call.ranked(call.hidden), 1536, dim=-1)
+    ranks = [chunk.argsort(dim=-1, descending=True, stable=True).argsort(-1) for chunk in chunks]
     return call.best(call.hidden | (torch.cat(ranks, -1) >= 64))
 
 
@@ -303,7 +303,7 @@ class LosesTheOverlapBetweenChunksOfALongCall(Cache):
 
     def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
         outs = []
-        for number, chunk in enumerate(tokens.split(48)):
+        for number, chunk in enumerate(torch.split(tokens, 48)):
             if number:
                 slot.main.before, slot.index.before = [], []
             outs.append(super().extend_row(slot, chunk))
