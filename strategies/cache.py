@@ -223,6 +223,7 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         *_rows_of_their_own(plain),
         *_rolled_back(plain),
         *_long(plain),
+        *_one_after_another(plain),
     ]
     return [replace(case, seed=n) for n, case in enumerate(corners)]
 
@@ -271,6 +272,31 @@ def _rolled_back(plain: CacheCase) -> Iterator[CacheCase]:
         for turn, move in enumerate((*moves, "save,1,restore"), number):
             before, back = (2 * m, m + 6)[turn % 2], 1 + turn // 2 % 2  # the window is full, or is not
             yield replace(case, batch=2, calls=_calls(f"{before},{move},rollback:{back},1,{m}"))
+
+
+_COPIES = ("fork", "save", "select:1,repeat:2")
+_OPERATIONS = ("rollback:1", "rollback_rows:0.2", "clear:0", "reorder:1.0", "other", "restore", *_COPIES)
+"""Operations that leave two rows behind"""
+_IN_A_ROW = 5
+"""Pairs in one schedule: queries see all tokens before them, so that long schedules cost more"""
+
+
+def _one_after_another(plain: CacheCase) -> Iterator[CacheCase]:
+    """Yield schedules in which every operation comes after every other, and after itself.
+
+    What one leaves for later (a mark, a shared list) only another one shows. A copy and what it was made of
+    go on before the other comes; after a save, other tokens take the place of the last ones, too.
+    """
+    between = {"": _OPERATIONS, ",2": _COPIES, ",rollback:1,1": ("save",)}
+    pairs = [(first + more, then) for more in between for first in between[more] for then in _OPERATIONS]
+    schedules = [
+        ",".join(f"{first},{then},1" for first, then in pairs[i : i + _IN_A_ROW])
+        for i in range(0, len(pairs), _IN_A_ROW)
+    ]
+    # All of them on rows of more than a page.
+    schedules = [*(f"3,save,{schedule}" for schedule in schedules), f"67,save,{',1,'.join(_OPERATIONS)}"]
+    for schedule in schedules:
+        yield replace(plain, batch=2).with_calls(_calls(f"{schedule},1,restore,1"))
 
 
 def _long(plain: CacheCase) -> Iterator[CacheCase]:

@@ -49,6 +49,7 @@ def draws(
     sweep
         Which sizes cross those at which implementations switch.
     """
+    larger = [_four_times(base) for base in bases]  # what is kept or shared may be so from some size on only
     costly = bases if gradients is None else gradients
     varied = [case for base in bases for case in (base, *_varied(base))]
     corners = list(dict.fromkeys((*varied, *special)))
@@ -67,8 +68,8 @@ def draws(
     return Draws(
         cases=strategy,
         corners=lambda variant, setting: written(corners, setting),
-        for_laws=lambda variant, setting, costly_law: (
-            written(costly, setting, seeds=False) if costly_law else []
+        for_laws=lambda variant, setting, costly_law: written(
+            costly if costly_law else larger, setting, seeds=False
         ),
         production=lambda variant, setting: written(production, setting),
         sizes=(lambda drawn, seed: ()) if sweep is None else sweep.cases,
@@ -78,6 +79,10 @@ def draws(
 def _varied(case: C) -> list[C]:
     named: dict[str, Any] = {field.name: field.metadata.get("kind", ()) for field in fields(case)}
     return [replace(case, **{field: name}) for field, names in named.items() for name in names]
+
+
+def _four_times(case: C) -> C:
+    return case.with_sizes({letter: 4 * size for letter, size in case.sizes.items()})
 
 
 def _placed(case: C, setting: Setting) -> C:

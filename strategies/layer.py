@@ -150,6 +150,9 @@ def _every_kind(base: LayerCase) -> list[LayerCase]:
         _rows(base, Row((m + 1, 2 * m - 1))),
         _rows(base, Row((2 * m + 3,), start=2 * m)),
         _rows(base, Row((2 * m + 3,), start=2 * m + 1), Row((2 * m + 3,))),
+        _rows(base, Row(((1,) * 7 + (m,)) * 2 + (m + 1,))),  # more documents than a kernel may have room for
+        # Documents across the positions at which tables end and narrow numbers wrap.
+        _rows(base, *(Row((2 * m + 3,), start=2**power - m - 1) for power in range(8, 21))),
     ]
 
 
