@@ -37,6 +37,7 @@ _MODULES = (
     "cache_servers",
     "cache_side_effects",
     "memory",
+    "forms",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 
