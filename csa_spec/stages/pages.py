@@ -56,7 +56,7 @@ class PagedCase(Case):
     def order(self) -> tuple[Any, ...]:
         """Smaller pages, and fewer of them, are simpler."""
         total, oddities, seed = super().order
-        return (total, oddities + self.page.bit_length() + self.spare.bit_length(), seed)
+        return (total, oddities + self.page + self.spare, seed)
 
     def pages(self, rows: int, keys: int) -> int:
         """Return how many pages there are."""

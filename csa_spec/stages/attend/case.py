@@ -155,8 +155,9 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
     if case.values is CoreValues.OVERFLOW:
         q, kv = 12 * q, 12 * kv
-    listed, lengths = _indices(case), _lengths(case)
-    listed = torch.where(torch.arange(case.picks) < lengths[..., None], listed, -1)
+    listed, lengths = _indices(case), None if case.lengths is Lengths.FULL else _lengths(case)
+    if lengths is not None:
+        listed = torch.where(torch.arange(case.picks) < lengths[..., None], listed, -1)
     kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=listed)
     kv = _unused_filled(case, kv, indices)
     scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
@@ -167,7 +168,7 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         "sinks": _sinks(case).to(dtype),
         "scale": scale,
     }
-    return inputs if case.lengths is Lengths.FULL else {**inputs, LENGTHS: lengths}
+    return inputs if lengths is None else {**inputs, LENGTHS: lengths}
 
 
 def _indices(case: AttendCase) -> Tensor:
@@ -187,8 +188,6 @@ LENGTHS = "topk_length"
 def _lengths(case: AttendCase) -> Tensor:
     """Return how many places of each list count, ``[B, S]``: none, all, whole tiles, or any number."""
     shape, n = (case.rows, case.queries), case.picks
-    if case.lengths is Lengths.FULL:
-        return torch.full(shape, n)
     rng = generator(case.seed, "lengths")
     lengths = torch.randint(n + 1, shape, generator=rng)
     tile = 2 ** torch.randint(8, shape, generator=rng)
