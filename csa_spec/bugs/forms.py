@@ -109,7 +109,14 @@ def attend_paged(
 ) -> Tensor:
     """Attend to keys in pages ``[pages, size, D]``; ``block_table`` ``[B, M]`` says which are those of a row."""
     rows = physical_rows(indices, block_table, kv.shape[1])
-    return gather.attend(q, kv.flatten(0, 1).expand(len(q), -1, -1), rows, sinks, scale)
+    return _attend_to_rows(q, kv.flatten(0, 1), rows, sinks, scale)
+
+
+def _attend_to_rows(q: Tensor, memory: Tensor, rows: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """Attend from every query to rows ``[B, S, n]`` of memory that all batch rows share; -1 is none."""
+    own = memory[rows.clamp(min=0)].flatten(1, 2)
+    places = torch.arange(own.shape[1]).view(rows.shape[1:]).expand_as(rows)
+    return gather.attend(q, own, torch.where(rows < 0, -1, places), sinks, scale)
 
 
 def index_scores_paged(
@@ -140,9 +147,7 @@ class PagedCall(AttendCall):
         """Attend to keys by where they lie in the pages of all rows; -1 for none."""
         kv = self.kv.flatten(0, 1)
         none = (self.indices < 0) | (rows >= len(kv))
-        return gather.attend(
-            self.q, kv.expand(len(self.q), -1, -1), rows.masked_fill(none, -1), self.sinks, self.scale
-        )
+        return _attend_to_rows(self.q, kv, rows.masked_fill(none, -1), self.sinks, self.scale)
 
 
 paged_bug = StageBugs(PagedCall, declares=_PAGED)
