@@ -258,6 +258,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> str:
     reason = unsupported(resolved, stage, parsed.dtype, parsed.device)
     if reason:
         raise UsageError(reason)
+    parsed = parsed.formed(resolved.capabilities_of(stage.name))
     declared = declared_unsupported(resolved, stage, parsed)
     HERE.check, HERE.subject, HERE.case = check, stage.subject(parsed.variant), parsed
     with one_thread():

@@ -74,6 +74,9 @@ def stage_function(name: str, stage: str) -> Callable[..., Any]:
     """Return the function of a candidate's stage, called as the checks call it."""
     candidate = resolve_candidate(name, stage)
     resolve_stages(stage, candidate)
+    extra = STAGES[stage].trial.extra(candidate.capabilities_of(stage))
+    if extra:
+        raise CandidateError(f"{name} takes {', '.join(extra)} too, so it cannot be called here")
     names = STAGES[stage].arguments
 
     def function(*arguments: Any) -> Any:

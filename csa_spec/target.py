@@ -230,6 +230,7 @@ class Target:
         lost: set[str] = set()
         failing: set[str] = set()
         for case in self.stage.draws.corners(self.variant, replace(self._setting, ratios=None)):
+            case = case.formed(self.capabilities)
             if not case.fits(self.capabilities):
                 lost |= self.stage.trial(self.candidate, case).all_kinds()
             elif result.failing:
@@ -249,7 +250,8 @@ class Target:
     @cached_property
     def _sizes_out_of_reach(self) -> set[str]:
         """The kinds that sizes make where the candidate does not support the case."""
-        out = (case for case in self.sized if not case.fits(self.capabilities))
+        formed = (case.formed(self.capabilities) for case in self.sized)
+        out = (case for case in formed if not case.fits(self.capabilities))
         return {kind for case in out for kind in case.size_kinds}
 
 

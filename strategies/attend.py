@@ -7,7 +7,16 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-from csa_spec.stages.attend.case import AttendCase, CoreSinks, CoreValues, IndexLists, Scale, UnusedRows
+from csa_spec.stages.attend.case import (
+    AttendCase,
+    CoreSinks,
+    CoreValues,
+    IndexDtype,
+    IndexLists,
+    Lengths,
+    Scale,
+    UnusedRows,
+)
 from csa_spec.strategies.flat import SEEDS, any_of, draws
 from csa_spec.strategies.sizes import Sweep
 
@@ -29,7 +38,13 @@ def attend_cases() -> st.SearchStrategy[AttendCase]:
         unused=any_of(UnusedRows),
         scale=any_of(Scale),
         seed=SEEDS,
-    )
+    ).map(_in_a_form)
+
+
+def _in_a_form(case: AttendCase) -> AttendCase:
+    """Return a case whose seed says in which form it is handed over, so that others are drawn as ever."""
+    lengths = Lengths.FULL if case.seed % 4 == 0 else Lengths.RAGGED
+    return replace(case, lengths=lengths, index_dtype=list(IndexDtype)[case.seed // 4 % 2])
 
 
 PLAIN = AttendCase.parse(
@@ -54,6 +69,12 @@ SPECIAL = (
     replace(PLAIN, heads=16, sinks=CoreSinks.EXTREME),
     replace(PLAIN, values=CoreValues.OVERFLOW, sinks=CoreSinks.NONE, scale=Scale.ONE),
     replace(PLAIN, values=CoreValues.INTEGERS, head_dim=2, heads=1, rows=1, queries=1, keys=2, picks=1),
+    # For candidates that declare them: lists with lengths, and pages that are full and that are not.
+    *(replace(PLAIN, queries=8, lengths=Lengths.RAGGED, unused=unused) for unused in UnusedRows),
+    replace(PLAIN, rows=1, picks=200, keys=90, lengths=Lengths.RAGGED, index_dtype=IndexDtype.INT32),
+    *(replace(PLAIN, page=page, keys=page * 2 + more) for page in (64, 16, 1) for more in (0, 5)),
+    replace(PLAIN, page=16, keys=60, unused=UnusedRows.NAN, indices=IndexLists.HOLES),
+    replace(PLAIN, head_dim=2, page=16, spare=66000),
 )
 PRODUCTION = tuple(
     replace(PLAIN, rows=rows, queries=16, heads=64, head_dim=512, keys=1152, picks=640, indices=kind)

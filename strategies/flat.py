@@ -77,7 +77,8 @@ def draws(
 
 
 def _varied(case: C) -> list[C]:
-    named: dict[str, Any] = {field.name: field.metadata.get("kind", ()) for field in fields(case)}
+    data = (field for field in fields(case) if not field.metadata.get("form"))
+    named: dict[str, Any] = {field.name: field.metadata.get("kind", ()) for field in data}
     return [replace(case, **{field: name}) for field, names in named.items() for name in names]
 
 

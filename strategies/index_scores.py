@@ -33,6 +33,9 @@ SPECIAL = (
     replace(PLAIN, entries=0),
     replace(PLAIN, index_heads=1),
     replace(PLAIN, entries=70, index_heads=16),
+    # For candidates that declare pages: full ones, and others.
+    *(replace(PLAIN, page=page, entries=page * 2 + more) for page in (64, 16, 1) for more in (0, 5)),
+    replace(PLAIN, index_head_dim=2, page=16, spare=66000),
 )
 PRODUCTION = (replace(PLAIN, queries=16, entries=256, index_heads=64, index_head_dim=128),)
 

@@ -38,6 +38,7 @@ _MODULES = (
     "cache_side_effects",
     "memory",
     "blind",
+    "forms",
 )
 """The modules of this folder that hold bugs, in the order of the data."""
 

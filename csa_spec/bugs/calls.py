@@ -48,6 +48,8 @@ class Call:
     """The arguments of one call of a stage."""
 
     stage: ClassVar[str]
+    by_name: ClassVar[tuple[str, ...]] = ()
+    """The last of them, which are passed by name"""
     implementation: ClassVar[Callable[..., Any]]
     """A right one"""
 
@@ -66,8 +68,10 @@ Answer = Callable[[C], Tensor | None]
 class StageBugs(Generic[C]):
     """Registers the bugs of one stage."""
 
-    def __init__(self, call: type[C], kinds: tuple[LayerKind, ...] = ()) -> None:
-        self.call, self.kinds = call, kinds
+    def __init__(
+        self, call: type[C], kinds: tuple[LayerKind, ...] = (), declares: Capabilities | None = None
+    ) -> None:
+        self.call, self.kinds, self.declares = call, kinds, declares
 
     def __call__(
         self,
@@ -107,7 +111,7 @@ class StageBugs(Generic[C]):
             broken=broken,
             changed=tuple(changed),
             equivalent=equivalent,
-            declares=declares,
+            declares=declares or self.declares,
         )
 
     def function(
@@ -128,7 +132,7 @@ class StageBugs(Generic[C]):
                 cause=inspect.getdoc(answer) or "",
                 kinds=kinds or self.kinds,
                 equivalent=equivalent,
-                declares=declares,
+                declares=declares or self.declares,
             )
 
         return decorate
@@ -136,13 +140,14 @@ class StageBugs(Generic[C]):
     def positional(self, answer: Answer[C]) -> Callable[..., Any]:
         """Return a function of a call as one of the stage's arguments."""
 
-        def wrong(*arguments: Any) -> Tensor | None:
-            return answer(self.call(*arguments))
+        def wrong(*arguments: Any, **named: Any) -> Tensor | None:
+            return answer(self.call(*arguments, **named))
 
+        names, by_name = STAGES[self.call.stage].arguments, self.call.by_name
         wrong.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
-                inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
-                for name in STAGES[self.call.stage].arguments
+                *(inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names),
+                *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in by_name),
             ]
         )
         return wrong
@@ -161,7 +166,7 @@ class AttendCall(Call):
     sinks: Tensor
     scale: float
     stage = "attend"
-    implementation = staticmethod(gather.attend)
+    implementation: ClassVar[Callable[..., Tensor]] = staticmethod(gather.attend)
 
     @property
     def places(self) -> Tensor:
@@ -291,7 +296,7 @@ class IndexScoresCall(Call):
     index_k: Tensor
     head_weights: Tensor
     stage = "index_scores"
-    implementation = staticmethod(batched.index_scores)
+    implementation: ClassVar[Callable[..., Tensor]] = staticmethod(batched.index_scores)
 
     @property
     def products(self) -> Tensor:

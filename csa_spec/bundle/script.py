@@ -88,7 +88,7 @@ def in_memory(tensor, size, offset, strides):
 
 def _views(trial: Trial[Any]) -> dict[str, str]:
     """Return how a script puts each input where it lies in memory, by the name of its variable."""
-    tensors, views = named_tensors(trial.arguments), {}
+    tensors, views = named_tensors(trial.handed(trial.arguments).arguments), {}
     for name, layout in layouts_of(tensors, trial.case.layout).items():
         view, floats = laid_out(tensors[name], layout), tensors[name].is_floating_point()
         size = view.untyped_storage().nbytes() // view.element_size()

@@ -8,10 +8,15 @@ from typing import Any
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import library_problem
 from csa_spec.plug.candidate import Candidate
-from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities
+from csa_spec.plug.capabilities import DEVICES, DTYPES, INDEX_DTYPES, Capabilities
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
+
+_MOST = 100_000
+"""Members of a set; what is larger is a limit."""
+_MOST_PAGES = 8
+"""Page sizes: a run tries each."""
 
 Wrong = Callable[[Any], Iterable[object]]
 """Yields what of a declared value cannot be meant."""
@@ -21,13 +26,13 @@ def _unless(holds: Callable[[Any], bool]) -> Wrong:
     return lambda value: () if holds(value) else (value,)
 
 
-def _each(holds: Callable[[Any], bool]) -> Wrong:
+def _each(holds: Callable[[Any], bool], most: int = _MOST) -> Wrong:
     """Of a set, or of any collection that serves as one; not of a text, nor of an empty one."""
 
     def wrong(value: Any) -> Iterable[object]:
         if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
             return (value,)
-        if not 0 < _count(value) <= _MOST:
+        if not 0 < _count(value) <= most:
             return (value,)
         return (item for item in value if not holds(item))
 
@@ -78,8 +83,6 @@ def _is_tolerance(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
-_MOST = 100_000
-"""Members of a set; what is larger is a limit."""
 _SIZES = "a mapping from the letter of a size to a whole number of at least {}"
 _FLAG = (_unless(lambda value: isinstance(value, bool)), "True or False")
 _RULES: dict[str, tuple[Wrong, str]] = {
@@ -107,6 +110,12 @@ _RULES: dict[str, tuple[Wrong, str]] = {
     "gradients": _FLAG,
     "draws_random": _FLAG,
     "invalid_indices": _FLAG,
+    "index_dtypes": (_each(INDEX_DTYPES.__contains__), f"a set out of {', '.join(INDEX_DTYPES)}"),
+    "lengths": _FLAG,
+    "paged": (
+        lambda value: () if value == () else _each(_whole(1), _MOST_PAGES)(value),
+        f"at most {_MOST_PAGES} page sizes, whole numbers of at least 1",
+    ),
     "contiguous": _FLAG,
     "static_shapes": _FLAG,
     "internal_dtype": (_or_none(_unless(DTYPES.__contains__)), f"one of {', '.join(DTYPES)}, or None"),
@@ -138,7 +147,7 @@ def declaration_problem(candidate: Candidate) -> str:
         # What is declared for all stages at once may be about any of them.
         about = candidate.offers if declared is candidate.capabilities else (stage,)
         problem = _of_sizes(declared, about) or _of_names(declared, about) or _of_gradients(declared, about)
-        problem = problem or _of_nothing_left(declared, stage)
+        problem = problem or _of_forms(declared, about) or _of_nothing_left(declared, stage)
         if problem:
             return f"{candidate.name}: {problem}"
     return ""
@@ -178,6 +187,17 @@ def _of_gradients(declared: Capabilities, stages: tuple[str, ...]) -> str:
     checked = [stage for stage in stages if any(check.name == "gradients" for check in STAGES[stage].checks)]
     if declared.gradients and not checked:
         return f"capabilities.gradients: {', '.join(stages)} has no gradients that could be checked"
+    return ""
+
+
+def _of_forms(declared: Capabilities, stages: tuple[str, ...]) -> str:
+    known = {form for stage in stages for form in STAGES[stage].case.forms}
+    plain = Capabilities()
+    for form in sorted({form for stage in STAGES.values() for form in stage.case.forms} - known):
+        if getattr(declared, form) != getattr(plain, form):
+            return f"capabilities.{form}: {', '.join(stages)} has no such form of its arguments"
+    if declared.gradients and declared.paged:
+        return "capabilities.gradients: those of a paged cache are not checked; declare one of the two"
     return ""
 
 

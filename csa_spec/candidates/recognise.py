@@ -52,12 +52,13 @@ def as_candidate(thing: Any, name: str, stage: str | None = None) -> Candidate:
             f"{name} offers no stage: it is neither callable nor has a callable attribute "
             f"{', '.join(others)} or {last} (it is of type {type(thing).__name__})"
         )
-    _check_declared(getattr(thing, "capabilities", None), name)
+    declared = getattr(thing, "capabilities", None)
+    _check_declared(declared, name)
     for own, function in functions.items():
         owner = name if function is thing else f"{name}.{own}"
         _check_declared(getattr(function, "capabilities", None), owner)
-        _check_signature(function, own, owner)
-    return Candidate(name, functions, getattr(thing, "capabilities", None) or Capabilities())
+        _check_signature(function, own, owner, getattr(function, "capabilities", None) or declared)
+    return Candidate(name, functions, declared or Capabilities())
 
 
 def _check_declared(declared: object, owner: str) -> None:
@@ -89,18 +90,20 @@ def _check_stages(candidate: Candidate, name: str) -> None:
         _check_declared(declared, name)
 
 
-def _check_signature(function: Callable[..., Any], stage: str, name: str) -> None:
+def _check_signature(
+    function: Callable[..., Any], stage: str, name: str, declared: Capabilities | None
+) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a builtin, say
         return
-    names = STAGES[stage].arguments
+    names, extra = STAGES[stage].arguments, STAGES[stage].trial.extra(declared or Capabilities())
     try:
-        signature.bind(*names)
+        signature.bind(*names, **dict.fromkeys(extra))
     except TypeError as error:
         raise CandidateError(
             f"{name} cannot be called with the {len(names)} arguments of {stage} "
-            f"({', '.join(names)}): {error}"
+            f"({', '.join(names)}){' and by name ' * bool(extra)}{', '.join(extra)}: {error}"
         ) from None
 
 

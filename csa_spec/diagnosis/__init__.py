@@ -14,6 +14,7 @@ from csa_spec.diagnosis.summary import summary
 from csa_spec.engine.case import Case
 from csa_spec.engine.failures import CandidateDied, CandidateHung, Diagnosis, Failure
 from csa_spec.engine.stage import Check
+from csa_spec.engine.trial import Trial
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.stages import AnyStage, stage_of
 
@@ -57,7 +58,7 @@ def diagnose(
         from csa_spec.diagnosis.likeness import Search  # only a failure needs the catalogue
 
         end = time.monotonic() + seconds
-        known = [bug for bug in _may_have(failure.case, stage) if bug.name not in without]
+        known = [bug for bug in _may_have(failure.case, trial, stage) if bug.name not in without]
         search = Search(candidate, named, stage, known, end)
         search.run([failure.case, *sorted(others, key=lambda case: case.order)])
         certainty, behaves_like = search.verdict()
@@ -66,13 +67,16 @@ def diagnose(
         return None
 
 
-def _may_have(case: Case, stage: AnyStage) -> list[Bug]:
-    """Return the known bugs of the stage and of the case's layer kind."""
+def _may_have(case: Case, trial: Trial[Any], stage: AnyStage) -> list[Bug]:
+    """Return the known bugs of the stage and of the layer kind, in forms that the candidate takes."""
     from csa_spec.bugs import bugs
 
-    kind = case.variant
+    kind, given = case.variant, set(trial.extra(trial.capabilities))
     return [
         bug
         for bug in bugs()
-        if bug.stage == stage.name and not bug.equivalent and (not kind or kind in bug.kinds)
+        if bug.stage == stage.name
+        and not bug.equivalent
+        and (not kind or kind in bug.kinds)
+        and given.issuperset(trial.extra(bug.candidate.capabilities_of(stage.name)))
     ]

@@ -109,9 +109,13 @@ def size(
     return dataclasses.field(default=value, metadata={**what, "multiple": multiple})
 
 
-def drawn(kind: type[StrEnum], default: StrEnum | None = None) -> Any:
-    """Declare how something is drawn. The first name is the simplest, and the default."""
-    return dataclasses.field(default=default or next(iter(kind)), metadata={"kind": kind, "rank": 2})
+def drawn(kind: type[StrEnum], default: StrEnum | None = None, form: bool = False) -> Any:
+    """Declare how something is drawn. The first name is the simplest, and the default.
+
+    A ``form`` is none of the data: it is how they are handed over to a candidate that declares it.
+    """
+    what = {"kind": kind, "rank": 2, "form": form}
+    return dataclasses.field(default=default or next(iter(kind)), metadata=what)
 
 
 def coded(
@@ -214,6 +218,10 @@ class Case:
     def _drawn_fields(cls) -> list[Field[Any]]:
         return [field for field in fields(cls) if "kind" in field.metadata]
 
+    @classmethod
+    def _data_fields(cls) -> list[Field[Any]]:
+        return [field for field in cls._drawn_fields() if not field.metadata["form"]]
+
     # Text.
 
     @classmethod
@@ -305,7 +313,7 @@ class Case:
     @property
     def regime(self) -> tuple[str, ...]:
         """How its data are drawn; reports count by it."""
-        return tuple(str(getattr(self, field.name)) for field in self._drawn_fields())
+        return tuple(str(getattr(self, field.name)) for field in self._data_fields())
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -317,7 +325,7 @@ class Case:
     @classmethod
     def names(cls) -> list[str]:
         """Return every name that its data may have."""
-        return [str(name) for field in cls._drawn_fields() for name in field.metadata["kind"]]
+        return [str(name) for field in cls._data_fields() for name in field.metadata["kind"]]
 
     @classmethod
     def letters(cls) -> dict[str, int]:
@@ -342,6 +350,13 @@ class Case:
 
     # What a candidate supports of it.
 
+    forms: ClassVar[frozenset[str]] = frozenset()
+    """Names of capabilities that say in which form the stage gets its arguments"""
+
+    def formed(self, capabilities: Capabilities) -> Self:
+        """Return the case with its arguments in the form that a candidate declares."""
+        return self
+
     @classmethod
     def may_lack(cls) -> dict[str, list[str]]:
         """Return what ``Capabilities.lacks`` may name: by the first half of its keys, the second halves."""
@@ -353,7 +368,7 @@ class Case:
         The simplest data that it supports take their place.
         """
         changes: dict[str, Any] = {}
-        for field in self._drawn_fields():
+        for field in self._data_fields():
             options = field.metadata["kind"]
             lacking = {str(name) for name in options if (self.stage, name) in capabilities.lacks}
             if str(getattr(self, field.name)) in lacking:
@@ -385,7 +400,7 @@ class Case:
         CaseError
             If what the candidate declares leaves no case.
         """
-        case, lacking = self.without_lacks(capabilities)
+        case, lacking = self.formed(capabilities).without_lacks(capabilities)
         case, elsewhere = case._in_memory(capabilities)
         lacking += elsewhere
         for _ in range(_ROUNDS):

@@ -36,6 +36,17 @@ class Form(NamedTuple):
     """The shape in letters"""
 
 
+class Handed(NamedTuple):
+    """What a candidate is called with."""
+
+    arguments: Mapping[str, Any]
+    """In order, on the CPU"""
+    batched: tuple[str, ...]
+    """Those whose first dimension is the rows of the batch"""
+    by_name: tuple[str, ...] = ()
+    """Those that are passed by name"""
+
+
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
@@ -97,6 +108,15 @@ class Trial(ABC, Generic[C]):
     def arguments(self) -> Mapping[str, Any]:
         """The case's arguments, in order, on the CPU; candidates only ever get copies."""
 
+    @classmethod
+    def extra(cls, capabilities: Capabilities) -> tuple[str, ...]:
+        """Return what a candidate is called with by name, beside the arguments of the stage."""
+        return ()
+
+    def handed(self, arguments: Mapping[str, Any]) -> Handed:
+        """Return arguments in the form that the candidate declares; the specification only sees the plain one."""
+        return Handed(arguments, self.batched)
+
     @abstractmethod
     def form(self, arguments: Mapping[str, Any]) -> Form:
         """What must come back."""
@@ -134,9 +154,16 @@ class Trial(ABC, Generic[C]):
             If it raises, hangs or dies, or returns something other than a tensor of the right form.
         """
         through, HERE.case = type(self).through, self.case
-        case = self.case
+        case, handed = self.case, self.handed(arguments)
         request = Request(
-            self.stage, arguments, case.mode, case.device, through, layout=case.layout, **options
+            self.stage,
+            handed.arguments,
+            case.mode,
+            case.device,
+            handed.by_name,
+            through,
+            layout=case.layout,
+            **options,
         )
         try:
             answer = self.candidate.ask(request)
@@ -206,7 +233,11 @@ class Trial(ABC, Generic[C]):
 
     def all_kinds(self) -> set[str]:
         """Return the same with how its tensors lie in memory, where any of them shows it."""
-        kinds, layout, tensors = self.kinds(), self.case.layout, named_tensors(self.arguments)
+        kinds, layout, tensors = (
+            self.kinds(),
+            self.case.layout,
+            named_tensors(self.handed(self.arguments).arguments),
+        )
         layouts = layouts_of(tensors, layout)
         views = (laid_out(tensor, layouts[name]) for name, tensor in tensors.items())
         shows = layout in CONTIGUOUS or any(not view.is_contiguous() for view in views)

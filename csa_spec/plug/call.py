@@ -44,6 +44,8 @@ class Request:
     """In the order in which they are passed; tensors on the CPU"""
     mode: str = ""
     device: str = "cpu"
+    by_name: tuple[str, ...] = ()
+    """Those of the arguments that are passed by name"""
     through: Callable[..., Any] | None = None
     """Calls the stage's function, which it gets first, where that takes more than one call; ``after`` is
     called with the array that was handed over, after each"""
@@ -214,7 +216,8 @@ def _watched(
     with torch.set_grad_enabled(request.cotangent is not None), _filled(request.fill):
         watch = Watch(request.unusual)
         try:
-            returned = function(*arguments.values())
+            named = {name: arguments[name] for name in request.by_name}
+            returned = function(*(arguments[name] for name in arguments if name not in named), **named)
             if request.device == "cuda":
                 torch.cuda.synchronize()
         except Exception as error:

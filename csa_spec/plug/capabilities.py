@@ -13,6 +13,7 @@ from csa_spec.spec import LayerKind
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
+INDEX_DTYPES = ("int64", "int32")
 
 Sized = str | tuple[str, str]
 """The letter of a size, or a layer kind and the letter where kinds differ: ``("csa", "m")``."""
@@ -148,6 +149,13 @@ class Capabilities:
     """Autograd runs through it: then its gradients are compared with the specification's"""
     invalid_indices: bool = False
     """attend takes any index outside of the keys for none, not only -1"""
+    index_dtypes: Set[str] = frozenset({"int64"})
+    """What attend takes its indices in: ``int64``, ``int32`` or both"""
+    lengths: bool = False
+    """attend takes ``topk_length [B, S]`` by name: how many places of each list count"""
+    paged: Collection[int] = ()
+    """Page sizes, e.g. ``(1, 16, 64)``: attend takes ``kv``, and index_scores ``index_k``, as pages, with
+    ``block_table`` by name"""
     contiguous: bool = False
     """It needs contiguous tensors. Then it must refuse views that are not, or answer them rightly"""
     static_shapes: bool = False

@@ -47,20 +47,22 @@ class StageScript:
 
     def arguments(self, trial: Any) -> dict[str, Any]:
         """Return what the script must make, by variable, in the order of the call."""
-        return dict(trial.arguments)
+        return dict(trial.handed(trial.arguments).arguments)
 
     def write_call(self, subject: Subject, trial: Any, callee: Callee) -> None:
         """Complete a subject that has all arguments: ``subject.call()`` returns a tensor on the CPU."""
-        tensors, hand_over = subject.tensors, callee.hand_over
-        given = (hand_over.format(name) if name in tensors else name for name in subject.names)
-        subject.batched = trial.batched
-        subject.plain_call = f"{callee.expression}({', '.join(given)})"
-        subject.function = callee.expression
+        tensors, hand_over, handed = subject.tensors, callee.hand_over, trial.handed(trial.arguments)
+        subject.batched, subject.function, by_name = handed.batched, callee.expression, handed.by_name
+        given = {name: hand_over.format(name) if name in tensors else name for name in subject.names}
+        words = (f"{name}={word}" if name in by_name else word for name, word in given.items())
+        subject.plain_call = f"{callee.expression}({', '.join(words)})"
         extract = self.output_of_result()
         if callee.converts or callee.hand_over != "{}" or extract:
             body = [f"out = {subject.plain_call}", *extract, *callee.returns()]
             subject.define("run", subject.names, body)
             subject.function = "run"
+        else:
+            subject.keywords = by_name
 
     def output_of_result(self) -> list[str]:
         """Return the lines that make the output of what was returned, both called ``out``."""
@@ -89,7 +91,11 @@ class StageScript:
         shape, dtypes, _ = task.trial.form(task.trial.arguments)
         expected, allowed, several = self.numbers(task)
         numbers = within(expected, allowed, several, task.failure.place, task.literals)
-        return [*form(shape, dtypes, task.failure), *numbers]
+        return [*form(shape, dtypes, task.failure), *self.compared(task), *numbers]
+
+    def compared(self, task: Task) -> list[str]:
+        """Return the lines that leave of ``got`` what is compared."""
+        return []
 
     def numbers(self, task: Task) -> tuple[Any, Any, bool]:
         """Return what is right, the allowed errors, and whether both have several selections in front."""

@@ -77,7 +77,7 @@ def test_hashes_tell_cases_apart() -> None:
     [
         (
             "attend Q=3",
-            "'Q=3' is not part of a case of attend; choose from seed, mode, layout, dtype, device, B, S, H, D,",
+            "'Q=3' is not part of a case of attend; choose from seed, mode, layout, dtype, device, page, spare, B,",
         ),
         ("attend n=3 n=4", "'n=4' is the second n"),
         ("attend n=x", "'n=x' is not a whole number"),
@@ -138,7 +138,7 @@ def test_fitting_stays_within_what_is_declared_and_is_done_once(stage: str, decl
         fitting, lacking = case.fit(capabilities)
         assert fitting.fit(capabilities) == (fitting, [])
         if declared == "invalid" or (declared == "nothing" and "outside" not in case.regime):
-            assert (fitting, lacking) == (case, [])
+            assert (fitting, lacking) == (case.formed(capabilities), [])
         for letter, size in fitting.sizes.items():
             assert size <= capabilities.limits.get(letter, size)
             assert size % capabilities.multiples.get(letter, 1) == 0

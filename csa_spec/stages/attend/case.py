@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csa_spec.engine.case import PER_QUERY, Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, drawn, size
 from csa_spec.engine.tensors import choice, generator, normal, with_shared_rows
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.layouts import Layout
+from csa_spec.stages.pages import PagedCase
 
 
 class IndexLists(StrEnum):
@@ -70,8 +72,24 @@ class Scale(StrEnum):
     """1 / sqrt(D), as in the layer"""
 
 
+class Lengths(StrEnum):
+    """How many places of a list count; only for candidates that declare it."""
+
+    FULL = "full"
+    """All of them"""
+    RAGGED = "ragged"
+    """For each query another number, none and all among them; behind them lies garbage"""
+
+
+class IndexDtype(StrEnum):
+    """The dtype of the indices, as far as candidates declare it."""
+
+    INT64 = "int64"
+    INT32 = "int32"
+
+
 @dataclass(frozen=True, kw_only=True)
-class AttendCase(Case):
+class AttendCase(PagedCase):
     """One trial of ``attend``."""
 
     stage = "attend"
@@ -87,6 +105,23 @@ class AttendCase(Case):
     sinks: CoreSinks = drawn(CoreSinks)
     unused: UnusedRows = drawn(UnusedRows)
     scale: Scale = drawn(Scale)
+    lengths: Lengths = drawn(Lengths, form=True)
+    index_dtype: IndexDtype = drawn(IndexDtype, form=True)
+    forms = frozenset({"index_dtypes", "lengths", "paged"})
+
+    def formed(self, capabilities: Capabilities) -> AttendCase:
+        """Return the case with lengths, indices and pages as a candidate declares them."""
+        case, dtypes = super().formed(capabilities), capabilities.index_dtypes
+        if case.lengths is not Lengths.FULL and not capabilities.lengths:
+            case = replace(case, lengths=Lengths.FULL)
+        if case.index_dtype not in dtypes:
+            case = replace(case, index_dtype=next(dtype for dtype in IndexDtype if dtype in dtypes))
+        return case
+
+    @property
+    def room(self) -> int:
+        """What is behind the last key that a candidate can know of: pages have no number of keys."""
+        return -(-self.keys // self.page) * self.page if self.page else self.keys
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -95,6 +130,7 @@ class AttendCase(Case):
         return {
             "q": queries * self.heads * self.head_dim,
             "kv": self.rows * self.keys * (self.head_dim + 16),
+            "pages": self.pages(self.rows, self.keys) * self.page * self.head_dim,
             "index lists": queries * self.picks,
             "the work on each query": queries * self.heads * PER_QUERY + self.heads * self.picks,
         }
@@ -119,10 +155,20 @@ def make_attend_inputs(case: AttendCase) -> dict[str, Any]:
         q, kv = normal(case.seed, "q", (b, s, h, d)), normal(case.seed, "kv", (b, n, d))
     if case.values is CoreValues.OVERFLOW:
         q, kv = 12 * q, 12 * kv
-    kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=_indices(case))
+    listed, lengths = _indices(case), None if case.lengths is Lengths.FULL else _lengths(case)
+    if lengths is not None:
+        listed = torch.where(torch.arange(case.picks) < lengths[..., None], listed, -1)
+    kv, q, indices = with_shared_rows(case, kv=kv.to(dtype), q=q, indices=listed)
     kv = _unused_filled(case, kv, indices)
     scale = {Scale.ONE: 1.0, Scale.ROOT: d**-0.5}[case.scale]
-    return {"q": q.to(dtype), "kv": kv, "indices": indices, "sinks": _sinks(case).to(dtype), "scale": scale}
+    inputs = {
+        "q": q.to(dtype),
+        "kv": kv,
+        "indices": indices,
+        "sinks": _sinks(case).to(dtype),
+        "scale": scale,
+    }
+    return inputs if lengths is None else {**inputs, LENGTHS: lengths}
 
 
 def _indices(case: AttendCase) -> Tensor:
@@ -136,12 +182,44 @@ def _indices(case: AttendCase) -> Tensor:
     return lists[torch.arange(case.rows) % rows][:, torch.arange(case.queries) % queries]
 
 
+LENGTHS = "topk_length"
+
+
+def _lengths(case: AttendCase) -> Tensor:
+    """Return how many places of each list count, ``[B, S]``: none, all, whole tiles, or any number."""
+    shape, n = (case.rows, case.queries), case.picks
+    rng = generator(case.seed, "lengths")
+    lengths = torch.randint(n + 1, shape, generator=rng)
+    tile = 2 ** torch.randint(8, shape, generator=rng)
+    what = torch.rand(shape, generator=rng)
+    lengths = torch.where(what < 0.3, lengths // tile * tile, lengths)
+    lengths = lengths.masked_fill(what > 0.8, 0).masked_fill(what > 0.9, n)
+    # Where rows of lists are equal, so are their lengths.
+    return lengths[:1].repeat(case.rows, 1) if case.layout is Layout.EXPANDED else lengths
+
+
+def behind_lengths(case: AttendCase, indices: Tensor, lengths: Tensor) -> Tensor:
+    """Return lists ``[B, S, n]`` with garbage behind their lengths: mostly other keys, some that are none."""
+    rng = generator(case.seed, "garbage")
+    odd = torch.tensor((-1, case.room, 2**31 - 1, -(2**31)))
+    garbage = odd[torch.randint(len(odd), indices.shape, generator=rng)]
+    if case.keys:
+        keys = torch.randint(case.keys, indices.shape, generator=rng)
+        garbage = torch.where(torch.rand(indices.shape, generator=rng) < 0.7, keys, garbage)
+    return torch.where(torch.arange(indices.shape[-1]) < lengths[..., None], indices, garbage)
+
+
+def named_keys(indices: Tensor, keys: int) -> Tensor:
+    """Return which keys ``[B, N]`` an index of their row names."""
+    named = torch.where((indices < 0) | (indices >= keys), keys, indices).flatten(1)
+    return torch.zeros(len(indices), keys + 1, dtype=torch.bool).scatter(1, named, True)[:, :-1]
+
+
 def _unused_filled(case: AttendCase, kv: Tensor, indices: Tensor) -> Tensor:
     """Return ``kv`` with something else in the rows that no index of their batch row names."""
     if case.unused is UnusedRows.DRAWN:
         return kv
-    named = torch.where((indices < 0) | (indices >= case.keys), case.keys, indices).flatten(1)
-    unused = torch.ones(case.rows, case.keys + 1, dtype=torch.bool).scatter(1, named, False)[:, :-1]
+    unused = ~named_keys(indices, case.keys)
     largest = torch.finfo(kv.dtype).max
     fill = [torch.nan] if case.unused is UnusedRows.NAN else [largest, -largest, torch.inf]
     numbers = (unused.cumsum(1) - 1) % len(fill)
@@ -182,7 +260,7 @@ def _index_list(case: AttendCase, row: int, t: int) -> list[int]:
     if 0 not in listed and at_random(0.5):
         listed[0] = 0
     kept = int(torch.randint(len(listed), (), generator=rng))
-    holes = (-1,) if kind is IndexLists.HOLES else (-2, n, n + 1, 2**31 - 1, -(2**31), -1)
+    holes = (-1,) if kind is IndexLists.HOLES else (-2, case.room, case.room + 1, 2**31 - 1, -(2**31), -1)
     if len(listed) > _LISTS:  # one by one takes too long
         gone = (torch.rand(len(listed), generator=rng) < 0.4).tolist()
         which = torch.randint(len(holes), (len(listed),), generator=rng).tolist()

@@ -5,6 +5,9 @@
 An index names a row of ``kv``, which is key and value at once; -1 names none. Indices are int64 and come in
 any order, -1 anywhere. Sinks are logits, not scaled; ``scale`` multiplies q . k. The output has the dtype of
 q; a query without any key has an output of exactly zero. Source: the official ``sparse_attn``, paper eq. 27.
+
+What a candidate declares changes the form: indices in int32, ``topk_length [B,S]`` for the places of a list
+that count, ``kv`` in pages with a ``block_table``. The specification only sees the plain form.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import torch
 from csa_spec.engine.failures import Failure, OrderMatters
 from csa_spec.engine.gradients import gradients_match
 from csa_spec.engine.numbers import equals_the_specification
+from csa_spec.engine.shrink_flat import FLAT_PASSES
 from csa_spec.engine.stage import LIMITS, ROWS, SIDE_EFFECTS, Check, Stage, Words, gradients_check
 from csa_spec.engine.tally import Tally
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.scripting.stage_script import StageScript
-from csa_spec.stages.attend.case import AttendCase, IndexLists
+from csa_spec.stages.attend.case import LENGTHS, AttendCase, IndexLists
 from csa_spec.stages.attend.picture import attend_picture
-from csa_spec.stages.attend.trial import KINDS, AttendTrial
+from csa_spec.stages.attend.trial import KINDS, AttendTrial, required_forms
+from csa_spec.stages.pages import simpler_pages
 
 
 def order_does_not_matter(trial: AttendTrial) -> Tally | None:
@@ -40,8 +45,10 @@ def order_does_not_matter(trial: AttendTrial) -> Tally | None:
     if not ends and not trial.capabilities.static_shapes:
         nothing = torch.full_like(reordered[..., :1], -1)
         reordered = torch.cat((nothing, reordered, nothing), dim=-1)
+    arguments = {**trial.arguments, "indices": reordered.contiguous()}
+    arguments.pop(LENGTHS, None)  # all places count: what was behind a length is -1
     try:
-        return trial.judge(trial.ask({**trial.arguments, "indices": reordered.contiguous()}))
+        return trial.judge(trial.ask(arguments))
     except Failure as failure:
         raise OrderMatters(
             trial.case,
@@ -56,7 +63,8 @@ def order_does_not_matter(trial: AttendTrial) -> Tally | None:
 
 def _required(variant: str, capabilities: Capabilities) -> list[str]:
     names = [name for name in AttendCase.names() if name != IndexLists.OUTSIDE]
-    return [*names, *KINDS, *[str(IndexLists.OUTSIDE)] * capabilities.invalid_indices]
+    outside = [str(IndexLists.OUTSIDE)] * capabilities.invalid_indices
+    return [*names, *KINDS, *outside, *required_forms(capabilities)]
 
 
 ATTEND = Stage(
@@ -74,6 +82,7 @@ ATTEND = Stage(
     ),
     words=Words(title=lambda variant: "`attend`, the attention core"),
     required=_required,
+    passes=(simpler_pages, *FLAT_PASSES),
     picture=attend_picture,
     script=StageScript(),
 )

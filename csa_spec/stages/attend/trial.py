@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,21 @@ from torch import Tensor
 from csa_spec.engine.budget import Arithmetic, core_budget
 from csa_spec.engine.failures import Failure, Found, NotZero, SeesTooLittle, SeesTooMuch
 from csa_spec.engine.numbers import RIGHT_SET, NumbersTrial
-from csa_spec.engine.trial import Form, of_case
+from csa_spec.engine.trial import Form, Handed, of_case
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import SPEC
 from csa_spec.spec.each import each
-from csa_spec.stages.attend.case import AttendCase, make_attend_inputs
+from csa_spec.stages.attend.case import (
+    LENGTHS,
+    AttendCase,
+    IndexDtype,
+    UnusedRows,
+    behind_lengths,
+    make_attend_inputs,
+    named_keys,
+)
 from csa_spec.stages.kinds import kinds_of
+from csa_spec.stages.pages import TABLE, in_pages, required_pages
 
 
 class AttendTrial(NumbersTrial[AttendCase]):
@@ -27,13 +37,46 @@ class AttendTrial(NumbersTrial[AttendCase]):
 
     @of_case
     def arguments(self) -> dict[str, Any]:
-        """q, kv, indices, sinks, scale."""
+        """q, kv, indices, sinks, scale; where lists have lengths, these too, and -1 behind them."""
         return make_attend_inputs(self.case)
+
+    @classmethod
+    def extra(cls, capabilities: Capabilities) -> tuple[str, ...]:
+        """Lengths of the lists, and the table of pages."""
+        return (*[LENGTHS] * capabilities.lengths, *[TABLE] * bool(capabilities.paged))
+
+    def handed(self, arguments: Mapping[str, Any]) -> Handed:
+        """Return the lists with their lengths, and garbage behind those; keys in pages; indices in their dtype."""
+        case, given = self.case.formed(self.capabilities), dict(arguments)
+        indices, lengths = given["indices"], given.pop(LENGTHS, None)
+        if self.capabilities.lengths:
+            full = torch.full(indices.shape[:2], indices.shape[2])
+            given[LENGTHS] = (full if lengths is None else lengths).int()
+            given["indices"] = behind_lengths(case, indices, given[LENGTHS])
+        if case.index_dtype is IndexDtype.INT32:
+            given["indices"] = given["indices"].int()
+        if case.page:
+            used = None if case.unused is UnusedRows.DRAWN else named_keys(indices, case.keys)
+            given["kv"], given[TABLE] = in_pages(case, given["kv"], used)
+        batched = {*self.batched, LENGTHS, TABLE} - ({"kv"} if case.page else set())
+        return Handed(given, tuple(filter(batched.__contains__, given)), self.extra(self.capabilities))
 
     def form(self, arguments: Mapping[str, Any]) -> Form:
         """As q."""
         q = arguments["q"]
         return Form(tuple(q.shape), (q.dtype,), "[B, S, H, D]")
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many places ``[B, S]`` of each list count."""
+        shape = self.arguments["indices"].shape
+        lengths: Tensor = self.arguments.get(LENGTHS, torch.full(shape[:2], shape[2]))
+        return lengths
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of some rows, with the lengths of their lists."""
+        given = super().rows(rows)
+        return {**given, LENGTHS: given[LENGTHS][list(rows)]} if LENGTHS in given else given
 
     @of_case
     def keys(self) -> tuple[Tensor, Tensor]:
@@ -74,8 +117,14 @@ class AttendTrial(NumbersTrial[AttendCase]):
         listed = self.arguments["indices"][b, i].tolist()
         shown = ", ".join(map(str, listed[:24])) + (", ..." if len(listed) > 24 else "")
         sinks = ", ".join(f"{sink:.4g}" for sink in self.arguments["sinks"].tolist())
+        lengths = self.arguments.get(LENGTHS)
         return (
             f"indices of the query  [{shown}], of {self.case.keys} keys",
+            *(
+                []
+                if lengths is None
+                else [f"places that count     {int(lengths[b, i])}, the others are garbage"]
+            ),
             f"sinks                 [{sinks}]",
         )
 
@@ -107,7 +156,7 @@ class AttendTrial(NumbersTrial[AttendCase]):
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        return kinds_of(self, KINDS)
+        return kinds_of(self, KINDS | FORMS) | self.case.page_kinds(self.case.keys)
 
     def _alone(self, arguments: Mapping[str, Any], b: int, i: int) -> Tensor:
         """Return what one query must give, in float64."""
@@ -125,6 +174,21 @@ KINDS: dict[str, Callable[[AttendTrial], bool]] = {
     "keys that are not named": lambda trial: bool((trial.keys[1] < trial.case.keys).any()),
     "wider than a tile": lambda trial: trial.case.picks > 64,
 }
+FORMS: dict[str, Callable[[AttendTrial], bool]] = {
+    "indices in int32": lambda trial: trial.case.index_dtype is IndexDtype.INT32,
+    "a length of 0 beside others": lambda trial: bool(0 == trial.lengths.min() < trial.lengths.max()),
+    "a length within the list": lambda trial: bool((trial.lengths % max(1, trial.case.picks) > 0).any()),
+}
+"""Kinds that the form makes in which arguments are handed over"""
+
+
+def required_forms(capabilities: Capabilities) -> list[str]:
+    """Return the kinds of case that a run must reach, given the forms that a candidate declares."""
+    in_32_bits, *of_lengths = FORMS
+    dtypes = [in_32_bits] * (IndexDtype.INT32 in capabilities.index_dtypes)
+    return [*dtypes, *(of_lengths * capabilities.lengths), *required_pages(capabilities)]
+
+
 _MOST_PROBES = 128
 _LEAST = 1e-150
 """Variances of smaller errors underflow in float64: a logit of -375 alone has an output of 1e-163."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from csa_spec.engine.case import PER_QUERY, Case, drawn, size
+from csa_spec.engine.case import PER_QUERY, drawn, size
 from csa_spec.engine.tensors import choice, dtype_of, normal, with_shared_rows
+from csa_spec.stages.pages import PagedCase
 
 
 class ProductValues(StrEnum):
@@ -26,7 +27,7 @@ class ProductValues(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexScoresCase(Case):
+class IndexScoresCase(PagedCase):
     """One trial of ``index_scores``."""
 
     stage = "index_scores"
@@ -37,6 +38,7 @@ class IndexScoresCase(Case):
     index_heads: int = size("HI", 1, "index heads")
     index_head_dim: int = size("DI", 1, "channels")
     values: ProductValues = drawn(ProductValues)
+    forms = frozenset({"paged"})
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -45,6 +47,7 @@ class IndexScoresCase(Case):
         return {
             "index_q": queries * self.index_heads * self.index_head_dim,
             "index_k": self.rows * self.entries * self.index_head_dim,
+            "pages": self.pages(self.rows, self.entries) * self.page * self.index_head_dim,
             "scores": queries * self.entries,
             "the work on each query": queries * self.index_heads * PER_QUERY,
         }

@@ -12,11 +12,14 @@ from csa_spec.engine.budget import Arithmetic, index_score_budget
 from csa_spec.engine.failures import READS_TOO_LITTLE, READS_TOO_MUCH, Failure, Place, counted
 from csa_spec.engine.numbers import NumbersTrial, moved_by
 from csa_spec.engine.tally import error_ratios
-from csa_spec.engine.trial import Form, of_case
+from csa_spec.engine.trial import Form, Handed, of_case
+from csa_spec.plug.call import Answer
+from csa_spec.plug.capabilities import Capabilities
 from csa_spec.spec import SPEC
 from csa_spec.spec.each import each
 from csa_spec.stages.index_scores.case import IndexScoresCase, make_index_scores_inputs
 from csa_spec.stages.kinds import kinds_of
+from csa_spec.stages.pages import TABLE, in_pages
 
 
 class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
@@ -31,11 +34,33 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
         """index_q, index_k, head_weights."""
         return make_index_scores_inputs(self.case)
 
+    @classmethod
+    def extra(cls, capabilities: Capabilities) -> tuple[str, ...]:
+        """The table of pages."""
+        return (TABLE,) if capabilities.paged else ()
+
+    def handed(self, arguments: Mapping[str, Any]) -> Handed:
+        """Return the keys in pages."""
+        case = self.case.formed(self.capabilities)
+        if not case.page:
+            return super().handed(arguments)
+        pages, table = in_pages(case, arguments["index_k"])
+        given = {**arguments, "index_k": pages, TABLE: table}
+        return Handed(given, ("index_q", "head_weights", TABLE), (TABLE,))
+
     def form(self, arguments: Mapping[str, Any]) -> Form:
-        """A score for every pair; float32 or the dtype of the queries."""
-        q, k = arguments["index_q"], arguments["index_k"]
-        shape, dtypes = (*q.shape[:2], k.shape[1]), (q.dtype, torch.float32)
-        return Form(shape, tuple(dict.fromkeys(dtypes)), "[B, S, T]")
+        """A score for every pair, and for every place of pages; float32 or the dtype of the queries."""
+        q, keys = arguments["index_q"], arguments["index_k"].shape[1]
+        page = self.case.formed(self.capabilities).page
+        width = -(-keys // page) * page if page else keys
+        dtypes = tuple(dict.fromkeys((q.dtype, torch.float32)))
+        return Form(
+            (*q.shape[:2], width), dtypes, "[B, S, pages of a row * page size]" if page else "[B, S, T]"
+        )
+
+    def relevant(self, answer: Answer) -> Tensor:
+        """Return the scores of entries, without those of places behind them."""
+        return super().relevant(answer)[..., : self.case.entries]
 
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:
         """Run the specification, one query and one entry at a time."""
@@ -61,7 +86,7 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
 
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
-        return kinds_of(self, KINDS)
+        return kinds_of(self, KINDS) | self.case.page_kinds(self.case.entries)
 
     def products(self) -> Tensor:
         """Return q . k of every head, ``[B, S, HI, T]``."""
