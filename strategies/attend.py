@@ -86,13 +86,9 @@ NOTHING = replace(PLAIN, indices=IndexLists.EMPTY, sinks=CoreSinks.NONE)
 
 
 def _room(case: AttendCase, letter: str) -> AttendCase:
-    """Return a case that mostly has enough keys for its lists.
-
-    Sums of many integers are left out: equal steps are rounded to the same side, which no tolerance allows.
-    """
+    """Return a case that mostly has enough keys for its lists."""
     keys = max(case.keys, case.picks + case.seed % 7) if letter == "n" and case.seed % 4 else case.keys
-    exact = case.picks > 64 and case.values is CoreValues.INTEGERS
-    return replace(case, keys=keys, values=CoreValues.GAUSSIAN if exact else case.values)
+    return replace(case, keys=keys)
 
 
 SWEEP = Sweep({"B": 65536, "S": 65536, "H": 4096, "D": 4096, "N": 65536, "n": 65536}, room=_room)

@@ -87,7 +87,7 @@ def test_pairs_are_twice_as_many_rotated_channels(pairs: int, channels: int) -> 
 
 def test_every_word_of_every_stage_is_among_the_lines() -> None:
     """But for what is new."""
-    new = {"mode", "R", "turn", "layout", "positions", "page", "spare", "lengths", "index_dtype"}
+    new = {"mode", "R", "turn", "layout", "positions", "page", "spare", "lengths", "index_dtype", "judged"}
     new_names = {
         "zero-weights",
         "ascending",
