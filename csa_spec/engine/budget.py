@@ -8,7 +8,7 @@ stores: logits, exponentials, running sums. It is a too, unless the candidate de
 is coarser (``internal_dtype``). f is what may be flushed to zero.
 
 * A stored result y adds u^2 y^2 + f^2; one that is kept w^2 y^2 + f^2.
-* A sum of n terms of magnitudes |t| adds g(n) a^2 (sum |t|)^2, g(n) = max(1, n / 9) + (n / 48)^2: added one after the
+* A sum of n terms of magnitudes |t| adds g(n) a^2 (sum |t|)^2 with g(n) = max(1, n / 9): added one after the
   other, partial sums are rounded n times, and their squares are a third of the last one's in the mean.
 * A product x . y over n channels has sum var(x) y^2 + sum x^2 var(y) + w^2 sum (x y)^2, is such a sum of its
   n terms, and is stored, or kept within a kernel.
@@ -25,7 +25,8 @@ The attention core, for one query and head: o = sum_j p_j k_j over the n keys j 
   enough where it is not.
 * Keys, and the rounding of p_j, which may be stored for the product with keys, and of p_j k_j:
   sum p_j^2 (var(k_j) + v(1) k_j^2).
-* The sums of p k and of the denominator: g(n) a^2 ((sum p_j |k_j|)^2 + o^2), with n keys, not channels.
+* The sums of p k and of the denominator: g(n) a^2 ((sum p_j |k_j|)^2 + o^2), with n keys, not channels. Keys that are
+  alike round alike: 2 (n / 48)^2 a^2 o^2.
 * A sink that is applied afterwards, through a log-sum-exp in float32: a^2 peak^2 o^2.
 * A p_j that is flushed to zero: (f / 2)^2 sum k_j^2. The result is rounded twice, and stored once:
   (u^2 + 3 w^2) o^2 + f^2.
@@ -147,12 +148,18 @@ class Arithmetic:
 
         One after the other there are as many roundings, of partial sums that grow linearly where all terms
         have one sign: a^2 / 3 each in the mean, sum (i / n)^2 = n / 3 together. Blocked sums do better.
+        """
+        growth = terms.double().div(9).clamp(min=1) if isinstance(terms, Tensor) else max(1.0, terms / 9)
+        return growth * (self.accumulator * magnitude).square()
+
+    def averaged(self, total: Tensor, magnitude: Tensor, terms: int | Tensor) -> Tensor:
+        """Return the variance of adding up numbers with weights, and these weights, given the weighted mean.
+
         Terms that are alike round to the same side as long as the sum stays between two powers of two: by
         about n / 6 of a rounding of it, or n / 48 in the eight lanes of a vector unit.
         """
-        n = torch.as_tensor(terms, dtype=torch.float64)
-        growth = (n / 9).clamp(min=1) + (n / 48).square()
-        return growth * (self.accumulator * magnitude).square()
+        alike = 2 * (terms / 48 * self.accumulator * total).square()
+        return self.summed(magnitude, terms) + self.summed(total, terms) + alike
 
     def linear(self, x: Rounded, weight: Tensor) -> Rounded:
         """Multiply ``x`` ``[..., n]`` by an exact ``weight`` ``[m, n]``, and store the result."""
@@ -437,7 +444,7 @@ def _attend(
     variance = variance.clamp(min=0) + p.square() @ (keys.variance + rounding * k2)
     # The sum of p k, and the softmax's denominator, whose error all p share.
     terms = attended.sum(-1, keepdim=True)
-    variance = variance + do.summed(p @ k.abs(), terms) + do.summed(o, terms)
+    variance = variance + do.averaged(o, p @ k.abs(), terms)
     # A sink that is applied afterwards goes through a log-sum-exp as large as the peak, kept in float32.
     variance = variance + (do.accumulator * peak.nan_to_num(0.0, 0.0, 0.0) * o).square()
     # A small probability may be flushed to zero (in float16 below 6e-8), and its key may be long.
