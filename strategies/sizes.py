@@ -27,12 +27,12 @@ class Sweep(Generic[C]):
     """By letter, the largest threshold that is crossed"""
     product: int = 65536
     """The same for the products of ``Case.products``"""
+    room: Callable[[C, str], C] = lambda case, letter: case
+    """Changes a case so that the swept size matters, given its letter, or a product's letters: ``B*S``"""
     least: int = 1
     """The smallest threshold that is crossed; what is drawn reaches those below"""
     between: bool = True
     """Whether sizes between thresholds are tried, too"""
-    room: Callable[[C, str], C] = lambda case, letter: case
-    """Changes a case so that the swept size matters, given its letter, or a product's letters: ``B*S``"""
 
     def cases(self, smaller: Sequence[C], seed: int) -> Iterator[C]:
         """Yield a case for each swept size: a drawn one, with all other sizes small.
