@@ -35,6 +35,7 @@ from csa_spec.resolving import (
     isolated,
     require_seed,
     require_texts,
+    require_time_limit,
     resolve_candidate,
     resolve_device,
     resolve_kinds,
@@ -128,6 +129,8 @@ def check(
     require_seed(seed)
     dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
     amounts = resolve_profile(profile)
+    if time_limit is not None:
+        require_time_limit(time_limit)
     if jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
     if jobs > 1 and not isinstance(candidate, str):

@@ -41,6 +41,12 @@ def require_seed(seed: object) -> None:
         raise UsageError(f"seed must be a whole number of at most 18 digits, not {shown(seed, 60)}")
 
 
+def require_time_limit(limit: object) -> None:
+    """Refuse a time limit that is no number of seconds."""
+    if not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise UsageError(f"the time limit must be more than 0 seconds, not {limit!r}; give e.g. 30")
+
+
 def choices() -> dict[str, str]:
     """Return what can be chosen from, by what it is called in the plural: for help texts."""
     checks = dict.fromkeys(check.name for stage in STAGES.values() for check in stage.checks)
@@ -131,8 +137,7 @@ def isolated(candidate: Candidate, source: Any, stage: str, time_limit: float) -
     UsageError
         If the candidate cannot be imported there by its name.
     """
-    if not (isinstance(time_limit, (int, float)) and 0 < time_limit < math.inf):
-        raise UsageError(f"the time limit must be more than 0 seconds, not {time_limit!r}; give e.g. 30")
+    require_time_limit(time_limit)
     if not isinstance(source, str):
         name = candidate.name
         if name.startswith("__main__:"):

@@ -145,6 +145,10 @@ def test_functions_given_together_keep_their_own_capabilities(tiny: str) -> None
         ({"attend": cli_candidates.attend, "stage": "nosuch"}, "unknown stage 'nosuch'"),
         ({"candidate": RIGHT, "stage": "attend"}, "right does not offer the stage attend; it offers layer"),
         ({"candidate": RIGHT, "profile": "nosuch"}, "unknown profile 'nosuch'"),
+        (
+            {"candidate": RIGHT, "time_limit": -1},
+            "the time limit must be more than 0 seconds, not -1; give e.g. 30",
+        ),
     ],
 )
 def test_what_cannot_be_put_together_is_a_usage_error(given: dict[str, Any], sentence: str) -> None:
