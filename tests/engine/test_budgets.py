@@ -114,9 +114,8 @@ def stages(document: ExpectedDocument, output: LayerOutput) -> Iterator[tuple[st
             yield "index scores", got, query.scores, budgets.scores[query.t, query.visible]
         if not document.choices[query.t].ambiguous:
             theirs = query.window + [output.out.shape[1] + s for s in query.selection]
-            ours = query.window + [place.length + s for s in query.selection]
             got = output.probabilities[place.row, :, query.t, theirs]
-            yield "probabilities", got, query.probabilities, budgets.probabilities[query.t][:, ours]
+            yield "probabilities", got, query.probabilities, budgets.probabilities[query.t]
 
 
 @pytest.mark.parametrize(
