@@ -53,7 +53,8 @@ def test_layers_are_conformant(name: str) -> None:
         name, stage="layer", profile="smoke", dtype=LOW if name == "gather" else "float32"
     )
     assert str(report.verdict) == "conformant"
-    assert not any(result.not_applicable for result in report.results)
+    declined = {reason for result in report.results for reason in result.not_applicable}
+    assert declined <= ({"S over 128"} if name == "flattened" else set())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -17,6 +17,7 @@ from csa_spec.bugs.bug import following
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.known_issues import KnownIssue, probe, with_known_issues
 from csa_spec.plug.call import NotOffered
+from csa_spec.profiles import PROFILES
 from csa_spec.report.json import to_json
 from csa_spec.report.text import summarise
 from csa_spec.spec import SPEC, LayerKind
@@ -105,9 +106,13 @@ def test_what_is_refused_at_times_says_how_often() -> None:
     assert 0 < issue.refused < 20
 
 
-def test_the_case_that_is_shown_is_small_and_has_only_that_known_issue() -> None:
+def test_the_case_that_is_shown_is_small_and_has_only_that_known_issue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In all profiles but smoke."""
-    report = csa_spec.check(candidate(nan_where_empty), profile="default")
+    assert [name for name, profile in PROFILES.items() if not profile.shrinks] == ["smoke"]
+    monkeypatch.setitem(PROFILES, "shrinking", replace(PROFILES["smoke"], shrinks=True))
+    report = csa_spec.check(candidate(nan_where_empty), profile="shrinking")
     (empty,) = (one for one in report.known_issues if one.name == "empty")
     assert empty.failure is not None
     case = empty.failure.case
