@@ -130,7 +130,7 @@ def test_a_name_that_some_cases_speak_against_is_no_certain_one() -> None:
 
     def both(q: Any, kv: Any, indices: Any, sinks: Any, scale: float) -> Any:
         out = first.function(q, kv, indices, sinks, scale)
-        return out * 1.5 if q.shape[2] > 3 else out
+        return out * 1.5 if q.shape[2] > 2 else out
 
     found = diagnosis(as_candidate(both, "black box", "attend"), "attend N=1 n=1")
     assert found.certainty is Certainty.RESEMBLES

@@ -127,7 +127,7 @@ def test_the_links_of_the_page_lead_somewhere() -> None:
 
 
 def test_the_failure_on_the_page_is_a_real_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first of those of the change that the page names."""
+    """One of those of the change that the page names."""
     right = (folder / "official_sparse_attn.py").read_text(encoding="utf-8")
     assert right.count("indices.int()") == 1
     assert "`indices.clamp(min=0).int()`" in PAGE
@@ -136,7 +136,7 @@ def test_the_failure_on_the_page_is_a_real_one(folder: Path, capsys: pytest.Capt
     )
     assert main(["check", "clamped:attend", "--stage", "attend", "--profile", "smoke"]) == 1
     (shown,) = blocks("text")
-    assert capsys.readouterr().out.startswith(shown + "\n")
+    assert f"{shown}\n" in capsys.readouterr().out
 
 
 # With an installed wheel, outside of the repository.

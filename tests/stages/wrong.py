@@ -76,7 +76,7 @@ WRONG: dict[str, Wrong] = {
         ),
         ("reads_padding_lanes_as_row_0", "SeesTooMuch", {"also": ("NotZero", "WrongNumbers", "NotFinite")}),
         ("ignores_the_first_index", "SeesTooMuch SeesTooLittle", {"also": ("NotFinite",)}),
-        ("ignores_the_index_list", "SeesTooMuch SeesTooLittle", {"also": ("NotFinite", "ReturnsZeros")}),
+        ("ignores_the_index_list", "SeesTooMuch", {"also": ("SeesTooLittle", "NotFinite", "ReturnsZeros")}),
         ("stops_at_the_first_minus_one", "SeesTooLittle ReturnsZeros", {"also": ("WrongNumbers",)}),
         (
             "takes_the_count_of_valid_indices_for_the_length",
