@@ -19,7 +19,7 @@ from csa_spec.stages.cache.stream import PER_ROW, Call, Op
 from csa_spec.stages.layer.case import Sinks, Values
 from csa_spec.strategies.flat import SEEDS
 from csa_spec.strategies.geometry import compress_ratios, geometries
-from csa_spec.strategies.layer import FLASH, SMALL_LAYER, without_ties
+from csa_spec.strategies.layer import FLASH, SMALL_LAYER, released_ratio, without_ties
 
 LONGEST = 28
 """Tokens of a row in what is drawn; what goes wrong between calls goes wrong early, or in :func:`_long`."""
@@ -326,7 +326,7 @@ def _calls(text: str) -> tuple[Call, ...]:
 
 def production(kind: LayerKind | str, setting: Setting = Setting()) -> list[CacheCase]:
     """Return a prefill longer than a window, then decoding, in a layer of a released model."""
-    m = {LayerKind.CSA: 4, LayerKind.HCA: 128}.get(LayerKind(kind), 1)
+    m = released_ratio(kind)
     text = f"cache {kind} calls=150,1,3,1 m={m} {FLASH} k=16 values=gaussian sinks=drawn"
     return [replace(CacheCase.parse(text), dtype=setting.dtype, device=setting.device)]
 

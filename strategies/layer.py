@@ -229,13 +229,19 @@ PRO = "E=7168 H=128 D=512 R=64 q_lora=1536 HI=64 DI=128 groups=16 o_lora=1024 W=
 """DeepSeek-V4-Flash and DeepSeek-V4-Pro, as released"""
 
 
+def released_ratio(kind: LayerKind | str) -> int:
+    """Return the compression ratio that layers of a kind have in the released models."""
+    return {LayerKind.CSA: 4, LayerKind.HCA: 128}.get(LayerKind(kind), 1)
+
+
 def production(kind: LayerKind | str, setting: Setting = Setting()) -> list[LayerCase]:
     """Return cases of the released models, few queries of which are judged."""
-    m = {LayerKind.CSA: 4, LayerKind.HCA: 128}.get(LayerKind(kind), 1)
     # Rows of the second would have to be twice as long to truncate its top-k.
     texts = (f"{FLASH} k=512 rows=2061", f"{PRO} k=1024 rows=515,130")
     cases = [
-        LayerCase.parse(f"{kind} m={m} {text} judged=8 values=gaussian sinks=drawn seed={number}")
+        LayerCase.parse(
+            f"{kind} m={released_ratio(kind)} {text} judged=8 values=gaussian sinks=drawn seed={number}"
+        )
         for number, text in enumerate(texts)
     ]
     return [replace(case, dtype=setting.dtype, device=setting.device) for case in cases]

@@ -26,6 +26,7 @@ from csa_spec.bugs.calls import (
     index_scores_bug,
     select_bug,
 )
+from csa_spec.bugs.memory import packed, read_at, whole_memory
 from csa_spec.bugs.stream import ANY, Blocks, Cache, Slot, cache_bug, wrong_stream
 from csa_spec.spec import SPEC, CompressorWeights, Geometry, LayerWeights
 from csa_spec.spec.compressor import PooledToken
@@ -171,37 +172,25 @@ def squares_the_first_80_channels_alone(call: CompressorCall) -> Tensor:
 
 
 def _read(tensor: Tensor, strides: Sequence[int]) -> Tensor:
-    """Return a tensor read with other strides from its first element on; memory begins anew at its end."""
-    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-    offsets = torch.tensor(tensor.storage_offset())
-    for size, stride in zip(tensor.shape, strides, strict=True):
-        offsets = offsets[..., None] + stride * torch.arange(size)
-    return memory[offsets % max(1, len(memory))]
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    return _read(tensor, torch.empty(tensor.shape, device="meta").stride()) if tensor.numel() else tensor
+    """Return a tensor read with other strides from its first element on."""
+    return read_at(tensor, tuple(strides), int(tensor.storage_offset()))
 
 
 attend_bug(
     "reads_index_lists_as_packed",
     "The strides of queries and keys are passed to the kernel, and those of the index lists are not.",
     "https://github.com/NVIDIA/TensorRT-LLM/pull/17285",
-    indices=lambda call: _packed(call.indices),
+    indices=lambda call: packed(call.indices),
 )
 attend_bug(
     "takes_the_stride_of_a_batch_row_for_that_of_its_keys",
     "The stride from one batch row of keys to the next is taken to be that of all its keys.",
-    kv=lambda call: (
-        _read(call.kv, (call.kv.shape[1] * call.kv.stride(1), *call.kv.stride()[1:]))
-        if call.kv.numel()
-        else call.kv
-    ),
+    kv=lambda call: _read(call.kv, (call.kv.shape[1] * call.kv.stride(1), *call.kv.stride()[1:])),
 )
 select_bug(
     "reads_positions_as_packed",
     "Positions are read as if each batch row had its own, although they may be one row that is expanded.",
-    positions=lambda call: _packed(call.positions),
+    positions=lambda call: packed(call.positions),
 )
 
 
@@ -211,17 +200,14 @@ def pads_keys_to_whole_tiles_in_place(call: AttendCall) -> Tensor:
     kv, out = call.kv, call.right()
     if not kv.numel():
         return out
-    memory = torch.empty(0, dtype=kv.dtype).set_(kv.untyped_storage())
     begin = kv.storage_offset() + kv.shape[1] * kv.stride(1) + (len(kv) - 1) * kv.stride(0)
-    memory[begin : begin + -kv.shape[1] % 8 * kv.stride(1)] = 0
+    whole_memory(kv)[begin : begin + -kv.shape[1] % 8 * kv.stride(1)] = 0
     return out
 
 
 @index_scores_bug.function()
 def reads_head_weights_with_the_strides_of_queries(call: IndexScoresCall) -> Tensor:
     """Offsets of head weights are those of queries divided by the channels, right only where both are packed."""
-    if not call.head_weights.numel():
-        return call.right()
     strides = [stride // call.index_q.shape[-1] for stride in call.index_q.stride()[:3]]
     return call.right(head_weights=_read(call.head_weights, strides))
 
@@ -330,8 +316,18 @@ class RollbackRowsCropsKeysByMinusZero(Cache):
             slot.keys = slot.keys if n else []
 
 
+class _TellsSingles(Cache):
+    """Knows whether the call that it answers has one token."""
+
+    single = False
+
+    def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
+        self.single = len(tokens) == 1
+        return super().extend_row(slot, tokens)
+
+
 @wrong_stream()
-class MixedCallsRotateDecodesToThePositionOfThePrefill(Cache):
+class MixedCallsRotateDecodesToThePositionOfThePrefill(_TellsSingles):
     """Where one row gets several tokens and another one, that one is rotated to where the longest begins."""
 
     begins: dict[int, int]
@@ -346,10 +342,6 @@ class MixedCallsRotateDecodesToThePositionOfThePrefill(Cache):
         out = super().extend_rows(hidden, lengths)
         self.begins = {}
         return out
-
-    def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
-        self.single = len(tokens) == 1
-        return super().extend_row(slot, tokens)
 
     def query_position(self, t: int, start: int) -> int:
         return getattr(self, "begins", {}).get(t, t) if self.single else t
@@ -400,12 +392,8 @@ class ForkSharesTheSnapshotsOfRollback(Cache):
 
 
 @wrong_stream()
-class DecodesAtMostFiftySixPositions(Cache):
+class DecodesAtMostFiftySixPositions(_TellsSingles):
     """The graph of a call of one token has positions up to 55, and later ones are clamped."""
-
-    def extend_row(self, slot: Slot, tokens: Tensor) -> Tensor:
-        self.single = len(tokens) == 1
-        return super().extend_row(slot, tokens)
 
     def query_position(self, t: int, start: int) -> int:
         return min(t, 55) if self.single else t

@@ -39,48 +39,44 @@ class LengthsCall(AttendCall):
         return self.indices.shape[-1]
 
 
-def _lengths_bug(name: str, cause: str, *urls: str, topk_length: Callable[[LengthsCall], Tensor]) -> None:
-    declares = Capabilities(lengths=True, batch_invariant=False)
-    StageBugs(LengthsCall, declares=declares)(name, cause, *urls, topk_length=topk_length)
-
-
-_lengths_bug(
+lengths_bug = StageBugs(LengthsCall, declares=Capabilities(lengths=True, batch_invariant=False))
+lengths_bug(
     "ignores_the_lengths_of_lists",
     "Every place of a list is read, whatever its length.",
     "https://github.com/NVIDIA/cudnn-frontend/issues/405",
     topk_length=lambda call: torch.full_like(call.topk_length, call.width),
 )
-_lengths_bug(
+lengths_bug(
     "reads_one_place_behind_the_length",
     "The bound of the loop is <= instead of <.",
     topk_length=lambda call: call.topk_length + 1,
 )
-_lengths_bug(
+lengths_bug(
     "uses_the_length_of_the_first_query_for_all",
     "The length is read once for a row.",
     topk_length=lambda call: call.topk_length[:, :1].expand_as(call.topk_length),
 )
-_lengths_bug(
+lengths_bug(
     "takes_a_length_of_0_for_the_whole_list",
     "A length of 0 is taken for one that nobody gave.",
     topk_length=lambda call: call.topk_length.masked_fill(call.topk_length == 0, call.width),
 )
-_lengths_bug(
+lengths_bug(
     "rounds_lengths_up_to_tiles_of_24",
     "The last tile of 24 places is not masked.",
     topk_length=lambda call: -(-call.topk_length // 24) * 24,
 )
-_lengths_bug(
+lengths_bug(
     "keeps_lengths_in_8_bits",
     "Lengths pass through uint8, which holds 255 at most.",
     topk_length=lambda call: call.topk_length.to(torch.uint8).int(),
 )
-_lengths_bug(
+lengths_bug(
     "reads_at_most_300_places_of_a_list",
     "Lengths are cut to the size of a buffer.",
     topk_length=lambda call: call.topk_length.clamp(max=300),
 )
-_lengths_bug(
+lengths_bug(
     "counts_valid_indices_up_to_the_length",
     "The length is taken for the number of valid indices, so that every -1 before it moves the end on.",
     topk_length=lambda call: call.topk_length + _nothing_before(call),

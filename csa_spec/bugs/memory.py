@@ -31,12 +31,17 @@ TOKENSPEED = "https://github.com/lightseekorg/tokenspeed/pull/683"
 VLLM = "https://github.com/vllm-project/vllm/pull/45466"
 
 
+def whole_memory(tensor: Tensor) -> Tensor:
+    """Return all memory that a tensor is a view of, as numbers of its dtype."""
+    return tensor.detach().new_empty(0).set_(tensor.untyped_storage())
+
+
 def read_at(tensor: Tensor, strides: tuple[int, ...], first: int) -> Tensor:
     """Read a tensor from its memory by other strides; past the end it goes on at the beginning."""
     places = torch.tensor(first)
     for size, stride in zip(tensor.shape, strides, strict=True):
         places = places[..., None] + stride * torch.arange(size)
-    memory = tensor.new_empty(0).set_(tensor.untyped_storage())
+    memory = whole_memory(tensor)
     return memory[places % max(1, len(memory))] if tensor.numel() else tensor
 
 
@@ -50,9 +55,8 @@ def write_behind(tensor: Tensor) -> None:
     """Write a zero behind the last element of a tensor, if there is memory that is not the tensor's own."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     behind = tensor.storage_offset() + sum((size - 1) * stride for size, stride in sizes) + 1
-    memory = tensor.detach().new_empty(0).set_(tensor.untyped_storage())
     if tensor.numel():
-        memory[behind : behind + 1] = 0
+        whole_memory(tensor)[behind : behind + 1] = 0
 
 
 # ATTEND

@@ -85,6 +85,12 @@ class Keys:
     index: Rounded
     """``[T, index_head_dim]``; empty where there is no indexer"""
 
+    @property
+    def attended(self) -> Rounded:
+        """``[S + T, head_dim]``: of the tokens, then the entries."""
+        both = self.window, self.entries
+        return Rounded(torch.cat([x.value for x in both]), torch.cat([x.variance for x in both]))
+
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
@@ -228,7 +234,10 @@ def document_budgets(
     widest = max(longest * geometry.head_dim, len(keys.index.value) * geometry.index_heads, 1)
     step = max(1, _AT_ONCE // widest)
     parts = [trace.queries[begin : begin + step] for begin in range(0, len(trace.queries), step)]
-    budgets = [_of_queries(part, trace.context, keys, weights, geometry, do) for part in parts]
+    attended = keys.attended
+    budgets = [
+        _of_queries(part, trace.context, attended, keys.index, weights, geometry, do) for part in parts
+    ]
     out, scores, probabilities = zip(*budgets, strict=True)
     return Budgets(torch.cat(out), torch.cat(scores), [one for part in probabilities for one in part], keys)
 
@@ -240,7 +249,8 @@ _AT_ONCE = 1 << 21
 def _of_queries(
     queries: Sequence[QueryTrace],
     context: Context,
-    keys: Keys,
+    keys: Rounded,
+    index_keys: Rounded,
     weights: LayerWeights,
     geometry: Geometry,
     do: Arithmetic,
@@ -252,13 +262,11 @@ def _of_queries(
     latent = do.norm(do.linear(hidden, weights.wq_a), weights.q_norm, eps)
     q = _split_heads(do.linear(latent, weights.wq_b), geometry.heads)
     q = do.rotate(do.norm(q, None, eps), positions, frequencies)
-    scores = _scores(do, hidden, latent, positions, keys.index, weights, geometry, frequencies)
+    scores = _scores(do, hidden, latent, positions, index_keys, weights, geometry, frequencies)
 
-    attended, probabilities = _attended(queries, len(keys.window.value))
+    attended, probabilities = _attended(queries, len(context.hidden))
     named, chosen = attended >= 0, attended.clamp(min=0)
-    value = torch.cat((keys.window.value, keys.entries.value))[chosen]
-    variance = torch.cat((keys.window.variance, keys.entries.variance))[chosen]
-    own = Rounded(value, variance)
+    own = Rounded(keys.value[chosen], keys.variance[chosen])
     core, spread = _attend(do, q, own, probabilities, named[:, None], weights.attn_sink, geometry.scale)
     out = _project(do, do.rotate(core, positions, frequencies, sign=-1), weights, geometry)
     few = [shares[:, :count] for shares, count in zip(spread, named.sum(-1).tolist(), strict=True)]

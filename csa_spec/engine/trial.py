@@ -233,11 +233,8 @@ class Trial(ABC, Generic[C]):
 
     def all_kinds(self) -> set[str]:
         """Return the same with how its tensors lie in memory, where any of them shows it."""
-        kinds, layout, tensors = (
-            self.kinds(),
-            self.case.layout,
-            named_tensors(self.handed(self.arguments).arguments),
-        )
+        kinds, layout = self.kinds(), self.case.layout
+        tensors = named_tensors(self.handed(self.arguments).arguments)
         layouts = layouts_of(tensors, layout)
         views = (laid_out(tensor, layouts[name]) for name, tensor in tensors.items())
         shows = layout in CONTIGUOUS or any(not view.is_contiguous() for view in views)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from csa_spec.bugs import Bug, find_bug
 from csa_spec.profiles import Profile
@@ -43,12 +44,12 @@ def hunt(bug: Bug, kind: str, profile: Profile, seed: int) -> Hunt:
     """Run the checks in their order up to the first failure, and large cases last: few bugs need them."""
     run = target(bug.candidate, STAGES[bug.stage], kind, profile, seed)
     small = target(bug.candidate, run.stage, kind, replace(profile, sizes=False), seed)
-    rounds = [(check, small.cases(check)) for check in small.checks]  # drawn once for all bugs
-    if not bug.equivalent:
-        rounds.append((run.stage.checks[0], run.sized))
+    first_check = run.stage.checks[0]
+    small.cases(first_check)  # drawn once for all bugs, so that the time of one is its own
+    large = [] if bug.equivalent else [(first_check, run.sized)]
     cases, begin, first = 0, time.process_time(), None
-    for check, tried in rounds:
-        result = run.run(check, enough=1, shrinking=False, cases=tried)
+    for check, tried in chain(((check, None) for check in small.checks), large):
+        result = small.run(check, enough=1, shrinking=False, cases=tried)
         cases += result.cases
         if result.failures:
             first = Kill(check.name, cases, time.process_time() - begin)

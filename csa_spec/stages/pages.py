@@ -58,9 +58,13 @@ class PagedCase(Case):
         total, oddities, seed = super().order
         return (total, oddities + self.page + self.spare, seed)
 
+    def places(self, keys: int) -> int:
+        """Return how many keys the pages of a row have room for: as many as there are, without pages."""
+        return math.ceil(keys / self.page) * self.page if self.page else keys
+
     def pages(self, rows: int, keys: int) -> int:
         """Return how many pages there are."""
-        return rows * math.ceil(keys / self.page) + _UNUSED + self.spare if self.page else 0
+        return rows * self.places(keys) // self.page + _UNUSED + self.spare if self.page else 0
 
     def page_kinds(self, keys: int) -> set[str]:
         """Return the kinds of case that its pages make."""

@@ -121,7 +121,7 @@ class AttendCase(PagedCase):
     @property
     def room(self) -> int:
         """What is behind the last key that a candidate can know of: pages have no number of keys."""
-        return -(-self.keys // self.page) * self.page if self.page else self.keys
+        return self.places(self.keys)
 
     @property
     def numbers(self) -> Mapping[str, int]:

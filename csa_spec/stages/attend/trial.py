@@ -117,16 +117,10 @@ class AttendTrial(NumbersTrial[AttendCase]):
         listed = self.arguments["indices"][b, i].tolist()
         shown = ", ".join(map(str, listed[:24])) + (", ..." if len(listed) > 24 else "")
         sinks = ", ".join(f"{sink:.4g}" for sink in self.arguments["sinks"].tolist())
-        lengths = self.arguments.get(LENGTHS)
-        return (
-            f"indices of the query  [{shown}], of {self.case.keys} keys",
-            *(
-                []
-                if lengths is None
-                else [f"places that count     {int(lengths[b, i])}, the others are garbage"]
-            ),
-            f"sinks                 [{sinks}]",
-        )
+        lines = [f"indices of the query  [{shown}], of {self.case.keys} keys"]
+        if LENGTHS in self.arguments:
+            lines.append(f"places that count     {int(self.lengths[b, i])}, the others are garbage")
+        return (*lines, f"sinks                 [{sinks}]")
 
     def sight(self, b: int, i: int) -> Found | None:
         """Replace each key in turn: the query's output must move if the key is listed, and only then."""

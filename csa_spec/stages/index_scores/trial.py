@@ -51,12 +51,10 @@ class IndexScoresTrial(NumbersTrial[IndexScoresCase]):
     def form(self, arguments: Mapping[str, Any]) -> Form:
         """A score for every pair, and for every place of pages; float32 or the dtype of the queries."""
         q, keys = arguments["index_q"], arguments["index_k"].shape[1]
-        page = self.case.formed(self.capabilities).page
-        width = -(-keys // page) * page if page else keys
+        case = self.case.formed(self.capabilities)
+        letters = "[B, S, pages of a row * page size]" if case.page else "[B, S, T]"
         dtypes = tuple(dict.fromkeys((q.dtype, torch.float32)))
-        return Form(
-            (*q.shape[:2], width), dtypes, "[B, S, pages of a row * page size]" if page else "[B, S, T]"
-        )
+        return Form((*q.shape[:2], case.places(keys)), dtypes, letters)
 
     def relevant(self, answer: Answer) -> Tensor:
         """Return the scores of entries, without those of places behind them."""
