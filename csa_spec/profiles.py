@@ -24,7 +24,7 @@ class Profile:
     shrinks: bool = True
     """Whether the failing case of a known issue is shrunk"""
     sizes: bool = False
-    """Whether sizes of single kernels cross those at which implementations switch"""
+    """Whether sizes cross those at which implementations switch, and schedules are long"""
     production: bool = False
     """Whether stages are tried at the sizes of the released models, too"""
     patience: float = 60.0
@@ -35,8 +35,8 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", light=60, medium=25, heavy=12, law=4, costly=1, shrinks=False),
-        Profile("default", light=400, medium=200, heavy=60, law=25, costly=5, sizes=True),
-        Profile("gpu", light=400, medium=200, heavy=60, law=25, costly=5, sizes=True, production=True),
+        Profile("default", light=400, medium=200, heavy=60, law=16, costly=5, sizes=True),
+        Profile("gpu", light=400, medium=200, heavy=60, law=16, costly=5, sizes=True, production=True),
         Profile(
             "thorough",
             light=10_000,

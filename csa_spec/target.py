@@ -299,7 +299,7 @@ def _sized(stage: str, variant: str, setting: Setting, seed: int) -> tuple[Any, 
     return tuple(sorted(STAGES[stage].draws.sizes(drawn, seed), key=lambda case: case.order))
 
 
-SWEPT = 200
+SWEPT = 100
 """Cases drawn whose sizes are swept"""
 
 

@@ -163,14 +163,21 @@ def cache_cases(
     return case
 
 
-def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[CacheCase]:
-    """Return the ready-made schedules of one layer kind."""
-    m, window = 4, 6
-    ratio = 1 if kind == LayerKind.SLIDING else m
-    text = f"cache {kind} {SMALL_LAYER} m={ratio} W={window} values=gaussian sinks=drawn"
+_M, _WINDOW = 4, 6
+"""Of schedules written by hand"""
+
+
+def _plain(kind: LayerKind | str, setting: Setting) -> CacheCase:
+    """Return the layer of schedules written by hand."""
+    ratio = 1 if kind == LayerKind.SLIDING else _M
+    text = f"cache {kind} {SMALL_LAYER} m={ratio} W={_WINDOW} values=gaussian sinks=drawn"
     plain = replace(CacheCase.parse(text), dtype=setting.dtype, device=setting.device)
-    if kind == LayerKind.CSA:
-        plain = replace(plain, top_k=2, index_heads=4)
+    return replace(plain, top_k=2, index_heads=4) if kind == LayerKind.CSA else plain
+
+
+def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[CacheCase]:
+    """Return the ready-made schedules of one layer kind that cost little."""
+    plain, m, window = _plain(kind, setting), _M, _WINDOW
     total = 3 * m + 1
     texts = [
         str(total),  # one shot ...
@@ -222,10 +229,18 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         *(replace(narrow, calls=_calls(text)) for text in (f"{m + 1},1,{m}", "1,1,1,1,1")),
         *_rows_of_their_own(plain),
         *_rolled_back(plain),
-        *_long(plain),
-        *_one_after_another(plain),
+        *(
+            replace(plain, calls=_calls(text)) for text in ("131,1,1", "37,51,1,44,1")
+        ),  # over pages and tiles
     ]
     return [replace(case, seed=n) for n, case in enumerate(corners)]
+
+
+def long_schedules(drawn: Sequence[CacheCase], seed: int) -> list[CacheCase]:
+    """Return schedules over many tokens, and over all pairs of operations, for the layer kind that was drawn."""
+    plain = _plain(drawn[0].kind, Setting(drawn[0].dtype, drawn[0].device))
+    schedules = [*_long(plain), *_one_after_another(plain)]
+    return [replace(case, seed=seed + n) for n, case in enumerate(schedules)]
 
 
 def _rows_of_their_own(plain: CacheCase) -> Iterator[CacheCase]:
@@ -304,7 +319,6 @@ def _long(plain: CacheCase) -> Iterator[CacheCase]:
     for text in (
         "263,1,1",  # a prime, so that tiles have a ragged tail; then decoding
         ",".join(["5", *["1"] * 128]),  # decoding over the border of every page
-        "37,51,1,44,1",  # chunks of a prompt
         *(f"{first},16,32,64,1,1" for first in (15, 16, 17)),  # on either side of pages
         "7,107,1,rollback:20,1,1",
         "126,1,1,1,1,rollback:3,1,1",
@@ -331,4 +345,10 @@ def production(kind: LayerKind | str, setting: Setting = Setting()) -> list[Cach
     return [replace(CacheCase.parse(text), dtype=setting.dtype, device=setting.device)]
 
 
-DRAWS = Draws(cases=cache_cases, corners=cache_corners, telling=without_ties, production=production)
+DRAWS = Draws(
+    cases=cache_cases,
+    corners=cache_corners,
+    sizes=long_schedules,
+    production=production,
+    telling=without_ties,
+)

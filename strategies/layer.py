@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 from hypothesis import event
@@ -70,6 +70,7 @@ def cases(draw: st.DrawFn, kind: LayerKind | str = LayerKind.CSA, setting: Setti
     case = LayerCase.of(
         geometry,
         rows=rows,
+        judged=_JUDGED if longest > 4 * _JUDGED else 0,
         values=draw(_VALUES, label="values"),
         scores=draw(_SCORES, label="scores") if kind is LayerKind.CSA else Scores.FREE,
         sinks=draw(_SINKS, label="sinks"),
@@ -196,21 +197,30 @@ def without_ties(case: L) -> L:
     return replace(case, index_heads=max(case.index_heads, 12)) if case.kind is LayerKind.CSA else case
 
 
+_JUDGED = 16
+"""Queries of each long document that are judged: the specification answers one at a time"""
+_MANY = 64
+"""Entries, from which on their blocks are as short as may be"""
 _MOST = {"S": 2048, "W": 128, "m": 128, "k": 512, "H": 64, "D": 128, "HI": 64, "DI": 128}
 """The largest threshold that a size crosses; the released models have them, but for S, D and H"""
-_JUDGED = 16
 
 
 def sizes(drawn: Sequence[LayerCase], seed: int) -> Iterable[LayerCase]:
     """Return cases whose sizes cross those where implementations switch, few queries of which are judged."""
     has = drawn[0].sizes
     most = {letter: size for letter, size in _MOST.items() if letter in has}
-    sweep: Sweep[LayerCase] = Sweep(most, least=16, between=False, room=_with_room)
+    room = partial(_with_room, smallest=min(case.compress_ratio for case in drawn))
+    sweep: Sweep[LayerCase] = Sweep(most, least=16, between=False, room=room)
     return sweep.cases(drawn, seed)
 
 
-def _with_room(case: LayerCase, letter: str) -> LayerCase:
-    """Return the case with so many tokens that the size matters, and where they are many, scores of few ties."""
+def _with_room(case: LayerCase, letter: str, smallest: int) -> LayerCase:
+    """Return the case with so many tokens that the size matters, and where they are many, scores of few ties.
+
+    Blocks of the smallest ratio make so many entries of the fewest tokens.
+    """
+    if letter == "k" and case.top_k > _MANY:
+        case = replace(case, compress_ratio=smallest)
     m = case.compress_ratio
     long = {"W": case.window + 8, "m": 3 * m + 1, "k": m * (case.top_k + 3) + 1}
     if letter in long:

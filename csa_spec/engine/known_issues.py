@@ -29,7 +29,7 @@ TRIED = 20
 """Cases tried for one known issue: where there are fewer, they are tried with other seeds too."""
 _APART = 1000
 """Between the seeds of one case."""
-SHRUNK = 120
+SHRUNK = 30
 """Cases tried at most to make its failing case small."""
 
 

@@ -108,8 +108,8 @@ class Draws(Generic[C]):
     production: Callable[[str, Setting], Sequence[C]] = lambda variant, setting: ()
     """Of the sizes of the released models"""
     sizes: Callable[[Sequence[C], int], Iterable[C]] = lambda drawn, seed: ()
-    """In which each size crosses those where implementations switch, made of drawn cases; all of
-    the kinds that their sizes make are required"""
+    """In which each size crosses those where implementations switch, or schedules are long, made of drawn cases;
+    all of the kinds that their sizes make are required"""
 
 
 def in_every_layout(draws: Draws[C]) -> Draws[C]:

@@ -183,6 +183,11 @@ class CacheCase(OfLayer):
         return sizes | ({"step": max(later)} if later else {})
 
     @property
+    def size_kinds(self) -> set[str]:
+        """Return none: which calls are long is among the kinds of the schedule."""
+        return set()
+
+    @property
     def _first_and_later(self) -> tuple[list[int], list[int]]:
         """Return the tokens of calls on empty rows, and of the others."""
         later = [any(step.before) for step in self.steps]
