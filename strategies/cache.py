@@ -229,9 +229,8 @@ def cache_corners(kind: LayerKind | str, setting: Setting = Setting()) -> list[C
         *(replace(narrow, calls=_calls(text)) for text in (f"{m + 1},1,{m}", "1,1,1,1,1")),
         *_rows_of_their_own(plain),
         *_rolled_back(plain),
-        *(
-            replace(plain, calls=_calls(text)) for text in ("131,1,1", "37,51,1,44,1")
-        ),  # over pages and tiles
+        # Over pages and tiles; longer ones come with sizes.
+        *(replace(plain, calls=_calls(text)) for text in ("131,1,1", "37,51,1,44,1")),
     ]
     return [replace(case, seed=n) for n, case in enumerate(corners)]
 
@@ -245,7 +244,7 @@ def long_schedules(drawn: Sequence[CacheCase], seed: int) -> list[CacheCase]:
 
 def _rows_of_their_own(plain: CacheCase) -> Iterator[CacheCase]:
     """Yield schedules in which rows get or lose different numbers of tokens, and copies go on side by side."""
-    m = 4
+    m = _M
     for text in (
         f"extend_rows:{m + 1}.2,1,extend_rows:1.{m - 1},1",
         f"{m - 1},extend_rows:{m + 1}.1,{m}",

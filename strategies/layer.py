@@ -70,7 +70,7 @@ def cases(draw: st.DrawFn, kind: LayerKind | str = LayerKind.CSA, setting: Setti
     case = LayerCase.of(
         geometry,
         rows=rows,
-        judged=_JUDGED if longest > 4 * _JUDGED else 0,
+        judged=_JUDGED if longest > _LONG else 0,
         values=draw(_VALUES, label="values"),
         scores=draw(_SCORES, label="scores") if kind is LayerKind.CSA else Scores.FREE,
         sinks=draw(_SINKS, label="sinks"),
@@ -197,8 +197,9 @@ def without_ties(case: L) -> L:
     return replace(case, index_heads=max(case.index_heads, 12)) if case.kind is LayerKind.CSA else case
 
 
-_JUDGED = 16
-"""Queries of each long document that are judged: the specification answers one at a time"""
+_LONG, _JUDGED = 64, 16
+"""Tokens beyond which a row is long, and queries of each of its documents that are judged then: the specification
+answers one at a time"""
 _MANY = 64
 """Entries, from which on their blocks are as short as may be"""
 _MOST = {"S": 2048, "W": 128, "m": 128, "k": 512, "H": 64, "D": 128, "HI": 64, "DI": 128}
@@ -227,7 +228,7 @@ def _with_room(case: LayerCase, letter: str, smallest: int) -> LayerCase:
         case = case.with_sizes({"S": long[letter]})
     elif letter == "S":  # wide enough that some windows cross whatever border there is
         case = case.with_sizes({"W": max(case.window, case.columns // 16)})
-    if case.columns <= 4 * _JUDGED:
+    if case.columns <= _LONG:
         return case
     longest = max(case.rows, key=lambda row: row.width)  # one of them: time grows with the square of S
     case = replace(case, rows=(longest,), judged=_JUDGED, values=Values.GAUSSIAN, scores=Scores.FREE)
