@@ -390,8 +390,8 @@ def _case(options: argparse.Namespace, console: Console, supervised: Supervised)
 def _selftest(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.report.files import reason_of, write_text
     from csa_spec.resolving import UsageError
-    from csa_spec.selftest.run import selftest
-    from csa_spec.selftest.text import as_markdown, as_text
+    from csa_spec.selftest.run import SelfTest, selftest
+    from csa_spec.selftest.text import as_markdown, as_text, wrong
 
     try:
         seeds = [_whole(seed) for seed in options.seeds.split(",")]
@@ -401,15 +401,27 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
         ) from None
     if options.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {options.jobs}")
-    line = ProgressLine(console)
+    line, so_far, told = ProgressLine(console), list[SelfTest](), set[str]()
+
+    def progress(found: SelfTest) -> None:
+        so_far[:] = [found]
+        line.clear()
+        for sentence in wrong(found):
+            if sentence not in told:
+                told.add(sentence)
+                console.tell(sentence)
+        line.say(f"{found.done} of {found.total} parts done")
+
+    def stop(stopped: Stopped) -> None:
+        console.take_over()
+        line.clear()
+        for found in so_far:
+            console.say(as_text(found))
+        console.tell(f"csa-spec: {stopped}; the self-test is not finished")
+
+    supervised.on_stop = stop
     try:
-        outcome = selftest(
-            options.bug,
-            options.profile,
-            seeds,
-            options.jobs,
-            lambda done, total: line.say(f"{done} of {total} parts done"),
-        )
+        outcome = selftest(options.bug, options.profile, seeds, options.jobs, progress)
     finally:
         line.clear()
     console.say(as_text(outcome))

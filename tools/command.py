@@ -50,7 +50,7 @@ class Command:
     def do(self, tasks: Sequence[Task]) -> list[Any]:
         """Do the work, and say on the terminal how far it is."""
 
-        def say(done: int, total: int) -> None:
+        def say(done: int, total: int, result: Any) -> None:
             print(f"\r{self.name}: {done} of {total}", end="", file=sys.stderr, flush=True)
 
         results = do_all(tasks, self.jobs, say)

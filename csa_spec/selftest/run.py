@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 from csa_spec.bugs import Bug, bugs, find_bug
 from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.kills import Hunt, hunts
 from csa_spec.selftest.right import Passed, try_right
 from csa_spec.selftest.subjects import all_subjects, batches, kinds_of
-from csa_spec.selftest.work import Progress, Task, do_all
+from csa_spec.selftest.work import Task, do_all
 
 BATCH = 12
 """Bugs that one process hunts in one go"""
@@ -20,7 +19,7 @@ BATCH = 12
 
 @dataclass(slots=True)
 class SelfTest:
-    """What the self-test found."""
+    """What the self-test found. It grows while the self-test runs."""
 
     bugs: tuple[Bug, ...]
     profile: str
@@ -29,6 +28,9 @@ class SelfTest:
     hunts: list[Hunt] = field(default_factory=list)
     right: list[Passed] = field(default_factory=list)
     seconds: float = 0.0
+    done: int = 0
+    """Parts of the work"""
+    total: int = 0
 
     @property
     def survivors(self) -> list[Hunt]:
@@ -56,7 +58,7 @@ def selftest(
     profile: str = "default",
     seeds: Sequence[int] = (0,),
     jobs: int = 2,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[SelfTest], None] = lambda so_far: None,
 ) -> SelfTest:
     """Put the suite to the test: hunt known bugs, and run right candidates where these bugs are hunted.
 
@@ -69,7 +71,7 @@ def selftest(
     jobs
         Processes.
     progress
-        Called with how many of how many pieces of work are done.
+        Called with what was found so far, after each part of the work.
 
     Raises
     ------
@@ -83,11 +85,21 @@ def selftest(
     trying: list[Task] = [
         (try_right, (*place, amounts, seed)) for seed in seeds for place in all_subjects() if place in places
     ]
-    results = do_all([*trying, *hunting], jobs, progress)
+    result = SelfTest(chosen, profile, tuple(seeds), jobs)
     order = {bug.name: number for number, bug in enumerate(chosen)}
-    hunted = sorted(chain(*results[len(trying) :]), key=lambda hunt: order[hunt.bug])
-    tried = list(chain(*results[: len(trying)]))
-    return SelfTest(chosen, profile, tuple(seeds), jobs, hunted, tried, time.perf_counter() - begin)
+
+    def add(done: int, total: int, part: list[Hunt] | list[Passed]) -> None:
+        for found in part:
+            if isinstance(found, Hunt):
+                result.hunts.append(found)
+            else:
+                result.right.append(found)
+        result.hunts.sort(key=lambda hunt: order[hunt.bug])
+        result.done, result.total, result.seconds = done, total, time.perf_counter() - begin
+        progress(result)
+
+    do_all([*trying, *hunting], jobs, add)
+    return result
 
 
 def choose_bugs(names: Collection[str]) -> tuple[Bug, ...]:

@@ -89,7 +89,7 @@ def _bugs(result: SelfTest) -> Table:
     hunts: dict[str, list[Hunt]] = defaultdict(list)
     for hunted in result.hunts:
         hunts[hunted.bug].append(hunted)
-    rows = [_bug(bug, hunts[bug.name]) for bug in result.bugs if not bug.equivalent]
+    rows = [_bug(bug, hunts[bug.name]) for bug in result.bugs if bug.name in hunts and not bug.equivalent]
     return ("bug", "reported", "stage", "cases", "seconds", "found by"), rows
 
 
@@ -114,7 +114,8 @@ def _range(numbers: list[int]) -> str:
     return f"{least}" if least == most else f"{least}–{most}"
 
 
-def _verdict(result: SelfTest) -> Iterator[str]:
+def wrong(result: SelfTest) -> Iterator[str]:
+    """Yield a sentence for each bug that was not found, and for each right implementation that failed."""
     for hunt in result.survivors:
         yield f"SURVIVES {hunt.subject}, seed {hunt.seed}: {hunt.bug} ({hunt.cases} cases)"
     for hunt in result.not_equivalent:
@@ -123,7 +124,13 @@ def _verdict(result: SelfTest) -> Iterator[str]:
         yield f"NOT EQUIVALENT: {hunt.bug} is found by {hunt.first.check} in {where}"
     for alarm in result.false_alarms:
         yield f"FALSE ALARM: {alarm.candidate} fails on {alarm.false_alarms} cases of {alarm.subject}"
-    if not result.passed:
+
+
+def _verdict(result: SelfTest) -> Iterator[str]:
+    yield from wrong(result)
+    if result.done < result.total:
+        yield f"Stopped after {result.done} of {result.total} parts; what they found stands above."
+    elif not result.passed:
         yield "The suite does not find all that it must, or more than it must."
     else:
         yield "Every bug that is not equivalent is found, and nothing else. No right candidate fails."

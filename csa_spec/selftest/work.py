@@ -14,25 +14,24 @@ import torch
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function of a module, and what it is called with"""
-Progress = Callable[[int, int], None]
-"""Called with how many of how many tasks are done"""
+Progress = Callable[[int, int, Any], None]
+"""Called with how many of how many tasks are done, and the result of the last one"""
 
 
-def do_all(tasks: Sequence[Task], jobs: int, progress: Progress = lambda done, total: None) -> list[Any]:
+def do_all(tasks: Sequence[Task], jobs: int, progress: Progress) -> list[Any]:
     """Do the tasks, in this process if one is enough; return their results in order."""
     if jobs == 1:
         results = []
         for function, arguments in tasks:
             results.append(function(*arguments))
-            progress(len(results), len(tasks))
+            progress(len(results), len(tasks), results[-1])
         return results
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_begin) as pool:
         futures = [pool.submit(function, *arguments) for function, arguments in tasks]
         try:
             for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                progress(done, len(tasks))
+                progress(done, len(tasks), future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
