@@ -12,9 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from csa_spec.answers import assert_close, expected, tensors
     from csa_spec.checking import check, check_case
     from csa_spec.engine.case import Case, CaseError
     from csa_spec.engine.failures import Failure
+    from csa_spec.engine.reference import Choices, Reference
     from csa_spec.engine.results import Report, Verdict
     from csa_spec.plug.candidate import Candidate, CandidateError
     from csa_spec.plug.capabilities import AllBut, Capabilities
@@ -31,6 +33,7 @@ __all__ = [
     "Capabilities",
     "Case",
     "CaseError",
+    "Choices",
     "CompressorWeights",
     "Failure",
     "Feature",
@@ -40,20 +43,26 @@ __all__ = [
     "LayerOutput",
     "LayerStage",
     "LayerWeights",
+    "Reference",
     "Report",
     "Row",
     "UsageError",
     "Verdict",
     "Yarn",
+    "assert_close",
     "check",
     "check_case",
+    "expected",
     "parse_case",
+    "tensors",
 ]
 
 _IN = {
+    "csa_spec.answers": ("assert_close", "expected", "tensors"),
     "csa_spec.checking": ("check", "check_case"),
     "csa_spec.engine.case": ("Case", "CaseError"),
     "csa_spec.engine.failures": ("Failure",),
+    "csa_spec.engine.reference": ("Choices", "Reference"),
     "csa_spec.engine.results": ("Report", "Verdict"),
     "csa_spec.plug.candidate": ("Candidate", "CandidateError"),
     "csa_spec.plug.capabilities": ("AllBut", "Capabilities"),

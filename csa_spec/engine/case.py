@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,7 +147,7 @@ def coded(
     return dataclasses.field(default=default, metadata=what)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Case:
     """What the cases of all stages have in common. ``str`` gives the line of text, ``parse`` reads it."""
 
@@ -245,6 +246,14 @@ class Case:
             if value != field.default or field.metadata.get("always"):
                 words.append(f"{_text_of(field)}={field.metadata.get('write', str)(value)}")
         return " ".join(words)
+
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        return f"parse_case({json.dumps(str(self), ensure_ascii=False)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Let Hypothesis and IPython print that call."""
+        printer.text(repr(self))
 
     @classmethod
     def _written(cls) -> list[Field[Any]]:

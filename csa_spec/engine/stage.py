@@ -119,10 +119,10 @@ def in_every_layout(draws: Draws[C]) -> Draws[C]:
     """
     layouts = st.sampled_from([*[Layout.PLAIN] * len(VIEWS), *VIEWS])
 
-    def cases(variant: str, setting: Setting) -> SearchStrategy[C]:
-        return st.builds(
-            lambda case, layout: replace(case, layout=layout), draws.cases(variant, setting), layouts
-        )
+    @st.composite  # a failing case is then printed as the call that makes it, not as how it was drawn
+    def cases(draw: st.DrawFn, variant: str, setting: Setting) -> C:
+        case = draw(draws.cases(variant, setting))
+        return replace(case, layout=draw(layouts))
 
     def laid_out(corners: Sequence[C], *more: Layout) -> list[C]:
         several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])

@@ -44,7 +44,7 @@ def numbers_lines(failure: Failure, check: str, shown: int = 6) -> list[str]:
 
 def case_label(failure: Failure) -> str:
     """Return what the case of a failure is: the smallest one that was found, or one as it was met."""
-    return "failing case" if isinstance(failure, Flaky) else "smallest case found"
+    return "failing case" if isinstance(failure, Flaky) or failure.alone else "smallest case found"
 
 
 def call_line(failure: Failure, candidate: str, check: str) -> str:

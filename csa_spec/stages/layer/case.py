@@ -178,7 +178,7 @@ def _constant(text: str, value: float) -> Any:
     return coded(finite, _digits, default=value, text=text)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class OfLayer(Case):
     """What cases of a layer and of a stream of calls share: the layer, and how its tensors are drawn.
 
@@ -303,7 +303,7 @@ def _write_rows(rows: Sequence[Row]) -> str:
     return ",".join(map(str, rows))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerCase(OfLayer):
     """One trial of a layer: the layer, the rows, how values are drawn, and where it runs."""
 
