@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, console: Console, supervised: Supervised) 
         from csa_spec.plug.candidate import CandidateError
         from csa_spec.plug.plain import plain
         from csa_spec.resolving import UsageError
-        from csa_spec.vectors import VectorsError
+        from csa_spec.vectors.figures import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
             console.tell(f"csa-spec: {plain(error, 2000)}")
@@ -191,13 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that check subjects side by side (default 1)",
     )
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
-    check.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
-    )
-    check.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
-    )
+    _add_report_files(check)
     check.add_argument(
         "--bundle", type=Path, metavar="DIR", help="write a bundle for each failure into this folder"
     )
@@ -273,20 +267,76 @@ def _parser() -> argparse.ArgumentParser:
 
     vectors = commands.add_parser(
         "vectors",
-        help="compare the specification with recorded figures",
-        description="Compare the specification, or an attention core, with recorded figures. Exit codes: "
-        "0 every case agrees; 1 at least one does not; 2 the folder or the candidate cannot be used.",
+        help="write test vectors, or compare the specification with recorded figures",
+        description="With --write: write inputs and right answers into a folder, for an implementation in any "
+        "language; `csa-spec judge` judges its answers. Without: compare the specification, or an attention "
+        "core, with recorded figures. Exit codes: 0 written, or every case agrees; 1 at least one does not; 2 "
+        "the folder or the candidate cannot be used.",
     )
     vectors.add_argument(
-        "folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files"
+        "folder",
+        metavar="DIR",
+        type=Path,
+        help="folder with index.json and safetensors files, or one to write",
+    )
+    vectors.add_argument("--write", action="store_true", help="write vectors into the folder")
+    vectors.add_argument(
+        "--stage", default="all", metavar="NAME[,NAME]", help="of {stages}, those to write (default: all)"
+    )
+    vectors.add_argument(
+        "--layer", default="all", metavar="KIND", help="{layers} or all (default), for stages that have some"
+    )
+    vectors.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="NAME[,NAME]",
+        help="{dtypes}: one or several (default: float32)",
+    )
+    which = vectors.add_mutually_exclusive_group()
+    which.add_argument(
+        "--catalogue",
+        action="store_true",
+        help="write the cases that tell the known bugs of each stage apart (the default)",
+    )
+    which.add_argument("--cases", type=_whole, metavar="N", help="write N drawn cases of each instead")
+    vectors.add_argument(
+        "--seed", default=0, type=_whole, metavar="N", help="seed of the drawn cases (default 0)"
     )
     vectors.add_argument(
         "--attend",
         metavar="CANDIDATE",
-        help="compare this candidate's attend with the figures in place of the specification",
+        help="compare this candidate's attend with recorded figures in place of the specification",
     )
     vectors.set_defaults(run=_vectors)
+
+    judge = commands.add_parser(
+        "judge",
+        help="judge the answers of another program to test vectors",
+        description="Judge the answers of another program to test vectors that `csa-spec vectors` wrote. "
+        "Exit codes: 0 all are right; 1 at least one is wrong; 2 the files cannot be used, or an answer is "
+        "missing.",
+    )
+    judge.add_argument("folder", metavar="DIR", type=Path, help="the folder of vectors")
+    judge.add_argument(
+        "answers",
+        metavar="ANSWERS",
+        type=Path,
+        help="a safetensors file with a tensor for each case, by its name, or a folder of such files",
+    )
+    judge.add_argument("--name", default="", metavar="NAME", help="what the report calls the program")
+    _add_report_files(judge)
+    judge.set_defaults(run=_judge)
     return parser
+
+
+def _add_report_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
+    )
+    command.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -436,29 +486,49 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
 
 
 def _vectors(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    if options.write:
+        return _write_vectors(options, console)
     from csa_spec.resolving import stage_function
-    from csa_spec.vectors import STAGE, TOLERANCE, check_attend, check_vectors
+    from csa_spec.vectors.figures import STAGE, TOLERANCE, check_attend, check_vectors, summarise_figures
 
     if options.attend is None:
         results = list(check_vectors(options.folder))
     else:
         results = list(check_attend(options.folder, stage_function(options.attend, STAGE)))
-    for name in dict.fromkeys(result.file for result in results):
-        of_file = [result for result in results if result.file == name]
-        errors = {
-            key: max(
-                (result.errors.get(key, 0.0) for result in of_file),
-                key=lambda error: (error != error, error),
-            )
-            for key in dict.fromkeys(key for result in of_file for key in result.errors)
-        }
-        worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
-        wrong = [result.case for result in of_file if not result.agrees]
-        state = f"cases {wrong} DISAGREE" if wrong else "agree"
-        console.say(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
-    wrong_cases = sum(not result.agrees for result in results)
-    console.say(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
-    return 1 if wrong_cases else 0
+    console.say(summarise_figures(results))
+    wrong = sum(not result.agrees for result in results)
+    console.say(f"{len(results) - wrong} of {len(results)} cases agree within {TOLERANCE:g}")
+    return 1 if wrong else 0
+
+
+def _write_vectors(options: argparse.Namespace, console: Console) -> int:
+    from csa_spec.report.files import problem_of_folder, reason_of
+    from csa_spec.resolving import UsageError
+    from csa_spec.vectors.writing import summarise_written, write_vectors
+
+    if options.attend is not None:
+        raise UsageError("--attend compares a candidate with recorded figures; leave it out where you write")
+    problem = problem_of_folder(options.folder)
+    if problem:
+        raise UsageError(problem)
+    try:
+        written = write_vectors(
+            options.folder, options.stage, options.layer, options.dtype, options.cases, options.seed
+        )
+    except OSError as error:
+        raise UsageError(f"{options.folder} could not be written: {reason_of(error)}") from None
+    console.say(summarise_written(options.folder, written))
+    return 0
+
+
+def _judge(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.report.text import summarise
+    from csa_spec.vectors.judging import judge
+
+    report = judge(options.folder, options.answers, options.name)
+    console.say(summarise(report))
+    Reports(options, console).write(report)
+    return report.verdict.value
 
 
 class ProgressLine:

@@ -175,6 +175,12 @@ def _require_stage(stage: str) -> None:
         raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}, all")
 
 
+def known_stage(name: str) -> AnyStage:
+    """Return a stage by its name."""
+    _require_stage(name)
+    return STAGES[name]
+
+
 def resolve_kinds(layer: str) -> list[LayerKind]:
     """Return the layer kinds that ``--layer`` stands for."""
     if layer == "all":

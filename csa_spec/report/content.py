@@ -49,6 +49,8 @@ def case_label(failure: Failure) -> str:
 
 def call_line(failure: Failure, candidate: str, check: str) -> str:
     """Return the line of Python that tries the case again."""
+    if failure.recorded_as:
+        return f"csa_spec.tensors({quoted(str(failure.case))})  # {failure.recorded_as}"
     law = "" if check == SPECIFICATION else f", check={quoted(check)}"
     return f"check_case({quoted(candidate)}, {quoted(str(failure.case))}{law})"
 

@@ -24,8 +24,8 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
         [
             explained(failure, check),
             "",
-            "  to see it again",
-            "    from csa_spec import check_case",
+            "  its inputs" if failure.recorded_as else "  to see it again",
+            "    import csa_spec" if failure.recorded_as else "    from csa_spec import check_case",
             f"    {call}",
         ]
     )
