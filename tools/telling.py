@@ -64,11 +64,12 @@ def _told(bug: Bug, kind: str) -> tuple[str, str]:
     case = first_case(stage, bug, small.cases(small.checks[0]))
     if case:
         return case, ""
-    for check in small.checks[1:]:  # before many large cases are tried
+    for check in small.checks:  # before many large cases are tried
         if small.run(check, enough=1, shrinking=False).failures:
-            return "", f"found by {check.name}"
+            first = check is small.checks[0]
+            return "", "shows in another layout, mode or form" if first else f"found by {check.name}"
     case = first_case(stage, bug, target(bug.candidate, stage, kind, default, 0).sized)
-    return case, "" if case else "found by cases in another layout, mode or form"
+    return case, "" if case else "shows in large cases in another layout, mode or form"
 
 
 def cover(stage: AnyStage, kind: str, told: dict[str, str]) -> dict[str, list[str]]:
