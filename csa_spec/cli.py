@@ -191,13 +191,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that check subjects side by side (default 1)",
     )
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     check.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
+        "--report",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="write the report too, in the format of the suffix: .json, .html, .md (for a pull request) or "
+        ".xml (JUnit); may be given several times",
     )
-    check.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
-    )
+    check.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON, whatever the suffix")
+    check.add_argument("--html", type=Path, metavar="FILE", help="as an HTML page with pictures")
+    check.add_argument("--markdown", type=Path, metavar="FILE", help="as Markdown")
     check.add_argument(
         "--bundle", type=Path, metavar="DIR", help="write a bundle for each failure into this folder"
     )

@@ -169,6 +169,8 @@ INPUTS: tuple[Bad, ...] = (
     check("gather --stage softmax"),
     check("gather --isolate --time-limit nan"),
     check("gather --isolate --time-limit -1"),
+    check("gather --report report.txt"),
+    check("gather --report report"),
     check("nobody"),
     check("no_such_module:attend"),
     check("a/b.py:attend"),
