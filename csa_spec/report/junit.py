@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from csa_spec.engine.results import Report, Verdict
 from csa_spec.engine.running import CheckResult
+from csa_spec.plug.origin import beside
 from csa_spec.report import content
 from csa_spec.report.text import describe
 
@@ -36,7 +37,7 @@ def _suites(report: Report) -> Iterator[Element]:
     for (subject, dtype), results in groupby(report.results, lambda result: (result.subject, result.dtype)):
         suite = _suite(report, f"{report.candidate}.{subject}.{dtype}")
         for result in results:
-            _add_check(suite, result, report.candidate)
+            _add_check(suite, result, report)
         kinds = _case(suite, "every required kind of case is tried")
         missing = ", ".join(report.missing.get((dtype, subject), []))
         if missing and report.verdict is Verdict.INCONCLUSIVE:
@@ -55,7 +56,12 @@ def _suites(report: Report) -> Iterator[Element]:
 
 def _suite(report: Report, name: str) -> Element:
     suite = Element("testsuite", name=_legal(name))
-    about = {**report.environment, "profile": report.profile, "device": report.device, "seed": report.seed}
+    about = {
+        **content.versions(report),
+        "profile": report.profile,
+        "device": report.device,
+        "seed": report.seed,
+    }
     properties = SubElement(suite, "properties")
     for key, value in about.items():
         SubElement(properties, "property", name=_legal(key), value=_legal(str(value)))
@@ -67,10 +73,12 @@ def _case(suite: Element, name: str, seconds: float = 0.0) -> Element:
     return SubElement(suite, "testcase", classname=place, name=_legal(name), time=f"{seconds:.3f}")
 
 
-def _add_check(suite: Element, result: CheckResult, candidate: str) -> None:
+def _add_check(suite: Element, result: CheckResult, report: Report) -> None:
     case = _case(suite, f"{result.check}: {result.sentence}", result.seconds)
+    if result.stage in report.functions:
+        case.set("file", _legal(beside(report.functions[result.stage].file)))
     if result.failures:
-        texts = [describe(failure, candidate, result.check) for failure in result.failures]
+        texts = [describe(failure, report.candidate, result.check) for failure in result.failures]
         first = result.failures[0]
         _say(case, "failure", f"{first.title}: {first.detail}", "\n\n".join(texts), kind=first.kind)
     elif result.state == "not judged":

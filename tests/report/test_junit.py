@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -10,6 +11,7 @@ import pytest
 
 from csa_spec.engine.failures import CandidateRaised
 from csa_spec.engine.results import Report
+from csa_spec.plug.origin import Location
 from csa_spec.report.junit import to_junit
 from csa_spec.stages import parse_case
 from report import examples
@@ -116,7 +118,10 @@ def test_what_makes_a_run_inconclusive_is_an_error(report: Report) -> None:
 
 
 def test_it_says_what_was_run_where(report: Report) -> None:
-    """As properties of every suite."""
+    """As properties of every suite; GitLab links the file of a case."""
+    written = {"attend": Location(str(Path.cwd() / "kernels" / "a.py"), 3)}
+    files = {case.get("file") for case in read(replace(report, functions=written)).iter("testcase")}
+    assert files == {"./kernels/a.py", None}
     for suite in read(replace(report, environment={"torch": "2.9"}, seed=7)):
         properties = {one.attrib["name"]: one.attrib["value"] for one in suite.iter("property")}
         assert {"torch": "2.9", "seed": "7", "device": "cpu"}.items() <= properties.items()
