@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
+from csa_spec.report.github import annotations, append_summary, in_github
 from csa_spec.supervising import (
     CALL_LIMIT,
     Stopped,
@@ -360,6 +361,8 @@ def _tell(
 
     console.say("\n\n".join([*texts.untold(report), conclude(report)]))
     reports.write(report)
+    if in_github():
+        _tell_github(report, console)
     if options.bundle is not None:
         from csa_spec.bundle import write_bundles
         from csa_spec.resolving import resolve_candidate
@@ -367,6 +370,17 @@ def _tell(
         candidate = resolve_candidate(options.candidate, options.stage)
         for path in write_bundles(report, candidate, options.bundle, console.tell):
             console.say(f"bundle: {path}")
+
+
+def _tell_github(report: Report, console: Console) -> None:
+    """Annotate the failures, and add the report to the summary of the step."""
+    from csa_spec.report.markdown import to_markdown
+
+    for annotation in annotations(report):
+        console.say(annotation, command=True)
+    problem = append_summary(to_markdown(report))
+    if problem:
+        console.tell(f"csa-spec: {problem}")
 
 
 def _replay(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from csa_spec.plug.position import HERE
 from csa_spec.report.files import is_special, problem_of_file, problem_of_folder, reason_of, write_text
+from csa_spec.report.github import in_github, inert
 from csa_spec.supervising import Stopped
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Console:
         self._process = os.getpid()
         self._owner = 0
         self._broken: Exception | None = None
+        self._shown = inert if in_github() else str
 
     @classmethod
     def private(cls) -> Console:
@@ -68,12 +70,12 @@ class Console:
         """Whether somebody looks at what :meth:`tell` writes."""
         return self._err.isatty()
 
-    def say(self, text: str) -> None:
-        """Print to stdout; what goes wrong is told at the end."""
+    def say(self, text: str, command: bool = False) -> None:
+        """Print to stdout; what goes wrong is told at the end. Only a ``command`` is one to who reads it."""
         self._require_turn()
         try:
             if self._broken is None:
-                print(text, file=self._out, flush=True)
+                print(text if command else self._shown(text), file=self._out, flush=True)
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._broken = error
 
@@ -81,7 +83,7 @@ class Console:
         """Print to stderr, where that is still there."""
         self._require_turn()
         with contextlib.suppress(OSError, ValueError):
-            print(text, end=end, file=self._err, flush=True)
+            print(self._shown(text), end=end, file=self._err, flush=True)
 
     def take_over(self) -> None:
         """Let no other thread write any more."""
