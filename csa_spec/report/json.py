@@ -77,6 +77,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "check": result.check,
         "property": result.sentence,
         "stage": result.stage,
+        "subject": result.subject,
         "layer_kind": result.variant or None,
         "dtype": result.dtype,
         "cases": result.cases,
