@@ -391,7 +391,11 @@ def _tell_github(report: Report, console: Console) -> None:
 
     for annotation in annotations(report):
         console.say(annotation, command=True)
-    problem = append_summary(to_markdown(report))
+    _summarise(to_markdown(report), console)
+
+
+def _summarise(text: str, console: Console) -> None:
+    problem = append_summary(text)
     if problem:
         console.tell(f"csa-spec: {problem}")
 
@@ -410,6 +414,8 @@ def _compare(options: argparse.Namespace, console: Console, supervised: Supervis
     comparison = compare(options.base, options.head)
     console.say(as_text(comparison))
     _write_markdown(options, as_markdown(comparison), console)
+    if in_github():
+        _summarise(as_markdown(comparison), console)
     return comparison.exit_code
 
 
