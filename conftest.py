@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from csa_spec.profiles import PROFILES
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
 settings.load_profile("csa-spec")
 
+os.environ.pop("GITHUB_ACTIONS", None)  # what commands print there has a test of its own
 torch.set_num_threads(1)  # the tensors are tiny, and xdist starts a worker per core
 
 

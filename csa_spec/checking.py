@@ -25,6 +25,7 @@ from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.jobs import side_by_side
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.origin import libraries, locations
 from csa_spec.plug.plain import shown
 from csa_spec.plug.position import HERE
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
@@ -142,9 +143,12 @@ def check(
         dtypes, device, amounts, seed,
     )  # fmt: skip
     resolved, targets, declined = prepare()
+    used = libraries(resolved)
+    versions = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment}
     report = Report(
         candidate=resolved.name,
-        environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
+        environment=versions
+        | {of.name: of.version for of in used if of.version and of.name not in versions},
         profile=profile,
         dtypes=dtypes,
         device=device,
@@ -156,6 +160,8 @@ def check(
         seconds=0.0,
         known_issues=[],
         stopped="the run goes on, or its process was ended",
+        sources={of.name: of.source for of in used if of.source},
+        functions=locations(resolved),
     )
     begun(report)
     listener = _Growing(report, progress, found)

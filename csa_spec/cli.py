@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
+from csa_spec.report.files import reason_of, write_text
+from csa_spec.report.github import annotations, append_summary, in_github
 from csa_spec.supervising import (
     CALL_LIMIT,
     Stopped,
@@ -232,6 +234,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     case.set_defaults(run=_case)
 
+    comparison = commands.add_parser(
+        "compare",
+        help="compare the JSON reports of two runs, say of a pull request and of what it is based on",
+        description="Compare the JSON reports of two runs: new failures, changed and fixed ones, checks that "
+        "only one of them has, subjects that are slower. Exit codes: 0 nothing fails that did not fail in "
+        "this way before; 1 something does; 2 a file cannot be used.",
+    )
+    comparison.add_argument("base", type=Path, metavar="BASE", help="the report to start from")
+    comparison.add_argument("head", type=Path, metavar="HEAD", help="the report after the change")
+    comparison.add_argument("--markdown", type=Path, metavar="FILE", help="write it as Markdown too")
+    comparison.set_defaults(run=_compare)
+
     selftest = commands.add_parser(
         "selftest",
         help="test the suite itself: it must find every known bug, and right candidates must pass",
@@ -330,13 +344,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_report_files(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     command.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
+        "--report",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="write the report too, in the format of the suffix: .json, .html, .md (for a pull request) or "
+        ".xml (JUnit); may be given several times",
     )
-    command.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
-    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON, whatever the suffix")
+    command.add_argument("--html", type=Path, metavar="FILE", help="as an HTML page with pictures")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="as Markdown")
 
 
 def _seconds(text: str) -> float:
@@ -405,6 +424,8 @@ def _tell(
 
     console.say("\n\n".join([*texts.untold(report), conclude(report)]))
     reports.write(report)
+    if in_github():
+        _tell_github(report, console)
     if options.bundle is not None:
         from csa_spec.bundle import write_bundles
         from csa_spec.resolving import resolve_candidate
@@ -414,12 +435,47 @@ def _tell(
             console.say(f"bundle: {path}")
 
 
+def _tell_github(report: Report, console: Console) -> None:
+    """Annotate the failures, and add the report to the summary of the step."""
+    from csa_spec.report.markdown import to_markdown
+
+    for annotation in annotations(report):
+        console.say(annotation, command=True)
+    _summarise(to_markdown(report), console)
+
+
+def _summarise(text: str, console: Console) -> None:
+    problem = append_summary(text)
+    if problem:
+        console.tell(f"csa-spec: {problem}")
+
+
 def _replay(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     from csa_spec.replay import exit_code, replay, summarise_replay
 
     replayed = replay(options.bundles, options.candidate, trust=options.trust)
     console.say(summarise_replay(replayed))
     return exit_code(replayed)
+
+
+def _compare(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.comparing import as_markdown, as_text, compare
+
+    comparison = compare(options.base, options.head)
+    console.say(as_text(comparison))
+    _write_markdown(options, as_markdown(comparison), console)
+    if in_github():
+        _summarise(as_markdown(comparison), console)
+    return comparison.exit_code
+
+
+def _write_markdown(options: argparse.Namespace, text: str, console: Console) -> None:
+    if options.markdown is None:
+        return
+    try:
+        write_text(options.markdown, text)
+    except OSError as error:
+        console.tell(f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}")
 
 
 def _case(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
@@ -438,7 +494,6 @@ def _case(options: argparse.Namespace, console: Console, supervised: Supervised)
 
 
 def _selftest(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
-    from csa_spec.report.files import reason_of, write_text
     from csa_spec.resolving import UsageError
     from csa_spec.selftest.run import SelfTest, selftest
     from csa_spec.selftest.text import as_markdown, as_text, wrong
@@ -475,13 +530,7 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
     finally:
         line.clear()
     console.say(as_text(outcome))
-    if options.markdown is not None:
-        try:
-            write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
-        except OSError as error:
-            console.tell(
-                f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}"
-            )
+    _write_markdown(options, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])), console)
     return 0 if outcome.passed else 1
 
 

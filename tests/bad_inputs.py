@@ -72,6 +72,27 @@ def bundle(shown: str, change: Callable[[dict[str, Any]], Any]) -> Bad:
     return Bad(f"replay: {shown}", "replay bundle", {"bundle/case.json": data})
 
 
+FINISHED: dict[str, Any] = {
+    "csa_spec_report": 3,
+    "finished": True,
+    "verdict": "conformant",
+    "candidate": "gather",
+    "profile": "smoke",
+    "dtypes": ["float32"],
+    "device": "cpu",
+    "seed": 0,
+    "environment": {},
+    "results": [],
+}
+
+
+def compared(shown: str, head: object) -> Bad:
+    """Return a report that cannot be compared with another."""
+    text = head if isinstance(head, str) else json.dumps(head)
+    files = {"base.json": json.dumps(FINISHED).encode(), "head.json": text.encode()}
+    return Bad(f"compare: {shown}", "compare base.json head.json", files)
+
+
 def declared(name: str) -> Bad:
     """Return a candidate of this module that declares something odd."""
     keys = ", ".join(f"{key}={value!r}" for key, value in DECLARATIONS[name].items())
@@ -169,6 +190,8 @@ INPUTS: tuple[Bad, ...] = (
     check("gather --stage softmax"),
     check("gather --isolate --time-limit nan"),
     check("gather --isolate --time-limit -1"),
+    check("gather --report report.txt"),
+    check("gather --report report"),
     check("nobody"),
     check("no_such_module:attend"),
     check("a/b.py:attend"),
@@ -209,6 +232,16 @@ INPUTS: tuple[Bad, ...] = (
     bundle("an unknown check", lambda data: data | {"check": "nothing"}),
     Bad("replay: a folder without a bundle", "replay ."),
     Bad("replay: no such folder", "replay nothing"),
+    # Reports that are compared
+    compared("truncated", json.dumps(FINISHED)[:60]),
+    compared("a list", [FINISHED]),
+    compared("no report", {"results": []}),
+    compared("another version", FINISHED | {"csa_spec_report": 4}),
+    compared("not finished", FINISHED | {"finished": False, "stopped": "interrupted by SIGINT"}),
+    compared("no results", {key: FINISHED[key] for key in FINISHED if key != "results"}),
+    compared("a number as result", FINISHED | {"results": [5]}),
+    Bad("compare: no such file", "compare nothing.json nothing.json"),
+    Bad("compare: one file", "compare nothing.json"),
     # Declarations
     *map(declared, DECLARATIONS),
     # From Python

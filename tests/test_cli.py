@@ -566,6 +566,22 @@ def test_a_report_never_takes_the_place_of_a_device(folder: Path) -> None:
         os.close(reader)
 
 
+def test_reports_are_written_in_the_format_of_their_suffix(folder: Path) -> None:
+    """Several at once, also beside the options that name a format; an unknown suffix is refused first."""
+    names = ("a.json", "b.JSON", "page.html", "comment.md", "junit.xml")
+    options = [word for name in names for word in ("--report", name)]
+    assert run("check", "cli_candidates:raises", *TINY, *options, "--json", "report").code == 1
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in (*names, "report")}
+    assert texts["a.json"] == texts["b.JSON"] == texts["report"]
+    assert json.loads(texts["report"])["verdict"] == "not conformant"
+    assert texts["page.html"].startswith("<!DOCTYPE html>")
+    assert texts["comment.md"].startswith("**NOT CONFORMANT**")
+    assert "<failure " in texts["junit.xml"]
+    said = refusal("check", "cli_candidates:exits", *TINY, "--report", "new.json", "--report", "new.pdf")
+    assert said == "--report: no format has the suffix of new.pdf; choose from .json, .html, .md, .xml"
+    assert not list(folder.glob("new.*"))
+
+
 # Single cases
 
 

@@ -50,7 +50,7 @@ def options(text: str) -> set[str]:
 
 def test_its_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Its table names every option that a subcommand has, and no other."""
-    for command in ("check", "case", "replay", "selftest", "vectors", "judge"):
+    for command in ("check", "case", "replay", "compare", "selftest", "vectors", "judge"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert options(rows()[command]) == options(capsys.readouterr().out), command

@@ -24,6 +24,7 @@ from csa_spec.candidates import SHIPPED
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
+from csa_spec.report.content import versions
 from csa_spec.report.json import failure_json
 from csa_spec.stages import stage_of
 
@@ -77,7 +78,7 @@ def write_bundles(
     for result in report.results:
         for failure in result.failures:
             try:
-                yield write_bundle(failure, candidate, result.check, folder, report.environment)
+                yield write_bundle(failure, candidate, result.check, folder, versions(report))
             except Exception as error:
                 name, reason = bundle_name(failure, result.check), " ".join(f"{error}".split())
                 tell(f"csa-spec: --bundle: {name} could not be written: {type(error).__name__}: {reason}")
