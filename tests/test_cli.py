@@ -328,7 +328,7 @@ OPTIONS = {
     ("--dtype", "torch.float32"): ["unknown dtype 'torch.float32'"],
     ("--dtype", ""): ["unknown dtype ''"],
     ("--device", "nosuch"): ["unknown device 'nosuch'", "cpu, cuda"],
-    ("--device", "cuda:0"): ["unknown device 'cuda:0'"],
+    ("--device", "cuda:0"): ["unknown device 'cuda:0'; write cuda", "CUDA_VISIBLE_DEVICES=0"],
 }
 
 

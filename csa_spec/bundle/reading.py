@@ -13,6 +13,7 @@ import torch
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.names import unknown
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.plug.reading import Unreadable, read_as
 from csa_spec.stages import AnyStage, parse_case, stage_of
@@ -67,8 +68,7 @@ def read_bundle(folder: Path) -> Recorded:
     stage = stage_of(case)
     known = [check.name for check in stage.checks]
     if texts["check"] not in known:
-        unknown = f"unknown check {plain_line(texts['check'], 60)!r} of {stage.name}"
-        raise BundleError(f"{folder}: {unknown}; choose from {', '.join(known)}")
+        raise BundleError(f"{folder}: {unknown('check', texts['check'], known, stage.name)}")
     candidate, kind = (plain_line(texts[name], 200) for name in ("candidate", "kind"))
     return Recorded(folder, candidate, texts["check"], kind, case, texts["inputs_sha256"])
 
