@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from csa_spec.engine.results import Report, Verdict
     from csa_spec.plug.candidate import Candidate, CandidateError
     from csa_spec.plug.capabilities import AllBut, Capabilities
+    from csa_spec.pytest_checks import parametrize
     from csa_spec.resolving import UsageError
     from csa_spec.spec import CompressorWeights, Geometry, LayerKind, LayerWeights, Yarn
     from csa_spec.stages import parse_case
@@ -47,6 +48,7 @@ __all__ = [
     "Yarn",
     "check",
     "check_case",
+    "parametrize",
     "parse_case",
 ]
 
@@ -57,6 +59,7 @@ _IN = {
     "csa_spec.engine.results": ("Report", "Verdict"),
     "csa_spec.plug.candidate": ("Candidate", "CandidateError"),
     "csa_spec.plug.capabilities": ("AllBut", "Capabilities"),
+    "csa_spec.pytest_checks": ("parametrize",),
     "csa_spec.resolving": ("UsageError",),
     "csa_spec.spec": ("CompressorWeights", "Geometry", "LayerKind", "LayerWeights", "Yarn"),
     "csa_spec.stages": ("parse_case",),
