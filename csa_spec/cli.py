@@ -297,9 +297,13 @@ def _seconds(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.bundle import problem_of_others
     from csa_spec.checking import check
     from csa_spec.report.text import Failures
+    from csa_spec.resolving import UsageError
 
+    if options.bundle and (problem := problem_of_others(options.bundle, options.candidate)):
+        raise UsageError(f"--bundle: {problem}")
     line, reports, texts = ProgressLine(console), Reports(options, console), Failures()
 
     def progress(result: CheckResult) -> None:
@@ -356,12 +360,11 @@ def _tell(
     console.say("\n\n".join([*texts.untold(report), conclude(report)]))
     reports.write(report)
     if options.bundle is not None:
-        from csa_spec.bundle import write_bundles
+        from csa_spec.bundle import write_and_tell
         from csa_spec.resolving import resolve_candidate
 
         candidate = resolve_candidate(options.candidate, options.stage)
-        for path in write_bundles(report, candidate, options.bundle, console.tell):
-            console.say(f"bundle: {path}")
+        write_and_tell(report, candidate, options.bundle, console.say, console.tell)
 
 
 def _replay(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:

@@ -225,6 +225,7 @@ def test_it_runs_under_xdist(pytester: pytest.Pytester) -> None:
     result = subprocess_session(pytester, "select=select", "-n", "2")
     result.assert_outcomes(passed=len(CHECKS) - len(UNDECLARED), skipped=len(UNDECLARED))
     assert max(Counter(rows_of(result)).values()) == 1
+    assert not (pytester.path / ".hypothesis").exists()
     assert len(rows_of(result)) == len(CHECKS) - len(UNDECLARED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ def bundles_in(folder: Path) -> list[Path]:
     except (OSError, ValueError, RuntimeError):
         return [folder]  # reading it says why
     return sorted(bundle for bundle in inner if not bundle.name.startswith(".")) or [folder]
+
+
+def candidates_in(folder: Path) -> dict[Path, str]:
+    """Return the bundles that a folder holds, with the name of the candidate that failed in each."""
+    names = {}
+    for bundle in bundles_in(folder):
+        with suppress(BundleError):  # what cannot be read is nobody's
+            names[bundle] = plain_line(_text(bundle, _load(bundle), "candidate"), 200)
+    return names
 
 
 def digest_of(stage: AnyStage, case: Any) -> str:
