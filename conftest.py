@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from csa_spec.plugin import setting
 from csa_spec.profiles import PROFILES
 
 # Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
@@ -25,7 +26,7 @@ torch.set_num_threads(1)  # the tensors are tiny, and xdist starts a worker per 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold transformers to the smoke profile."""
-    if not config.option.csa_candidate:
+    if not setting(config, "candidate"):
         config.option.csa_candidate = ["transformers"]
         config.option.csa_profile = "smoke"
 

@@ -11,11 +11,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import csa_spec
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
 from csa_spec.report.files import reason_of, write_text
 from csa_spec.report.github import annotations, append_summary, in_github
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Without arguments they are those of the process, and the command runs under supervision.
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     _search_here(options)
     return start(options, supervised=arguments is None and can_supervise())
 
@@ -107,14 +108,20 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Fill the lists in only where they are shown: to know them costs an import of torch."""
-        unfilled = [action for action in self._actions if action.help and "{" in action.help]
-        if unfilled:
+        if self.unfilled():
             from csa_spec.resolving import choices
 
-            lists = choices()
-            for action in unfilled:
-                action.help = str(action.help).format_map(lists)
+            self.fill(choices())
         return super().format_help()
+
+    def unfilled(self) -> list[argparse.Action]:
+        """Return the options whose help lists something."""
+        return [action for action in self._actions if action.help and "{" in action.help]
+
+    def fill(self, lists: Mapping[str, str]) -> None:
+        """Fill the lists in."""
+        for action in self.unfilled():
+            action.help = str(action.help).format_map(lists)
 
 
 def _whole(text: str) -> int:
@@ -129,11 +136,13 @@ def _whole(text: str) -> int:
 _CANDIDATE = "one of {candidates}; the name of an entry point; or package.module:object"
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="csa-spec",
         description="Compare implementations of DeepSeek-V4's attention with an executable specification.",
     )
+    parser.add_argument("--version", action="version", version=f"csa-spec {csa_spec.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     check = commands.add_parser(
@@ -366,9 +375,13 @@ def _seconds(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.bundle import problem_of_others
     from csa_spec.checking import check
     from csa_spec.report.text import Failures
+    from csa_spec.resolving import UsageError
 
+    if options.bundle and (problem := problem_of_others(options.bundle, options.candidate)):
+        raise UsageError(f"--bundle: {problem}")
     line, reports, texts = ProgressLine(console), Reports(options, console), Failures()
 
     def progress(result: CheckResult) -> None:
@@ -427,12 +440,11 @@ def _tell(
     if in_github():
         _tell_github(report, console)
     if options.bundle is not None:
-        from csa_spec.bundle import write_bundles
+        from csa_spec.bundle import write_and_tell
         from csa_spec.resolving import resolve_candidate
 
         candidate = resolve_candidate(options.candidate, options.stage)
-        for path in write_bundles(report, candidate, options.bundle, console.tell):
-            console.say(f"bundle: {path}")
+        write_and_tell(report, candidate, options.bundle, console.say, console.tell)
 
 
 def _tell_github(report: Report, console: Console) -> None:
