@@ -16,8 +16,9 @@ What comes back
     A ``Report`` with a ``Verdict``, and each ``Failure``. ``UsageError``, ``CandidateError`` and ``CaseError``
     are raised for what cannot be done: one sentence.
 Cases
-    ``parse_case`` reads one; ``Case``, ``LayerCase`` with its ``Row``. Strategies for tests of your own are in
-    ``csa_spec.strategies``.
+    ``parse_case`` reads one; ``Case``, ``LayerCase`` with its ``Row``. For tests of your own: the ``tensors`` of a
+    case, the ``expected`` answer (a ``Reference``, with ``Choices`` where scores tie), ``assert_close``, and the
+    strategies of ``csa_spec.strategies``.
 
 On the command line: ``csa-spec --help``.
 """
