@@ -14,6 +14,8 @@ from hypothesis import settings
 
 from csa_spec.profiles import PROFILES
 
+pytest_plugins = ["distribution"]  # the fixtures of what is built are shared by several modules
+
 # Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
 settings.load_profile("csa-spec")

@@ -12,13 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from test_plugin import pip, wheel  # noqa: F401 - a fixture
+from distribution import REPOSITORY, pip
 
 import csa_spec
 from csa_spec.cli import main
 from csa_spec.stages import STAGES
 
-REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = REPOSITORY / "examples"
 PAGE = (REPOSITORY / "docs" / "stages.md").read_text(encoding="utf-8")
 LONGEST_ADAPTER = 10
