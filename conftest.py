@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -28,6 +29,34 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.option.csa_candidate:
         config.option.csa_candidate = ["transformers"]
         config.option.csa_profile = "smoke"
+
+
+LONG = (
+    "tests/test_faults.py",
+    "tests/bugs/",
+    "tests/conformance/",
+    "tests/transformers_adapter/",
+    "tests/engine/",
+    "tests/bundle/",
+)
+"""Files that take minutes: begun last, one would keep a single process busy while the others wait"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the long ones where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file to one process: it keeps what they share, such as the reference's answers."""
+    if config.getvalue("dist") != "load":
+        return None  # another order was asked for
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
