@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,42 @@ def environment(folder: Path) -> str:
     (site,) = folder.glob("lib/*/site-packages")
     (site / "packages.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Install the wheel in an environment of its own; return its Python."""
+    python = environment(tmp_path_factory.mktemp("installed"))
+    pip("install", "--no-deps", str(wheel), python=python)
+    return python
+
+
+ALONE = """
+import contextlib, io, json, shlex, sys
+sys.path.insert(0, "")
+import torch
+torch.set_num_threads(1)
+with contextlib.suppress(ImportError):
+    import jax
+    jax.config.update("jax_disable_most_optimizations", True)  # they cost more than they save here
+from csa_spec.cli import main
+results = {"": [0, __import__("csa_spec").__file__]}
+for command in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = main(shlex.split(command)[1:])
+    results[command] = [code, out.getvalue()]
+json.dump(results, sys.__stdout__)
+"""
+
+
+def run_alone(python: str, folder: Path, commands: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Run commands of csa-spec in a folder, with what is installed; return exit codes and what was printed.
+
+    All run in one process, which imports torch once. Under ``""`` stands where csa-spec was imported from.
+    """
+    done = subprocess.run(
+        [python, "-c", ALONE],
+        cwd=folder, input=json.dumps(commands), capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {command: tuple(result) for command, result in json.loads(done.stdout).items()}
