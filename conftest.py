@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 from csa_spec.plugin import setting
 from csa_spec.profiles import PROFILES
+
+pytest_plugins = ["distribution"]  # the fixtures of what is built are shared by several modules
 
 # Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
@@ -29,6 +32,34 @@ def pytest_configure(config: pytest.Config) -> None:
     if not setting(config, "candidate"):
         config.option.csa_candidate = ["transformers"]
         config.option.csa_profile = "smoke"
+
+
+LONG = (
+    "tests/test_faults.py",
+    "tests/bugs/",
+    "tests/conformance/",
+    "tests/transformers_adapter/",
+    "tests/engine/",
+    "tests/bundle/",
+)
+"""Files that take minutes: begun last, one would keep a single process busy while the others wait"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the long ones where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file to one process: it keeps what they share, such as the reference's answers."""
+    if config.getvalue("dist") != "load":
+        return None  # another order was asked for
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

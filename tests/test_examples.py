@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,16 +14,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from test_plugin import pip, wheel  # noqa: F401 - a fixture
+from distribution import REPOSITORY, pip, run_alone
 
 import csa_spec
 from csa_spec.cli import main
 from csa_spec.stages import STAGES
 
-REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = REPOSITORY / "examples"
 PAGE = (REPOSITORY / "docs" / "stages.md").read_text(encoding="utf-8")
 LONGEST_ADAPTER = 10
+NO_JAX = importlib.util.find_spec("jax") is None
+BOTH = "float32,bfloat16"
 DTYPES = {
     "numpy_attend.py": "float32,float64",
     # Every shape is compiled anew, so one dtype each has to do.
@@ -62,22 +65,6 @@ def adapter(name: str) -> str:
         "in_your_conftest/conftest.py",
     )
     return own.partition("\n")[2].strip()
-
-
-@pytest.mark.parametrize("name", SINGLE_FILES)
-def test_the_command_of_an_example_finds_it_conformant(
-    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As its docstring gives it, but with few cases and in two dtypes."""
-    if name.startswith("jax"):
-        jax = pytest.importorskip("jax")
-        jax.config.update("jax_disable_most_optimizations", True)  # they cost more than they save here
-    arguments = [*command(name), "--profile", "smoke", "--dtype", DTYPES.get(name, "float32,bfloat16")]
-    code = main(arguments)
-    printed = capsys.readouterr()
-    assert code == 0, printed
-    candidate = arguments[1]
-    assert f"{candidate}: CONFORMANT for " in printed.out
 
 
 def test_there_is_an_example_of_every_stage() -> None:
@@ -121,13 +108,19 @@ def test_the_page_names_every_stage_and_every_capability() -> None:
 def test_the_links_of_the_page_lead_somewhere() -> None:
     """Files of the repository; and every example is linked or shown."""
     targets = [part.split(")")[0] for part in PAGE.split("](")[1:]]
-    assert [target for target in targets if not (REPOSITORY / "docs" / target).exists()] == []
+    files = [target.partition("#")[0] for target in targets]
+    assert [file for file in files if not (REPOSITORY / "docs" / file).exists()] == []
     for name in (*SINGLE_FILES, "entry_point/pyproject.toml", "in_your_conftest/conftest.py"):
         assert f"examples/{name}" in PAGE
 
 
-def test_the_failure_on_the_page_is_a_real_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_failure_on_the_page_is_a_real_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of those of the change that the page names."""
+    monkeypatch.setattr(
+        "csa_spec.engine.running.AT_ONCE", math.inf
+    )  # on a busy machine it is told in two parts
     right = (folder / "official_sparse_attn.py").read_text(encoding="utf-8")
     assert right.count("indices.int()") == 1
     assert "`indices.clamp(min=0).int()`" in PAGE
@@ -141,52 +134,105 @@ def test_the_failure_on_the_page_is_a_real_one(folder: Path, capsys: pytest.Capt
 
 # With an installed wheel, outside of the repository.
 
+MY_LAYER = """
+from csa_spec import Capabilities
+from csa_spec.candidates import find_candidate
+gather = find_candidate("gather").functions("layer")[""]
+def layer(*arguments):
+    return gather(*arguments)
+layer.capabilities = Capabilities(batch_invariant=False)
+"""
+STANDS_FOR = {
+    "mine": "from official_sparse_attn import attend",
+    "my_kernels": "from official_sparse_attn import attend as sparse_attn",
+    "my_layer": MY_LAYER,
+}
+"""Modules that readers of the pages write, by the name that commands there give them"""
+
+
+def shown_commands() -> list[str]:
+    """Return the commands that check or try something in the README and on the page, as they stand there."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?ms)^```(?:text|sh)\n(.*?)^```$", readme + PAGE)
+    lines = "".join(blocks).splitlines()
+    lines += re.findall(r"`(csa-spec case [a-z]+ \".*?\")`", PAGE)
+    return [line for line in lines if re.match("csa-spec (check|case) [a-z]", line)]
+
+
+COMMANDS = {f"csa-spec {shlex.join(command(name))}": DTYPES.get(name, BOTH) for name in SINGLE_FILES}
+COMMANDS |= dict.fromkeys(shown_commands(), "")
+"""Every command, and the dtypes that it is tried in, where it does not say so itself"""
+
+
+def quick(line: str) -> str:
+    """Return a command with few cases."""
+    dtype = f" --dtype {COMMANDS[line]}" if COMMANDS[line] else ""
+    return line if " case " in line else f"{line} --profile smoke{dtype}"
+
 
 @pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel, and the package of the example of an entry point."""
-    target, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "entry_point"
-    shutil.copytree(EXAMPLES / "entry_point", source, ignore=shutil.ignore_patterns("__pycache__"))
-    packages = (str(request.getfixturevalue("wheel")), str(source))
-    pip("install", "--no-deps", "--no-build-isolation", "--target", str(target), *packages)
-    return target
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the examples to a folder, with the modules that readers write."""
+    copy = tmp_path_factory.mktemp("outside") / "examples"
+    shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
+    for name, text in STANDS_FOR.items():
+        (copy / f"{name}.py").write_text(text, encoding="utf-8")
+    return copy
 
 
-def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder with what is installed in ``site``."""
+@pytest.fixture(scope="module")
+def results(installed: str, outside: Path) -> dict[str, tuple[int, str]]:
+    """Run every command with the installed wheel."""
+    lines = [line for line in COMMANDS if not (NO_JAX and " jax_" in line)]
+    return run_alone(installed, outside, [quick(line) for line in lines])
+
+
+def test_the_installed_package_is_what_is_run(installed: str, results: dict[str, tuple[int, str]]) -> None:
+    """Not that of the repository; and there are commands of each page."""
+    assert Path(results[""][1]).is_relative_to(Path(installed).parents[1])
+    assert len(shown_commands()) >= 4
+    assert "csa-spec check mine:attend --stage attend --dtype float32,bfloat16" in COMMANDS
+    assert "csa-spec check my_layer:layer --layer csa --profile smoke" in COMMANDS
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_finds_its_candidate_conformant(line: str, results: dict[str, tuple[int, str]]) -> None:
+    """As an example's docstring or a page gives it, but with few cases; in two dtypes where it names none."""
+    if NO_JAX and " jax_" in line:
+        pytest.skip("needs jax")
+    code, printed = results[quick(line)]
+    assert code == 0, printed
+    if " check " in line:
+        assert f"{line.split()[2]}: CONFORMANT for " in printed
+
+
+def run_python(python: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an environment's Python in a folder."""
     return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
+        [python, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
-def test_an_example_runs_with_an_installed_wheel(site: Path, folder: Path) -> None:
-    """The package is the installed one, the example lies in the folder of the command."""
-    where = python(site, folder, "-c", "import csa_spec; print(csa_spec.__file__)").stdout.strip()
-    assert where == str(site / "csa_spec" / "__init__.py")
-    done = python(site, folder, "-m", "csa_spec", *command("official_sparse_attn.py"), "--profile", "smoke")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("official_sparse_attn:attend: CONFORMANT for attend\n")
-
-
-def test_an_installed_package_is_found_by_the_name_of_its_entry_point(site: Path, tmp_path: Path) -> None:
+def test_an_installed_package_is_found_by_the_name_of_its_entry_point(
+    installed: str, outside: Path, tmp_path: Path
+) -> None:
     """From an empty folder."""
     arguments = command("entry_point/my_kernels.py")
-    assert f"csa-spec {shlex.join(arguments)}" in (EXAMPLES / "entry_point" / "pyproject.toml").read_text(
-        "utf-8"
-    )
-    done = python(site, tmp_path, "-m", "csa_spec", *arguments, "--profile", "smoke")
+    package = outside / "entry_point"
+    assert f"csa-spec {shlex.join(arguments)}" in (package / "pyproject.toml").read_text("utf-8")
+    pip("install", "--no-deps", "--no-build-isolation", str(package), python=installed)
+    done = run_python(installed, tmp_path, "-m", "csa_spec", *arguments, "--profile", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("my-kernels: CONFORMANT for index_scores\n")
 
 
-def test_a_name_of_the_conftest_is_a_candidate(site: Path, folder: Path) -> None:
+def test_a_name_of_the_conftest_is_a_candidate(installed: str, outside: Path) -> None:
     """The command of its docstring, in its folder."""
-    inside = folder / "in_your_conftest"
+    inside = outside / "in_your_conftest"
     line = "pytest --pyargs csa_spec.conformance --csa-candidate mine"
     assert line in (inside / "conftest.py").read_text(encoding="utf-8")
-    done = python(site, inside, "-m", *line.split(), "--csa-profile", "smoke", "-p", "no:cacheprovider")
+    options = ("--csa-profile", "smoke", "-p", "no:cacheprovider")
+    done = run_python(installed, inside, "-m", *line.split(), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     covered = done.stdout.partition("csa-spec: what was covered")[2]
     assert "\nmine select float32: every selection is valid" in covered

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distribution import REPOSITORY, pip
 from engine.drawing import leave_out_corners
 
 from csa_spec.plug.capabilities import DEVICES, DTYPES
@@ -24,7 +23,6 @@ from csa_spec.stages.layer.stage import LAYER
 pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parent
-REPOSITORY = TESTS.parent
 SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider", "-p", "no:randomly")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
 CHECKS = len(LAYER.checks)
@@ -578,38 +576,6 @@ def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester)
     outcomes = pytest.RunResult.parse_summary_nouns(covered)
     assert set(outcomes) <= {"passed", "skipped"}  # a single drawn case may give a law nothing to do
     assert sum(outcomes.values()) == CHECKS
-
-
-SHIPPED = ("csa_spec", "strategies", "tests/conformance", "pyproject.toml", "README.md", "LICENSE")
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel from a copy of the tree, so that no build/ appears in the repository."""
-    setuptools = importlib.metadata.version("setuptools")
-    if int(setuptools.partition(".")[0]) < 77:
-        pytest.skip(f"building needs setuptools 77 or newer in the environment, not {setuptools}")
-    copy = tmp_path_factory.mktemp("tree")
-    for name in SHIPPED:
-        source, target = REPOSITORY / name, copy / name
-        target.parent.mkdir(exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copy(source, target)
-    out = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(out), str(copy))
-    (built,) = out.glob("*.whl")
-    return built
-
-
-def pip(*arguments: str) -> None:
-    """Run pip, without asking any registry."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", arguments[0], "--no-index"]
-    done = subprocess.run(
-        [*command, *arguments[1:]], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) -> None:

@@ -73,16 +73,3 @@ def test_what_its_options_can_be_is_what_there_is() -> None:
     ):
         names = "\\|".join([*lists[what].split(", "), *last])
         assert f"`--{option} {names}`" in rows()["check"]
-
-
-def test_its_links_lead_somewhere() -> None:
-    """Files that it links to exist, and so do the headings in them."""
-    root = Path(__file__).parents[1]
-    targets = [part.split(")")[0] for part in README.split("](")[1:]]
-    local = [target for target in targets if not target.startswith("http")]
-    assert len(local) >= 6
-    files = {target: root / target.partition("#")[0] for target in local}
-    assert [target for target, file in files.items() if not file.exists()] == []
-    for target, file in files.items():
-        heading = target.partition("#")[2].replace("-", " ")
-        assert not heading or f"# {heading}\n" in file.read_text(encoding="utf-8").lower(), target

@@ -35,7 +35,7 @@ def _drawn(failed: Explained) -> Markup | None:
 
 @cache
 def _template() -> Template:
-    text = files("csa_spec.report").joinpath("templates/report.html").read_text(encoding="utf-8")
+    text = files("csa_spec.report").joinpath("report.html").read_text(encoding="utf-8")
     # Nothing that is not defined is passed over in silence, and everything is escaped.
     with_escapes = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

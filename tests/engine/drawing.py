@@ -44,3 +44,11 @@ def leave_out_corners(
         return (case for case in tried(self, check) if case not in corners or not out(case))
 
     monkeypatch.setattr(Target, "_tried", rest)
+
+
+def try_only(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Any], bool]) -> None:
+    """Have runs try some of their cases only, such as small ones."""
+    tried = Target._tried
+    monkeypatch.setattr(
+        Target, "_tried", lambda self, check: (case for case in tried(self, check) if wanted(case))
+    )

@@ -94,24 +94,27 @@ NARROW_ONES: dict[str, Stage] = {
 }
 
 
-def specification(name: str, dtype: str, seed: int, internal_dtype: str | None) -> CheckResult:
+def specification(
+    name: str, dtype: str, seed: int, internal_dtype: str | None, shrinking: bool = True
+) -> CheckResult:
     """Run the specification check on a function that keeps what it should keep in 32 bits in 16."""
     stage = name.partition(":")[0]
     declared = replace(RIGHT.capabilities, internal_dtype=internal_dtype)
     candidate = Candidate(name, {stage: NARROW_ONES[name]}, declared)
     target = Target(candidate, STAGES[stage], "", dtype, "cpu", DEFAULT, seed)
-    return target.run(target.checks[0], enough=1, naming=False)
+    return target.run(target.checks[0], enough=1, shrinking=shrinking, naming=False)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("name", NARROW_ONES)
 def test_what_is_kept_in_16_bits_is_found_unless_it_is_declared(name: str, dtype: str) -> None:
     """In default runs, with each of three seeds; and the failure is said to look like that."""
-    for seed in range(3 if dtype == "bfloat16" else 1):
-        (failure,) = specification(name, dtype, seed, None).failures
-        assert failure.over_budget is not None
-        (remark,) = failure.remarks
-        assert f"it would pass with internal_dtype='{dtype}' declared" in remark
+    (failure,) = specification(name, dtype, 0, None).failures
+    assert failure.over_budget is not None
+    (remark,) = failure.remarks
+    assert f"it would pass with internal_dtype='{dtype}' declared" in remark
+    for seed in (1, 2) if dtype == "bfloat16" else ():
+        assert specification(name, dtype, seed, None, shrinking=False).failures
     assert not specification(name, dtype, 0, dtype).failures
 
 

@@ -70,7 +70,7 @@ from csa_spec.engine.failures import (
     WrongNumbers,
     WrongShape,
 )
-from csa_spec.engine.running import CheckResult, draw_cases, run_check
+from csa_spec.engine.running import ENOUGH, CheckResult, draw_cases, run_check
 from csa_spec.engine.stage import Setting
 from csa_spec.plug.candidate import Candidate
 from csa_spec.spec import SPEC, Geometry, LayerKind, LayerWeights
@@ -233,13 +233,20 @@ def named(name: str) -> Candidate:
 
 @cache
 def caught(name: str, check: str) -> CheckResult:
-    """Hold a wrong candidate to one check on a few small draws; once for all tests."""
-    return held(named(name), check, (BUGS | LAWS)[name].kind, 12)
+    """Hold a wrong candidate to one check on a few small draws; once for all tests.
+
+    A law has one kind of failure, so that the first case that breaks it is enough.
+    """
+    enough = ENOUGH if check == SPECIFICATION else 1
+    return held(named(name), check, (BUGS | LAWS)[name].kind, 12, enough)
 
 
-def held(candidate: Candidate, check: str, kind: LayerKind, examples: int) -> CheckResult:
-    """Hold a candidate to one check on a few small draws."""
+def held(
+    candidate: Candidate, check: str, kind: LayerKind, examples: int, enough: int = ENOUGH
+) -> CheckResult:
+    """Hold a candidate to one check on a few small draws, until ``enough`` of them fail."""
     (found,) = (one for one in LAYER.checks if one.name == check)
     setting = Setting(modes=candidate.modes("layer"), ratios=frozenset({1, 2, 3}))
     small = cases(kind, setting).filter(lambda case: case.columns <= 10)
-    return run_check(found, candidate, LAYER, draw_cases(small, examples, 0), variant=kind)
+    tried = draw_cases(small, examples, 0)
+    return run_check(found, candidate, LAYER, tried, variant=kind, enough=enough)

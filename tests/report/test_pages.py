@@ -113,6 +113,21 @@ def test_pictures_in_a_page_are_those_that_stand_alone(report: Report) -> None:
         ElementTree.fromstring(svg)
 
 
+def test_pictures_fit_into_a_narrow_window_and_a_dark_page(report: Report) -> None:
+    """Neither cut off nor white; the candidate's path is no title by itself."""
+    text = to_html(report)
+    style = text.split("<style>")[1].split("</style>")[0]
+    everywhere, dark = (
+        style.partition("@media")[2].split("\n}\n", 1)[1],
+        style.split("@media")[1].split("\n}\n")[0],
+    )
+    assert re.search(r"\.wide svg \{[^}]*max-width: 100%; height: auto;", everywhere.split("@media")[0])
+    assert "prefers-color-scheme: dark" in dark
+    assert re.search(r"\.wide svg \{ filter: invert\(", dark)
+    assert text.count('<div class="wide"><svg') == text.count("<svg") == 3
+    assert "<h1>csa-spec report on <code>" in text
+
+
 def test_a_right_candidate_has_a_short_page_and_comment(report: Report) -> None:
     """No failures, no headings for them."""
     right = replace(report, results=[], missing={}, declined={}, known_issues=[])
