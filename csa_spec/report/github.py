@@ -47,7 +47,7 @@ def _escaped(text: str, characters: str = "%\r\n") -> str:
     return text
 
 
-def annotations(report: Report) -> Iterator[str]:
+def annotate(report: Report) -> Iterator[str]:
     """Yield a workflow command for each failure, at the candidate's function, and one where nothing was decided."""
     from csa_spec.engine.results import Verdict
     from csa_spec.report import content
