@@ -1,4 +1,4 @@
-"""GitHub Actions: an annotation for each failure, the summary of a step. Without torch until there is a report.
+"""GitHub Actions: annotations of failures, the summary of a step. Without torch until there is a report.
 
 https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands has what is documented.
 """
