@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import csa_spec
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
 from csa_spec.report.files import reason_of, write_text
-from csa_spec.report.github import annotations, append_summary, in_github
+from csa_spec.report.github import annotate, append_summary, in_github
 from csa_spec.supervising import (
     CALL_LIMIT,
     Stopped,
@@ -451,7 +451,7 @@ def _tell_github(report: Report, console: Console) -> None:
     """Annotate the failures, and add the report to the summary of the step."""
     from csa_spec.report.markdown import to_markdown
 
-    for annotation in annotations(report):
+    for annotation in annotate(report):
         console.say(annotation, command=True)
     _summarise(to_markdown(report), console)
 

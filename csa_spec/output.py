@@ -114,10 +114,8 @@ def _copy(stream: TextIO) -> TextIO:
 def problem_of_output(options: argparse.Namespace) -> str:
     """Try to write all that a command is to write; say what cannot be written."""
     for option, form, path in report_files(options):
-        known = ", ".join(SUFFIXES)
-        problem = (
-            problem_of_file(path) if form else f"no format has the suffix of {path}; choose from {known}"
-        )
+        unknown = f"no format has the suffix of {path}; choose from {', '.join(SUFFIXES)}"
+        problem = problem_of_file(path) if form else unknown
         if problem:
             return f"{option}: {problem}"
     folder: Path | None = getattr(options, "bundle", None)

@@ -1,4 +1,4 @@
-"""GitHub Actions: an annotation for each failure, and the summary of a step. Without torch until there is a report.
+"""GitHub Actions: annotations of failures, the summary of a step. Without torch until there is a report.
 
 https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands has what is documented.
 """
@@ -47,8 +47,8 @@ def _escaped(text: str, characters: str = "%\r\n") -> str:
     return text
 
 
-def annotations(report: Report) -> Iterator[str]:
-    """Yield a workflow command for each failure, at the candidate's function, and one where nothing was decided."""
+def annotate(report: Report) -> Iterator[str]:
+    """Yield a command for each failure, at the candidate's function, and one where nothing was decided."""
     from csa_spec.engine.results import Verdict
     from csa_spec.report import content
 

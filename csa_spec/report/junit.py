@@ -1,7 +1,7 @@
 """The report as JUnit XML, for Jenkins, GitLab and others that know tests by it.
 
 A suite for each subject in each dtype, a case for each check. What is not judged, or applies to no case, is
-skipped; what makes a run inconclusive is an error. Jenkins and GitLab read ``failure``, ``error`` and ``skipped``.
+skipped; what makes a run inconclusive is an error.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from csa_spec.engine.results import Report
 from csa_spec.plug.origin import Location
 from csa_spec.profiles import PROFILES
 from csa_spec.report import github
-from csa_spec.report.github import annotations, append_summary, command, inert
+from csa_spec.report.github import annotate, append_summary, command, inert
 from csa_spec.stages import parse_case
 from report import examples
 
@@ -75,7 +75,7 @@ def test_a_command_is_escaped_as_documented() -> None:
 
 def test_each_failure_is_annotated_at_the_function(report: Report) -> None:
     """Relative to the workspace; what it says can be read again."""
-    [line] = annotations(report)
+    [line] = annotate(report)
     properties, message = parsed(line)
     assert (properties["file"], properties["line"]) == ("kernels/a,b:c%.py", "7")
     assert properties["title"] == "kernels:attend, attend, float32: the candidate raised an exception"
@@ -93,13 +93,13 @@ def test_a_function_outside_of_the_workspace_has_no_file(
     places = {} if where == "unknown" else report.functions
     if where == "outside":
         places = {"attend": Location("/elsewhere/a.py", 1)}
-    [line] = annotations(replace(report, functions=places))
+    [line] = annotate(replace(report, functions=places))
     assert parsed(line)[0].keys() == {"title"}
 
 
 def test_a_run_that_decides_nothing_is_annotated(report: Report) -> None:
     """A step that fails says why."""
-    [line] = annotations(replace(report, results=[], stopped="interrupted by SIGTERM"))
+    [line] = annotate(replace(report, results=[], stopped="interrupted by SIGTERM"))
     properties, message = parsed(line)
     assert properties == {"title": "kernels:attend: inconclusive"}
     assert message == "not finished: interrupted by SIGTERM"
