@@ -26,7 +26,7 @@ PAGE = (REPOSITORY / "docs" / "ci.md").read_text(encoding="utf-8")
 ACTION = yaml.safe_load((REPOSITORY / "action.yml").read_text(encoding="utf-8"))
 BLOCKS = [yaml.safe_load(part.split("```")[0]) for part in PAGE.split("```yaml\n")[1:]]
 TRANSFORMERS, KERNEL, SUITE, GITLAB = BLOCKS
-OURS = "OWNER/csa-spec@v0.2.0"
+OURS = "csa-spec/csa-spec@v0.2.0"
 OTHERS = {"actions/checkout@v4", "actions/setup-python@v5", "actions/upload-artifact@v4"}
 TORCH = "install torch --index-url https://download.pytorch.org/whl/cpu"
 
@@ -295,6 +295,6 @@ def test_gitlab(runner: Runner, kernel: str, failures: int) -> None:
 
 def test_all_versions_agree() -> None:
     """One name and one version of the action, and of others, in all files."""
-    assert set(re.findall(r"OWNER/csa-spec@[\w.]+", PAGE)) == {OURS}
+    assert set(re.findall(r"csa-spec/csa-spec@[\w.]+", PAGE)) == {OURS}
     used = set(re.findall(r"uses: (\S+)", PAGE + (REPOSITORY / "action.yml").read_text(encoding="utf-8")))
     assert used - {OURS} == OTHERS

@@ -27,6 +27,8 @@ from tools.command import Command, parser, read_command
 
 FILE = Path(catalogue.__file__).with_name("catalogue.json")
 BATCH = 8
+LARGEST = 700
+"""Sum of the sizes of a case; vectors are to be small, and a bug's loops take minutes on large ones"""
 SIDE_EFFECTS = ("attend_side_effects", "cache_side_effects", "layer_side_effects", "gradients", "memory")
 """Modules of bugs whose answers are right, or are not in plain memory"""
 
@@ -70,8 +72,9 @@ def _told(bug: Bug, kind: str) -> tuple[str, str]:
         return "", "shows in another layout, mode or form"
     if bug.function.__module__.rpartition(".")[2] in SIDE_EFFECTS:  # large cases would take minutes
         return "", "shows in side effects"
-    case = first_case(stage, bug, target(bug.candidate, stage, kind, default, 0).sized)
-    return case, "" if case else "shows in side effects, or between calls"
+    sized = target(bug.candidate, stage, kind, default, 0).sized
+    case = first_case(stage, bug, (case for case in sized if sum(case.sizes.values()) <= LARGEST))
+    return case, "" if case else "shows in larger cases, in side effects, or between calls"
 
 
 def cover(stage: AnyStage, kind: str, told: dict[str, str]) -> dict[str, list[str]]:

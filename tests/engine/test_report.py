@@ -228,7 +228,7 @@ def test_no_line_is_wider_than_a_screen(line: str) -> None:
 
 def test_a_summary_explains_once_and_lists_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Laws that fall together with the equality get their sentence and their line, not the whole explanation."""
-    try_only(monkeypatch, lambda case: case.columns <= 16)
+    try_only(monkeypatch, lambda case: case.columns <= 24)
     monkeypatch.setattr("csa_spec.target.ENOUGH", 1)
     report = csa_spec.check(named("leaks_the_future"), layer="csa", profile="smoke", patience=1)
     text = summarise(report)
