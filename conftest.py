@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from csa_spec.plugin import setting
 from csa_spec.profiles import PROFILES
 
 pytest_plugins = ["distribution"]  # the fixtures of what is built are shared by several modules
@@ -21,12 +23,13 @@ pytest_plugins = ["distribution"]  # the fixtures of what is built are shared by
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
 settings.load_profile("csa-spec")
 
+os.environ.pop("GITHUB_ACTIONS", None)  # what commands print there has a test of its own
 torch.set_num_threads(1)  # the tensors are tiny, and xdist starts a worker per core
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold transformers to the smoke profile."""
-    if not config.option.csa_candidate:
+    if not setting(config, "candidate"):
         config.option.csa_candidate = ["transformers"]
         config.option.csa_profile = "smoke"
 

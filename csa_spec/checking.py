@@ -8,23 +8,23 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.diagnosis import diagnose
 from csa_spec.engine.allowance import Allowance
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.failures import Failure
-from csa_spec.engine.known_issues import KnownIssue, with_known_issues
+from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult, OnFailure
 from csa_spec.engine.stage import SPECIFICATION
 from csa_spec.jobs import side_by_side
 from csa_spec.plug.call import NotOffered
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.names import unknown
+from csa_spec.plug.origin import libraries, locations
 from csa_spec.plug.plain import shown
 from csa_spec.plug.position import HERE
 from csa_spec.plug.worker import TIME_LIMIT, WorkerCaller
@@ -34,15 +34,18 @@ from csa_spec.resolving import (
     UsageError,
     isolated,
     require_seed,
+    require_stages,
     require_texts,
     require_time_limit,
     resolve_candidate,
     resolve_device,
+    resolve_dtypes,
     resolve_kinds,
     resolve_profile,
     resolve_single,
     resolve_stages,
     unsupported,
+    with_known_file,
 )
 from csa_spec.stages import AnyStage, parse_case, stage_of
 from csa_spec.supervising import CALL_LIMIT
@@ -62,7 +65,7 @@ def check(
     seed: int = 0,
     isolate: bool = False,
     time_limit: float | None = None,
-    known: Path | None = None,
+    known: str | PathLike[str] | None = None,
     progress: Progress = lambda result: None,
     begun: Callable[[Report], None] = lambda report: None,
     found: OnFailure | None = None,
@@ -127,7 +130,8 @@ def check(
     begin = time.perf_counter()
     require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
     require_seed(seed)
-    dtypes = tuple(dict.fromkeys(name.strip() for name in dtype.split(",")))
+    require_stages(stages, check)
+    dtypes = resolve_dtypes(dtype)
     amounts = resolve_profile(profile)
     if time_limit is not None:
         require_time_limit(time_limit)
@@ -138,13 +142,16 @@ def check(
     limit = TIME_LIMIT if time_limit is None else time_limit
     call_limit = CALL_LIMIT if isolate or time_limit is None else time_limit
     prepare = partial(
-        _prepared, candidate, stages, stage, layer, known, limit if isolate else None,
+        prepared, candidate, stages, stage, layer, known, limit if isolate else None,
         dtypes, device, amounts, seed,
     )  # fmt: skip
     resolved, targets, declined = prepare()
+    used = libraries(resolved)
+    versions = {"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment}
     report = Report(
         candidate=resolved.name,
-        environment={"csa-spec": version("csa-spec"), "torch": torch.__version__, **resolved.environment},
+        environment=versions
+        | {of.name: of.version for of in used if of.version and of.name not in versions},
         profile=profile,
         dtypes=dtypes,
         device=device,
@@ -156,6 +163,8 @@ def check(
         seconds=0.0,
         known_issues=[],
         stopped="the run goes on, or its process was ended",
+        sources={of.name: of.source for of in used if of.source},
+        functions=locations(resolved),
     )
     begun(report)
     listener = _Growing(report, progress, found)
@@ -177,12 +186,12 @@ def check(
     return replace(report, seconds=time.perf_counter() - begin, stopped=FIRST_FAILURE if stopped else "")
 
 
-def _prepared(
+def prepared(
     candidate: Any,
     stages: dict[str, Any],
     stage: str,
     layer: str,
-    known: Path | None,
+    known: str | PathLike[str] | None,
     time_limit: float | None,
     dtypes: tuple[str, ...],
     device: str,
@@ -194,7 +203,7 @@ def _prepared(
     resolve_stages(stage, resolved)
     resolve_kinds(layer)
     if known is not None:
-        resolved = _with_known_file(resolved, known)
+        resolved = with_known_file(resolved, known)
     if time_limit is not None:
         resolved = isolated(resolved, candidate, stage, time_limit)
     return resolved, *make_targets(resolved, stage, layer, dtypes, device, amounts, seed)
@@ -252,7 +261,7 @@ def check_case(candidate: Any, case: Any, check: str = "specification") -> str:
     resolve_stages(stage.name, resolved)
     names = {known.name: known for known in stage.checks}
     if check not in names:
-        raise UsageError(f"unknown check {check!r} of {stage.name}; choose from {', '.join(names)}")
+        raise UsageError(unknown("check", check, names, stage.name))
     modes = resolved.modes(stage.name)
     if parsed.mode not in modes:
         known = " or ".join(["leave mode= out", *(f"choose {mode}" for mode in modes if mode)])
@@ -298,16 +307,6 @@ def declared_unsupported(candidate: Candidate, stage: AnyStage, case: Any) -> st
     return (
         f"{who} declares that it does not support {', and '.join(told)}; run all the same:" if told else ""
     )
-
-
-def _with_known_file(candidate: Candidate, path: Path) -> Candidate:
-    if not isinstance(path, (str, PathLike)):
-        raise UsageError(f"known must be the path of a file, not {type(path).__name__}")
-    path = Path(path)
-    added = with_known_issues(candidate, path)
-    if not declaration_problem(candidate) and (problem := declaration_problem(added)):
-        raise UsageError(f"{path}: {problem}")  # what it names is nothing that the candidate's stages have
-    return added
 
 
 def _resolve(candidate: Any, single: dict[str, Any], stage: str) -> Candidate:

@@ -11,12 +11,15 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import csa_spec
 from csa_spec.output import INTERRUPTED, USAGE, Console, Reports, note_death, problem_of_output
+from csa_spec.report.files import reason_of, write_text
+from csa_spec.report.github import annotations, append_summary, in_github
 from csa_spec.supervising import (
     CALL_LIMIT,
     Stopped,
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Without arguments they are those of the process, and the command runs under supervision.
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     _search_here(options)
     return start(options, supervised=arguments is None and can_supervise())
 
@@ -73,7 +76,7 @@ def _run(options: argparse.Namespace, console: Console, supervised: Supervised) 
         from csa_spec.plug.candidate import CandidateError
         from csa_spec.plug.plain import plain
         from csa_spec.resolving import UsageError
-        from csa_spec.vectors import VectorsError
+        from csa_spec.vectors.figures import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
             console.tell(f"csa-spec: {plain(error, 2000)}")
@@ -105,14 +108,20 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Fill the lists in only where they are shown: to know them costs an import of torch."""
-        unfilled = [action for action in self._actions if action.help and "{" in action.help]
-        if unfilled:
+        if self.unfilled():
             from csa_spec.resolving import choices
 
-            lists = choices()
-            for action in unfilled:
-                action.help = str(action.help).format_map(lists)
+            self.fill(choices())
         return super().format_help()
+
+    def unfilled(self) -> list[argparse.Action]:
+        """Return the options whose help lists something."""
+        return [action for action in self._actions if action.help and "{" in action.help]
+
+    def fill(self, lists: Mapping[str, str]) -> None:
+        """Fill the lists in."""
+        for action in self.unfilled():
+            action.help = str(action.help).format_map(lists)
 
 
 def _whole(text: str) -> int:
@@ -127,11 +136,13 @@ def _whole(text: str) -> int:
 _CANDIDATE = "one of {candidates}; the name of an entry point; or package.module:object"
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="csa-spec",
         description="Compare implementations of DeepSeek-V4's attention with an executable specification.",
     )
+    parser.add_argument("--version", action="version", version=f"csa-spec {csa_spec.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     check = commands.add_parser(
@@ -191,13 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that check subjects side by side (default 1)",
     )
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
-    check.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the report as an HTML page with pictures too"
-    )
-    check.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write it as Markdown for a pull request too"
-    )
+    _add_report_files(check)
     check.add_argument(
         "--bundle", type=Path, metavar="DIR", help="write a bundle for each failure into this folder"
     )
@@ -238,6 +243,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     case.set_defaults(run=_case)
 
+    comparison = commands.add_parser(
+        "compare",
+        help="compare the JSON reports of two runs, say of a pull request and of what it is based on",
+        description="Compare the JSON reports of two runs: new failures, changed and fixed ones, checks that "
+        "only one of them has, subjects that are slower. Exit codes: 0 nothing fails that did not fail in "
+        "this way before; 1 something does; 2 a file cannot be used.",
+    )
+    comparison.add_argument("base", type=Path, metavar="BASE", help="the report to start from")
+    comparison.add_argument("head", type=Path, metavar="HEAD", help="the report after the change")
+    comparison.add_argument("--markdown", type=Path, metavar="FILE", help="write it as Markdown too")
+    comparison.set_defaults(run=_compare)
+
     selftest = commands.add_parser(
         "selftest",
         help="test the suite itself: it must find every known bug, and right candidates must pass",
@@ -273,20 +290,81 @@ def _parser() -> argparse.ArgumentParser:
 
     vectors = commands.add_parser(
         "vectors",
-        help="compare the specification with recorded figures",
-        description="Compare the specification, or an attention core, with recorded figures. Exit codes: "
-        "0 every case agrees; 1 at least one does not; 2 the folder or the candidate cannot be used.",
+        help="write test vectors, or compare the specification with recorded figures",
+        description="With --write: write inputs and right answers into a folder, for an implementation in any "
+        "language; `csa-spec judge` judges its answers. Without: compare the specification, or an attention "
+        "core, with recorded figures. Exit codes: 0 written, or every case agrees; 1 at least one does not; 2 "
+        "the folder or the candidate cannot be used.",
     )
     vectors.add_argument(
-        "folder", metavar="DIR", type=Path, help="folder with index.json and safetensors files"
+        "folder",
+        metavar="DIR",
+        type=Path,
+        help="folder with index.json and safetensors files, or one to write",
+    )
+    vectors.add_argument("--write", action="store_true", help="write vectors into the folder")
+    vectors.add_argument(
+        "--stage", default="all", metavar="NAME[,NAME]", help="of {stages}, those to write (default: all)"
+    )
+    vectors.add_argument(
+        "--layer", default="all", metavar="KIND", help="{layers} or all (default), for stages that have some"
+    )
+    vectors.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="NAME[,NAME]",
+        help="{dtypes}: one or several (default: float32)",
+    )
+    which = vectors.add_mutually_exclusive_group()
+    which.add_argument(
+        "--catalogue",
+        action="store_true",
+        help="write the cases that tell the known bugs of each stage apart (the default)",
+    )
+    which.add_argument("--cases", type=_whole, metavar="N", help="write N drawn cases of each instead")
+    vectors.add_argument(
+        "--seed", default=0, type=_whole, metavar="N", help="seed of the drawn cases (default 0)"
     )
     vectors.add_argument(
         "--attend",
         metavar="CANDIDATE",
-        help="compare this candidate's attend with the figures in place of the specification",
+        help="compare this candidate's attend with recorded figures in place of the specification",
     )
     vectors.set_defaults(run=_vectors)
+
+    judge = commands.add_parser(
+        "judge",
+        help="judge the answers of another program to test vectors",
+        description="Judge the answers of another program to test vectors that `csa-spec vectors` wrote. "
+        "Exit codes: 0 all are right; 1 at least one is wrong; 2 the files cannot be used, or an answer is "
+        "missing.",
+    )
+    judge.add_argument("folder", metavar="DIR", type=Path, help="the folder of vectors")
+    judge.add_argument(
+        "answers",
+        metavar="ANSWERS",
+        type=Path,
+        help="a safetensors file with a tensor for each case, by its name, or a folder of such files",
+    )
+    judge.add_argument("--name", default="", metavar="NAME", help="what the report calls the program")
+    _add_report_files(judge)
+    judge.set_defaults(run=_judge)
     return parser
+
+
+def _add_report_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="write the report too, in the format of the suffix: .json, .html, .md (for a pull request) or "
+        ".xml (JUnit); may be given several times",
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON, whatever the suffix")
+    command.add_argument("--html", type=Path, metavar="FILE", help="as an HTML page with pictures")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="as Markdown")
 
 
 def _seconds(text: str) -> float:
@@ -297,9 +375,13 @@ def _seconds(text: str) -> float:
 
 
 def _check(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.bundle import problem_of_others
     from csa_spec.checking import check
     from csa_spec.report.text import Failures
+    from csa_spec.resolving import UsageError
 
+    if options.bundle and (problem := problem_of_others(options.bundle, options.candidate)):
+        raise UsageError(f"--bundle: {problem}")
     line, reports, texts = ProgressLine(console), Reports(options, console), Failures()
 
     def progress(result: CheckResult) -> None:
@@ -355,13 +437,29 @@ def _tell(
 
     console.say("\n\n".join([*texts.untold(report), conclude(report)]))
     reports.write(report)
+    if in_github():
+        _tell_github(report, console)
     if options.bundle is not None:
-        from csa_spec.bundle import write_bundles
+        from csa_spec.bundle import write_and_tell
         from csa_spec.resolving import resolve_candidate
 
         candidate = resolve_candidate(options.candidate, options.stage)
-        for path in write_bundles(report, candidate, options.bundle, console.tell):
-            console.say(f"bundle: {path}")
+        write_and_tell(report, candidate, options.bundle, console.say, console.tell)
+
+
+def _tell_github(report: Report, console: Console) -> None:
+    """Annotate the failures, and add the report to the summary of the step."""
+    from csa_spec.report.markdown import to_markdown
+
+    for annotation in annotations(report):
+        console.say(annotation, command=True)
+    _summarise(to_markdown(report), console)
+
+
+def _summarise(text: str, console: Console) -> None:
+    problem = append_summary(text)
+    if problem:
+        console.tell(f"csa-spec: {problem}")
 
 
 def _replay(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
@@ -370,6 +468,26 @@ def _replay(options: argparse.Namespace, console: Console, supervised: Supervise
     replayed = replay(options.bundles, options.candidate, trust=options.trust)
     console.say(summarise_replay(replayed))
     return exit_code(replayed)
+
+
+def _compare(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.comparing import as_markdown, as_text, compare
+
+    comparison = compare(options.base, options.head)
+    console.say(as_text(comparison))
+    _write_markdown(options, as_markdown(comparison), console)
+    if in_github():
+        _summarise(as_markdown(comparison), console)
+    return comparison.exit_code
+
+
+def _write_markdown(options: argparse.Namespace, text: str, console: Console) -> None:
+    if options.markdown is None:
+        return
+    try:
+        write_text(options.markdown, text)
+    except OSError as error:
+        console.tell(f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}")
 
 
 def _case(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
@@ -388,7 +506,6 @@ def _case(options: argparse.Namespace, console: Console, supervised: Supervised)
 
 
 def _selftest(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
-    from csa_spec.report.files import reason_of, write_text
     from csa_spec.resolving import UsageError
     from csa_spec.selftest.run import SelfTest, selftest
     from csa_spec.selftest.text import as_markdown, as_text, wrong
@@ -425,40 +542,54 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
     finally:
         line.clear()
     console.say(as_text(outcome))
-    if options.markdown is not None:
-        try:
-            write_text(options.markdown, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])))
-        except OSError as error:
-            console.tell(
-                f"csa-spec: --markdown: {options.markdown} could not be written: {reason_of(error)}"
-            )
+    _write_markdown(options, as_markdown(outcome, " ".join(["csa-spec", *sys.argv[1:]])), console)
     return 0 if outcome.passed else 1
 
 
 def _vectors(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    if options.write:
+        return _write_vectors(options, console)
     from csa_spec.resolving import stage_function
-    from csa_spec.vectors import STAGE, TOLERANCE, check_attend, check_vectors
+    from csa_spec.vectors.figures import STAGE, TOLERANCE, check_attend, check_vectors, summarise_figures
 
     if options.attend is None:
         results = list(check_vectors(options.folder))
     else:
         results = list(check_attend(options.folder, stage_function(options.attend, STAGE)))
-    for name in dict.fromkeys(result.file for result in results):
-        of_file = [result for result in results if result.file == name]
-        errors = {
-            key: max(
-                (result.errors.get(key, 0.0) for result in of_file),
-                key=lambda error: (error != error, error),
-            )
-            for key in dict.fromkeys(key for result in of_file for key in result.errors)
-        }
-        worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
-        wrong = [result.case for result in of_file if not result.agrees]
-        state = f"cases {wrong} DISAGREE" if wrong else "agree"
-        console.say(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
-    wrong_cases = sum(not result.agrees for result in results)
-    console.say(f"{len(results) - wrong_cases} of {len(results)} cases agree within {TOLERANCE:g}")
-    return 1 if wrong_cases else 0
+    console.say(summarise_figures(results))
+    wrong = sum(not result.agrees for result in results)
+    console.say(f"{len(results) - wrong} of {len(results)} cases agree within {TOLERANCE:g}")
+    return 1 if wrong else 0
+
+
+def _write_vectors(options: argparse.Namespace, console: Console) -> int:
+    from csa_spec.report.files import problem_of_folder, reason_of
+    from csa_spec.resolving import UsageError
+    from csa_spec.vectors.writing import summarise_written, write_vectors
+
+    if options.attend is not None:
+        raise UsageError("--attend compares a candidate with recorded figures; leave it out where you write")
+    problem = problem_of_folder(options.folder)
+    if problem:
+        raise UsageError(problem)
+    try:
+        written = write_vectors(
+            options.folder, options.stage, options.layer, options.dtype, options.cases, options.seed
+        )
+    except OSError as error:
+        raise UsageError(f"{options.folder} could not be written: {reason_of(error)}") from None
+    console.say(summarise_written(options.folder, written))
+    return 0
+
+
+def _judge(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
+    from csa_spec.report.text import summarise
+    from csa_spec.vectors.judging import judge
+
+    report = judge(options.folder, options.answers, options.name)
+    console.say(summarise(report))
+    Reports(options, console).write(report)
+    return report.verdict.value
 
 
 class ProgressLine:

@@ -9,13 +9,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from csa_spec.plug.position import HERE
 from csa_spec.report.files import is_special, problem_of_file, problem_of_folder, reason_of, write_text
+from csa_spec.report.github import in_github, inert
 from csa_spec.supervising import Stopped
 
 if TYPE_CHECKING:
@@ -24,7 +24,26 @@ if TYPE_CHECKING:
 
 USAGE, INTERRUPTED = 2, 130
 FILES = ("json", "html", "markdown")
-"""Options that name files of a report."""
+"""Options that name files of a report by its format; ``--report`` takes the format from the suffix."""
+SUFFIXES = {".json": "json", ".html": "html", ".md": "markdown", ".xml": "junit"}
+
+
+class ReportFile(NamedTuple):
+    """A file that a report is written to."""
+
+    option: str
+    form: str
+    """Its format; empty where none has its suffix"""
+    path: Path
+
+
+def report_files(options: argparse.Namespace) -> list[ReportFile]:
+    """Return the files of a report that a command is to write."""
+    named = [(f"--{form}", form, getattr(options, form, None)) for form in FILES]
+    named += [
+        ("--report", SUFFIXES.get(path.suffix.lower(), ""), path) for path in getattr(options, "report", ())
+    ]
+    return [ReportFile(option, form, path) for option, form, path in named if path is not None]
 
 
 class Console:
@@ -39,6 +58,7 @@ class Console:
         self._process = os.getpid()
         self._owner = 0
         self._broken: Exception | None = None
+        self._shown = inert if in_github() else str
 
     @classmethod
     def private(cls) -> Console:
@@ -50,12 +70,12 @@ class Console:
         """Whether somebody looks at what :meth:`tell` writes."""
         return self._err.isatty()
 
-    def say(self, text: str) -> None:
-        """Print to stdout; what goes wrong is told at the end."""
+    def say(self, text: str, command: bool = False) -> None:
+        """Print to stdout; what goes wrong is told at the end. Only a ``command`` is one to who reads it."""
         self._require_turn()
         try:
             if self._broken is None:
-                print(text, file=self._out, flush=True)
+                print(text if command else self._shown(text), file=self._out, flush=True)
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._broken = error
 
@@ -63,7 +83,7 @@ class Console:
         """Print to stderr, where that is still there."""
         self._require_turn()
         with contextlib.suppress(OSError, ValueError):
-            print(text, end=end, file=self._err, flush=True)
+            print(self._shown(text), end=end, file=self._err, flush=True)
 
     def take_over(self) -> None:
         """Let no other thread write any more."""
@@ -93,20 +113,23 @@ def _copy(stream: TextIO) -> TextIO:
 
 def problem_of_output(options: argparse.Namespace) -> str:
     """Try to write all that a command is to write; say what cannot be written."""
-    for name in (*FILES, "bundle"):
-        path: Path | None = getattr(options, name, None)
-        problem_of: Callable[[Path], str] = problem_of_folder if name == "bundle" else problem_of_file
-        problem = "" if path is None else problem_of(path)
+    for option, form, path in report_files(options):
+        known = ", ".join(SUFFIXES)
+        problem = (
+            problem_of_file(path) if form else f"no format has the suffix of {path}; choose from {known}"
+        )
         if problem:
-            return f"--{name}: {problem}"
-    return ""
+            return f"{option}: {problem}"
+    folder: Path | None = getattr(options, "bundle", None)
+    problem = "" if folder is None else problem_of_folder(folder)
+    return f"--bundle: {problem}" if problem else ""
 
 
 class Reports:
     """The files of a run's report. From its beginning they say that it is not finished, so no old one stays."""
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
-        self._options = options
+        self._files = report_files(options)
         self._console = console
         self._report: Report | None = None
         self._current: CheckResult | None = None
@@ -116,18 +139,18 @@ class Reports:
     def begin(self, report: Report) -> None:
         """Take the report that grows while the run goes on."""
         self._report = report
-        self.write(report, FILES, final=False)
+        self.write(report, final=False)
 
     def progress(self, result: CheckResult) -> None:
         """Keep the JSON up to date: what was found survives whatever becomes of this process."""
         self._current = result
-        if self._options.json is None:
+        if not any(file.form == "json" for file in self._files):
             return
         report = self.so_far()
         found = [id(failure) for result in report.results for failure in result.failures]
         if found != self._told:
             self._told = found
-            self.write(report, ("json",), final=False)
+            self.write(report, "json", final=False)
 
     def so_far(self, stopped: Stopped | None = None) -> Report:
         """Return what was found so far; a call that made the run stop is a failure."""
@@ -146,25 +169,37 @@ class Reports:
         """Whether there is something to report."""
         return self._report is not None
 
-    def write(self, report: Report, names: tuple[str, ...] = FILES, final: bool = True) -> None:
-        """Write these files; one that cannot be written is a line, and the others are written all the same."""
-        for name in names:
-            path: Path | None = getattr(self._options, name)
-            if path is None or (not final and is_special(path)):  # a pipe takes one report
+    def write(self, report: Report, form: str = "", final: bool = True) -> None:
+        """Write these files; one that cannot be written is a line, and the others are written all the same.
+
+        Parameters
+        ----------
+        report
+            What they say.
+        form
+            Their format; all of them, where none is given.
+        final
+            Whether nothing follows.
+        """
+        for file in self._files:
+            if form not in ("", file.form) or (
+                not final and is_special(file.path)
+            ):  # a pipe takes one report
                 continue
             try:
-                write_text(path, _text(report, name))
+                write_text(file.path, _text(report, file.form))
             except Exception as error:
-                self._console.tell(f"csa-spec: --{name}: {path} could not be written: {reason_of(error)}")
+                reason = reason_of(error)
+                self._console.tell(f"csa-spec: {file.option}: {file.path} could not be written: {reason}")
 
 
 def note_death(options: argparse.Namespace, sentence: str) -> None:
-    """Say in the JSON report of a run why it is not finished, where that run could not."""
-    path: Path | None = getattr(options, "json", None)
-    with contextlib.suppress(OSError, ValueError):
-        data = json.loads(path.read_bytes()) if path is not None and path.is_file() else {}
-        if path is not None and data.get("finished") is False:
-            write_text(path, json.dumps({**data, "stopped": sentence}, indent=1) + "\n")
+    """Say in the JSON reports of a run why they are not finished, where that run could not."""
+    for path in [file.path for file in report_files(options) if file.form == "json"]:
+        with contextlib.suppress(OSError, ValueError):
+            data = json.loads(path.read_bytes()) if path.is_file() else {}
+            if data.get("finished") is False:
+                write_text(path, json.dumps({**data, "stopped": sentence}, indent=1) + "\n")
 
 
 def _with_hung(results: list[CheckResult], stopped: Stopped) -> list[CheckResult]:
@@ -187,15 +222,14 @@ def _with_hung(results: list[CheckResult], stopped: Stopped) -> list[CheckResult
     return [*before, whole]
 
 
-def _text(report: Report, name: str) -> str:
-    if name == "json":
-        from csa_spec.report.json import as_text
-
-        return as_text(report)
-    if name == "html":
-        from csa_spec.report.html import to_html
-
-        return to_html(report)
-    from csa_spec.report.markdown import to_markdown
-
-    return to_markdown(report)
+def _text(report: Report, form: str) -> str:
+    """Return a report in a format; what writes it is imported only for it."""
+    if form == "json":
+        from csa_spec.report.json import as_text as to_text
+    elif form == "html":
+        from csa_spec.report.html import to_html as to_text
+    elif form == "junit":
+        from csa_spec.report.junit import to_junit as to_text
+    else:
+        from csa_spec.report.markdown import to_markdown as to_text
+    return to_text(report)

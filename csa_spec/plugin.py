@@ -1,8 +1,8 @@
 """The pytest plugin: ``pytest --pyargs csa_spec.conformance --csa-candidate NAME``.
 
-Options choose what is checked. The test of ``csa_spec.conformance`` is parametrised with it: one test per
-candidate, stage or layer kind, dtype and check, so that they run under pytest-xdist. Torch is imported only
-if a candidate is given.
+Options, or settings of the same name in pytest's configuration file, choose what is checked. The test of
+``csa_spec.conformance`` is parametrised with it: one test per candidate, stage or layer kind, dtype and check,
+so that they run under pytest-xdist. Torch is imported only if a candidate is given.
 
 A ``conftest.py`` may give names of its own to candidates, with the hook ``pytest_csa_candidates``.
 """
@@ -12,33 +12,52 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from csa_spec.engine.running import CheckResult
-    from csa_spec.engine.stage import Check
-    from csa_spec.stages import AnyStage
-    from csa_spec.target import Target
+from csa_spec.pytest_checks import CheckTest, check_tests, parameter
 
 _SUMMARY = "csa_spec"
-_CHECKS = pytest.StashKey[list[Any]]()
+_PARAMETERS = pytest.StashKey[list[Any]]()
 _NO_CANDIDATE = (
     "csa-spec: say what to check with --csa-candidate NAME (e.g. transformers, or package.module:object)"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameter:
-    """What one test checks."""
+class Option:
+    """An option ``--csa-NAME``, and the setting ``csa_NAME`` of pytest's configuration file."""
 
-    stage: AnyStage
-    check: Check[Any]
-    target: Target | None
-    """None: it is skipped"""
+    name: str
+    metavar: str
+    default: Any
+    help: str
+    """May list what there is: ``{stages}``"""
+    type: Callable[[str], Any] = str
+
+    @property
+    def key(self) -> str:
+        """The name of the setting."""
+        return f"csa_{self.name.replace('-', '_')}"
+
+
+CANDIDATE = "one of {candidates}; a name from conftest.py or of an entry point; or package.module:object"
+OPTIONS = (
+    Option("candidate", "NAME", (), f"{CANDIDATE}. May be given several times"),
+    Option("stage", "NAME", "all", "{stages}, or all that the candidate offers (default: all)"),
+    Option("layer", "KIND", "all", "{layers} or all (default: all)"),
+    Option("profile", "NAME", "default", "{profiles}: how many cases are tried (default: default)"),
+    Option("dtype", "NAME[,NAME]", "float32", "{dtypes}: one or several (default: float32)"),
+    Option("device", "NAME", "cpu", "{devices} (default: cpu)"),
+    Option("seed", "N", 0, "seed of the drawn cases (default: 0)", int),
+    Option("known", "FILE", None, "a TOML file of the candidates' known issues"),
+    Option("isolate", "", False, "run candidates in a process of their own"),
+    Option("time-limit", "S", 30.0, "seconds for one call with --csa-isolate (default: 30)", float),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
 
 
 class CandidateHooks:
@@ -58,35 +77,17 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the options."""
+    """Add the options, and a setting for each: what is given nowhere is None, and then at its default."""
     listed = _choices(pluginmanager)
     group = parser.getgroup("csa-spec", "conformance of DeepSeek-V4's attention")
-    group.addoption(
-        "--csa-candidate",
-        action="append",
-        metavar="NAME",
-        help=f"one of {listed['candidates']}; a name from conftest.py or of an entry point; or "
-        "package.module:object. May be given several times",
-    )
-    for option, metavar, default, text in (
-        ("--csa-stage", "NAME", "all", f"{listed['stages']}, or all that the candidate offers"),
-        ("--csa-layer", "KIND", "all", f"{listed['layers']} or all"),
-        ("--csa-profile", "NAME", "default", f"{listed['profiles']}: how many cases are tried"),
-        ("--csa-dtype", "NAME[,NAME]", "float32", f"{listed['dtypes']}: one or several"),
-        ("--csa-device", "NAME", "cpu", listed["devices"]),
-    ):
-        group.addoption(option, default=default, metavar=metavar, help=f"{text} (default: {default})")
-    group.addoption(
-        "--csa-seed", default=0, type=int, metavar="N", help="seed of the drawn cases (default: 0)"
-    )
-    group.addoption("--csa-isolate", action="store_true", help="run candidates in a process of their own")
-    group.addoption(
-        "--csa-time-limit",
-        default=30.0,
-        type=float,
-        metavar="S",
-        help="seconds for one call with --csa-isolate (default: 30)",
-    )
+    for option in OPTIONS:
+        many, switch = option.default == (), option.default is False
+        text = option.help.format_map(listed)
+        how: dict[str, Any] = {"type": option.type, "metavar": option.metavar}
+        how = {**how, "action": "append"} if many else {"action": "store_true"} if switch else how
+        group.addoption(f"--csa-{option.name}", default=None, help=text, **how)
+        kind: Any = "linelist" if many else "bool" if switch else "string"
+        parser.addini(option.key, text, type=kind, default=None)
 
 
 def _choices(pluginmanager: pytest.PytestPluginManager) -> Mapping[str, str]:
@@ -99,96 +100,126 @@ def _choices(pluginmanager: pytest.PytestPluginManager) -> Mapping[str, str]:
     return choices()
 
 
+def setting(config: pytest.Config, name: str) -> Any:
+    """Return an option's value: that of the command line, else of the configuration file, else the default.
+
+    Raises
+    ------
+    pytest.UsageError
+        If the configuration file has something that cannot be the option's value.
+    """
+    option = _BY_NAME[name]
+    given = config.getoption(option.key)
+    if given is not None:
+        return given
+    value = config.getini(option.key)
+    if value is None:
+        return option.default
+    if not isinstance(value, str):
+        if isinstance(option.default, str):
+            raise pytest.UsageError(
+                f"csa-spec: {option.key} must be text, not {value!r}; write it in quotes"
+            )
+        return value
+    if option.name == "known":  # the file that says so lies there, wherever pytest is run
+        return config.rootpath / value
+    try:
+        return option.type(value)
+    except ValueError:
+        raise pytest.UsageError(f"csa-spec: {option.key} must be a number, not {value[:40]!r}") from None
+
+
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Show every option that is in force, so that a typo shows."""
-    candidates = config.getoption("csa_candidate")
+    candidates = setting(config, "candidate")
     if not candidates:
         return None
     names = ("stage", "layer", "profile", "dtype", "device", "seed")
-    options = ", ".join(f"{name} {config.getoption(f'csa_{name}')}" for name in names)
+    options = ", ".join(f"{name} {setting(config, name)}" for name in names)
     return f"csa-spec: candidates {', '.join(candidates)}; {options}"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse what cannot be used before anything is collected, or handed to workers."""
+    """Refuse what cannot be used before anything is collected, or handed to workers.
+
+    A candidate of the configuration file is for every session of the project, most of which have other tests:
+    it is looked at once it is needed.
+    """
     if session.config.getoption("csa_candidate"):
-        session.config.stash[_CHECKS] = _parameters(session.config)
+        _parameters(session.config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that asks for ``csa_check`` every check of every target."""
     if "csa_check" in metafunc.fixturenames:
-        # Without a candidate it is refused below: an error raised here would come with a traceback.
-        parameters = metafunc.config.stash.get(_CHECKS, [None])
+        try:
+            # Without a candidate it is refused below: an error raised here would come with a traceback.
+            parameters = _parameters(metafunc.config) or [None]
+        except pytest.UsageError as error:
+            raise pytest.Collector.CollectError(f"{error}") from None
         metafunc.parametrize("csa_check", parameters, indirect=True)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let ``-k layer`` choose layers, whose tests are named after their kinds only."""
-    parameter = getattr(getattr(item, "callspec", None), "params", {}).get("csa_check")
-    if isinstance(parameter, _Parameter):
-        item.extra_keyword_matches.add(parameter.stage.name)
+    for test in _tests_of(item):
+        item.extra_keyword_matches.add(test.stage.name)
+
+
+def _tests_of(item: pytest.Item) -> list[CheckTest]:
+    """Return the checks among the parameters of a test, its own or that of the decorator."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return [value for value in parameters.values() if isinstance(value, CheckTest)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say what to give where nothing was given."""
-    idle = not config.getoption("csa_candidate") and not hasattr(config, "workerinput")
+    idle = not hasattr(config, "workerinput") and not setting(config, "candidate")
     if idle and any("csa_check" in getattr(item, "fixturenames", ()) for item in items):
         raise pytest.UsageError(_NO_CANDIDATE)
 
 
 def _parameters(config: pytest.Config) -> list[Any]:
     """Return a parameter for every check of every candidate."""
-    from csa_spec.plug.candidate import CandidateError
-    from csa_spec.resolving import UsageError
+    if _PARAMETERS not in config.stash:
+        from csa_spec.plug.candidate import CandidateError
+        from csa_spec.resolving import UsageError
 
-    # The folder that pytest is run in, where a candidate given as module:object usually lies.
-    here = str(config.invocation_params.dir)
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        names = config.getoption("csa_candidate")
-        return [parameter for name in names for parameter in _parameters_of(config, name)]
-    except (UsageError, CandidateError) as error:
-        raise pytest.UsageError(f"csa-spec: {error}") from None
+        # The folder that pytest is run in, where a candidate given as module:object usually lies.
+        here = str(config.invocation_params.dir)
+        if here not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            names = setting(config, "candidate")
+            config.stash[_PARAMETERS] = [entry for name in names for entry in _parameters_of(config, name)]
+        except (UsageError, CandidateError) as error:
+            raise pytest.UsageError(f"csa-spec: {error}") from None
+    return config.stash[_PARAMETERS]
 
 
 def _parameters_of(config: pytest.Config, name: str) -> Iterator[Any]:
     """Yield a parameter for every check of a candidate; those that do not apply are marked as skipped."""
-    from csa_spec.resolving import resolve_kinds, resolve_profile, resolve_stages
-    from csa_spec.stages import STAGES
+    from csa_spec.resolving import resolve_dtypes, resolve_kinds, resolve_profile, resolve_stages
     from csa_spec.target import make_targets
 
-    option = config.getoption
-    profile, stage, layer = resolve_profile(option("csa_profile")), option("csa_stage"), option("csa_layer")
-    dtypes = tuple(option("csa_dtype").split(","))
+    profile = resolve_profile(setting(config, "profile"))
+    stage, layer = setting(config, "stage"), setting(config, "layer")
+    dtypes = resolve_dtypes(setting(config, "dtype"))
     candidate = _candidate(config, name)
     resolve_stages(stage, candidate)
     resolve_kinds(layer)
     targets, declined = make_targets(
-        candidate, stage, layer, dtypes, option("csa_device"), profile, option("csa_seed")
+        candidate, stage, layer, dtypes, setting(config, "device"), profile, setting(config, "seed")
     )
-    for target in targets:
-        for check in target.stage.checks:
-            parameter = _Parameter(target.stage, check, target)
-            reason = f"check {check.name!r} does not apply: the candidate declares nothing that it is about"
-            marks = () if target.offers(check) else pytest.mark.skip(reason=reason)
-            yield pytest.param(
-                parameter, id=f"{name}-{target.subject}-{target.dtype}-{check.name}", marks=marks
-            )
-    for (of, subject), reason in declined.items():
-        for check in STAGES[of].checks:
-            parameter = _Parameter(STAGES[of], check, None)
-            yield pytest.param(
-                parameter, id=f"{name}-{subject}-{check.name}", marks=pytest.mark.skip(reason=reason)
-            )
+    for test in check_tests(targets, declined, dtypes[0]):
+        yield parameter(test, f"{name}-{test.where}-{test.name}")
 
 
 def _candidate(config: pytest.Config, name: str) -> Any:
     """Return the candidate of a name: one of a conftest's, or any that the command knows."""
-    from csa_spec.resolving import isolated, resolve_candidate, resolve_single
+    from csa_spec.resolving import isolated, resolve_candidate, resolve_single, with_known_file
 
-    stage = config.getoption("csa_stage")
+    stage, known = setting(config, "stage"), setting(config, "known")
     from_conftest: dict[str, Any] = {}
     for named in config.hook.pytest_csa_candidates(config=config):
         from_conftest |= named
@@ -199,105 +230,58 @@ def _candidate(config: pytest.Config, name: str) -> Any:
         candidate = resolve_candidate(source, stage)
     if name in from_conftest:
         candidate = replace(candidate, name=name)
-    if config.getoption("csa_isolate"):
-        candidate = isolated(candidate, source, stage, config.getoption("csa_time_limit"))
+    if known is not None:
+        candidate = with_known_file(candidate, known)
+    if setting(config, "isolate"):
+        candidate = isolated(candidate, source, stage, setting(config, "time-limit"))
     return candidate
 
 
 @pytest.fixture
 def csa_check(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Return a function that fails the test where the candidate fails the check."""
-
-    def run() -> None:
-        __tracebackhide__ = True
-        if request.param is None:
-            pytest.fail(_NO_CANDIDATE, pytrace=False)
-        target, check = request.param.target, request.param.check
-        result = _run(request.config, target, check)
-        _note_coverage(request.node, target, result)
-        _judge(target, check, result)
-
-    return run
+    test: CheckTest | None = request.param
+    return _refuse if test is None else test
 
 
-_SO_FAR = pytest.StashKey[dict[tuple[str, str, str], Any]]()
-"""By candidate, subject and dtype: causes for which the first check fails, as far as this process knows"""
+def _refuse() -> None:
+    pytest.fail(_NO_CANDIDATE, pytrace=False)
 
 
-def _run(config: pytest.Config, target: Target, check: Check[Any]) -> CheckResult:
-    """Run a check, which is not judged where the first check fails for the same cause.
-
-    That one may be a test of another process, so it is asked here, once, without making anything small.
-    """
-    from csa_spec.engine.allowance import Allowance
-    from csa_spec.engine.running import SoFar
-
-    first = target.stage.checks[0]
-    known = config.stash.setdefault(_SO_FAR, {})
-    place = target.candidate.name, target.subject, target.dtype
-
-    class Elsewhere(SoFar):
-        def reported(self, cause: tuple[object, ...]) -> bool:
-            if place not in known:
-                known[place] = SoFar()
-                target.run(first, shrinking=False, so_far=known[place])
-            self.causes |= known[place].causes
-            return cause in self.causes
-
-    allowance = Allowance(target.profile.patience)
-    if check is first:
-        so_far = known[place] = SoFar(allowance)
-    else:
-        so_far = Elsewhere(allowance, set(known[place].causes if place in known else ()))
-    return target.run(check, so_far=so_far)
-
-
-def _note_coverage(test: pytest.Item, target: Target, result: CheckResult) -> None:
-    """Leave a row for the summary with the test."""
-    covered = [result.cases, result.tally.queries, result.tally.ambiguous, round(result.tally.worst, 2)]
-    where = f"{target.candidate.name} {target.subject} {target.dtype}: {result.sentence}"
-    row = json.dumps([where, *covered, sorted(result.not_applicable.items())])
-    test.user_properties.append((_SUMMARY, row))  # record_property would warn under --junitxml
-
-
-def _judge(target: Target, check: Check[Any], result: CheckResult) -> None:
-    """Fail or skip the test, unless something was checked and all was right."""
-    __tracebackhide__ = True
-    from csa_spec.report.text import describe
-
-    if result.failures:
-        texts = [describe(failure, target.candidate.name, check.name) for failure in result.failures]
-        heading = check.sentence if result.found else result.failures[0].title
-        pytest.fail(f"FAILED: {heading}\n" + "\n\n".join(texts), pytrace=False)
-    missing = target.missing(result) if check is target.stage.checks[0] else []
-    if missing:
-        names = ", ".join(missing)
-        pytest.fail(f"inconclusive: no case of these kinds was reached: {names}", pytrace=False)
-    if result.state == "not judged":
-        first = target.stage.checks[0].sentence
-        pytest.skip(f"not judged: the candidate fails here as it does in the check {first!r}")
-    if not result.cases:
-        pytest.skip(f"check {check.name!r} does not apply to any case that was tried")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Leave rows for the summary with the test; those of a test that is run again replace the old ones."""
+    try:
+        return (yield)
+    finally:
+        tests = _tests_of(item)
+        if tests:  # record_property would warn under --junitxml
+            others = [entry for entry in item.user_properties if entry[0] != _SUMMARY]
+            rows = [(_SUMMARY, test.covered) for test in tests if test.covered]
+            item.user_properties[:] = [*others, *rows]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was covered, also when everything passed."""
-    rows = [
-        json.loads(value)
-        for reports in terminalreporter.stats.values()
+    by_test = {
+        report.nodeid: json.loads(value)
+        for outcome, reports in terminalreporter.stats.items()
         for report in reports
-        if getattr(report, "when", None) == "call"
+        if getattr(report, "when", None) == "call" and outcome != "rerun"  # of another try of the same test
         for key, value in report.user_properties
         if key == _SUMMARY
-    ]
-    if not rows:
+    }
+    if not by_test:
         return
+    rows = sorted(by_test.values(), key=lambda row: row["where"])
     terminalreporter.section("csa-spec: what was covered")
-    width = max(len(row[0]) for row in rows)
-    for where, cases, queries, ambiguous, worst, not_applicable in sorted(rows):
-        line = f"{where:<{width}}  {cases:>5} cases {queries:>7} queries"
-        line += f"  {ambiguous} ambiguous" if ambiguous else ""
-        line += f"  largest error {worst} of the tolerance" if worst else ""
-        skipped = ", ".join(f"{count} with {name}" for name, count in not_applicable)
+    width = max(len(row["where"]) for row in rows)
+    for row in rows:
+        line = f"{row['where']:<{width}}  {row['cases']:>5} cases {row['queries']:>7} queries"
+        line += f"  {row['ambiguous']} ambiguous" if row["ambiguous"] else ""
+        line += f"  largest error {row['worst']} of the tolerance" if row["worst"] else ""
+        skipped = ", ".join(f"{count} with {name}" for name, count in row["skipped"])
         line += f"  cases skipped: {skipped} (declared unsupported)" if skipped else ""
+        terminalreporter.write_line(line)
+    for line in dict.fromkeys(line for row in rows for line in row["known_issues"]):
         terminalreporter.write_line(line)

@@ -6,16 +6,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from inspect import signature
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from csa_spec.candidates import SHIPPED, find_candidate
+from csa_spec.candidates.declarations import declaration_problem
 from csa_spec.candidates.recognise import as_candidate, failed
+from csa_spec.engine.known_issues import with_known_issues
 from csa_spec.engine.trial import main_output
 from csa_spec.plug.call import Request
 from csa_spec.plug.candidate import Candidate, CandidateError
-from csa_spec.plug.capabilities import DEVICES, DTYPES
+from csa_spec.plug.capabilities import DEVICES, DTYPES, unknown_device
+from csa_spec.plug.names import unknown
 from csa_spec.plug.plain import shown
 from csa_spec.plug.position import stops_the_run
 from csa_spec.plug.worker import WorkerCaller
@@ -45,6 +51,16 @@ def require_time_limit(limit: object) -> None:
     """Refuse a time limit that is no number of seconds."""
     if not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
         raise UsageError(f"the time limit must be more than 0 seconds, not {limit!r}; give e.g. 30")
+
+
+def require_stages(single: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse keywords that are no stages: what they may be meant to be are stages and options of a function."""
+    options = [
+        name for name, kind in signature(function).parameters.items() if kind.kind is kind.KEYWORD_ONLY
+    ]
+    for name in single:
+        if name not in STAGES:
+            raise UsageError(unknown("stage or option", name, [*STAGES, *options]))
 
 
 def choices() -> dict[str, str]:
@@ -101,9 +117,9 @@ def stage_function(name: str, stage: str) -> Callable[..., Any]:
 
 def resolve_single(single: Mapping[str, Any]) -> Candidate:
     """Return the candidate that has these functions (or names of functions) for its stages."""
-    unknown = [name for name in single if name not in STAGES]
-    if unknown:
-        raise UsageError(f"unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
+    for name in single:
+        if name not in STAGES:
+            raise UsageError(unknown("stage", name, STAGES))
     parts = {name: resolve_candidate(function, name) for name, function in single.items()}
     for name, part in parts.items():
         if name not in part.offers:
@@ -116,6 +132,23 @@ def resolve_single(single: Mapping[str, Any]) -> Candidate:
         environment={key: value for part in parts.values() for key, value in part.environment.items()},
         own={name: part.capabilities_of(name) for name, part in parts.items()},
     )
+
+
+def with_known_file(candidate: Candidate, path: str | PathLike[str]) -> Candidate:
+    """Add the known issues of a file (see :mod:`csa_spec.engine.known_issues`) to what a candidate declares.
+
+    Raises
+    ------
+    UsageError, CandidateError
+        If the file cannot be used, or names what the candidate's stages do not have.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise UsageError(f"known must be the path of a file, not {type(path).__name__}")
+    path = Path(path)
+    added = with_known_issues(candidate, path)
+    if not declaration_problem(candidate) and (problem := declaration_problem(added)):
+        raise UsageError(f"{path}: {problem}")
+    return added
 
 
 def isolated(candidate: Candidate, source: Any, stage: str, time_limit: float) -> Candidate:
@@ -172,7 +205,13 @@ def resolve_stages(stage: str, candidate: Candidate) -> list[str]:
 
 def _require_stage(stage: str) -> None:
     if stage not in STAGES:
-        raise UsageError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}, all")
+        raise UsageError(unknown("stage", stage, [*STAGES, "all"]))
+
+
+def known_stage(name: str) -> AnyStage:
+    """Return a stage by its name."""
+    _require_stage(name)
+    return STAGES[name]
 
 
 def resolve_kinds(layer: str) -> list[LayerKind]:
@@ -180,7 +219,7 @@ def resolve_kinds(layer: str) -> list[LayerKind]:
     if layer == "all":
         return list(LayerKind)
     if layer not in list(LayerKind):
-        raise UsageError(f"unknown layer {layer!r}; choose from {', '.join(LayerKind)}, all")
+        raise UsageError(unknown("layer", layer, [*LayerKind, "all"]))
     return [LayerKind(layer)]
 
 
@@ -193,20 +232,25 @@ def resolve_variants(layer: str, stage: AnyStage) -> list[str]:
 def resolve_profile(profile: str) -> Profile:
     """Return a profile by its name."""
     if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}; choose from {', '.join(PROFILES)}")
+        raise UsageError(unknown("profile", profile, PROFILES))
     return PROFILES[profile]
+
+
+def resolve_dtypes(dtypes: str) -> tuple[str, ...]:
+    """Return the dtypes of a list with commas, each once; whether they are known is asked of each."""
+    return tuple(dict.fromkeys(name.strip() for name in dtypes.split(",")))
 
 
 def resolve_dtype(dtype: str) -> None:
     """Refuse a dtype that is not known."""
     if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        raise UsageError(unknown("dtype", dtype, DTYPES))
 
 
 def resolve_device(device: str) -> None:
     """Refuse a device that is not known, or not there."""
     if device not in DEVICES:
-        raise UsageError(f"unknown device {device!r}; choose from {', '.join(DEVICES)}")
+        raise UsageError(unknown_device(device))
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch finds no CUDA device here; use cpu")
 

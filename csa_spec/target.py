@@ -184,9 +184,9 @@ class Target:
         return self.stage.setting(self.candidate, self.variant, self.dtype, self.device)
 
     def _corners(self, check: Check[Any]) -> list[Any]:
-        draws = self.stage.draws
         if check.law:
-            return list(draws.for_laws(self.variant, self._setting, check.costly))
+            return self.stage.law_cases(check, self.variant, self._setting)
+        draws = self.stage.draws
         production = draws.production(self.variant, self._setting) if self.profile.production else ()
         return [*draws.corners(self.variant, self._setting), *production]
 

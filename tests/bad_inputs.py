@@ -72,6 +72,27 @@ def bundle(shown: str, change: Callable[[dict[str, Any]], Any]) -> Bad:
     return Bad(f"replay: {shown}", "replay bundle", {"bundle/case.json": data})
 
 
+FINISHED: dict[str, Any] = {
+    "csa_spec_report": 3,
+    "finished": True,
+    "verdict": "conformant",
+    "candidate": "gather",
+    "profile": "smoke",
+    "dtypes": ["float32"],
+    "device": "cpu",
+    "seed": 0,
+    "environment": {},
+    "results": [],
+}
+
+
+def compared(shown: str, head: object) -> Bad:
+    """Return a report that cannot be compared with another."""
+    text = head if isinstance(head, str) else json.dumps(head)
+    files = {"base.json": json.dumps(FINISHED).encode(), "head.json": text.encode()}
+    return Bad(f"compare: {shown}", "compare base.json head.json", files)
+
+
 def declared(name: str) -> Bad:
     """Return a candidate of this module that declares something odd."""
     keys = ", ".join(f"{key}={value!r}" for key, value in DECLARATIONS[name].items())
@@ -108,6 +129,7 @@ DECLARATIONS: dict[str, dict[str, Any]] = {
     "long_set": {"compress_ratios": range(1, 10**12)},
     "nan_tolerance": {"tie_tolerance": math.nan},
     "text_flag": {"gradients": "yes"},
+    "lacks_misspelt": {"lacks": {("attend", "emty"): "why"}},
     "unknown_arrays": {"arrays": "no_such_module"},
     "arrays_without_dlpack": {"arrays": "json"},
 }
@@ -153,6 +175,11 @@ INPUTS: tuple[Bad, ...] = (
     case("attend values="),
     case("attend dtype=int8"),
     case("attend mode=fast"),
+    case("attend values=gausian"),
+    case("attend s=3"),
+    case("attend device=cuda:1"),
+    case("atend S=2"),
+    case("cache csa calls=2,rolback:1"),
     case("csa rows=3,,2"),
     case("csa R=3 D=4"),
     case("csa theta=nan"),
@@ -167,12 +194,25 @@ INPUTS: tuple[Bad, ...] = (
     check("gather --dtype float32,int8"),
     check("gather --profile fast"),
     check("gather --stage softmax"),
+    check("gather --stage atttend"),
+    check("gather --layer hc"),
+    check("gather --profile smok"),
+    check("gather --dtype BF16"),
+    check("gather --device cuda:0"),
+    check("gather --device gpu"),
     check("gather --isolate --time-limit nan"),
     check("gather --isolate --time-limit -1"),
+    check("gather --report report.txt"),
+    check("gather --report report"),
     check("nobody"),
+    check("transformer"),
     check("no_such_module:attend"),
+    check("csa_spec.candidates.gather:laod"),
     check("a/b.py:attend"),
     Bad("case gather 'attend' --check nothing", "case gather attend --check nothing"),
+    Bad("case gather 'attend' --check memry", "case gather attend --check memry"),
+    Bad(*["selftest --bug nothing"] * 2),
+    Bad(*["selftest --bug rotates_the_leading_chanels"] * 2),
     # The file of known issues
     known("limitation = 5"),
     known('limitation = "text"'),
@@ -209,6 +249,16 @@ INPUTS: tuple[Bad, ...] = (
     bundle("an unknown check", lambda data: data | {"check": "nothing"}),
     Bad("replay: a folder without a bundle", "replay ."),
     Bad("replay: no such folder", "replay nothing"),
+    # Reports that are compared
+    compared("truncated", json.dumps(FINISHED)[:60]),
+    compared("a list", [FINISHED]),
+    compared("no report", {"results": []}),
+    compared("another version", FINISHED | {"csa_spec_report": 4}),
+    compared("not finished", FINISHED | {"finished": False, "stopped": "interrupted by SIGINT"}),
+    compared("no results", {key: FINISHED[key] for key in FINISHED if key != "results"}),
+    compared("a number as result", FINISHED | {"results": [5]}),
+    Bad("compare: no such file", "compare nothing.json nothing.json"),
+    Bad("compare: one file", "compare nothing.json"),
     # Declarations
     *map(declared, DECLARATIONS),
     # From Python
@@ -218,6 +268,8 @@ INPUTS: tuple[Bad, ...] = (
     api('csa_spec.check("gather", isolate=True, time_limit=math.nan)'),
     api('csa_spec.check("gather", known=5)'),
     api("csa_spec.check(5)"),
+    api("csa_spec.check(atttend=len)"),
+    api('csa_spec.check("gather", profil="smoke")'),
     api('csa_spec.check_case("gather", 5)'),
     api('csa_spec.LayerCase(kind="csa", window="wide")'),
 )

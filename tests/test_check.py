@@ -205,7 +205,8 @@ def test_an_unknown_name_is_answered_with_all_that_there_are(monkeypatch: pytest
     """Those of other packages, too."""
     install(monkeypatch, mine="cli_candidates:kernels")
     with pytest.raises(
-        CandidateError, match=r"unknown candidate 'nosuch': give transformers, .*, mine, or your own as"
+        CandidateError,
+        match=r"unknown candidate 'nosuch'; choose from transformers, .*, mine, or give your own as",
     ):
         check("nosuch")
 

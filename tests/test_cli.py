@@ -328,7 +328,7 @@ OPTIONS = {
     ("--dtype", "torch.float32"): ["unknown dtype 'torch.float32'"],
     ("--dtype", ""): ["unknown dtype ''"],
     ("--device", "nosuch"): ["unknown device 'nosuch'", "cpu, cuda"],
-    ("--device", "cuda:0"): ["unknown device 'cuda:0'"],
+    ("--device", "cuda:0"): ["unknown device 'cuda:0'; write cuda", "CUDA_VISIBLE_DEVICES=0"],
 }
 
 
@@ -564,6 +564,22 @@ def test_a_report_never_takes_the_place_of_a_device(folder: Path) -> None:
         assert "Traceback" not in outcome.err
     finally:
         os.close(reader)
+
+
+def test_reports_are_written_in_the_format_of_their_suffix(folder: Path) -> None:
+    """Several at once, also beside the options that name a format; an unknown suffix is refused first."""
+    names = ("a.json", "b.JSON", "page.html", "comment.md", "junit.xml")
+    options = [word for name in names for word in ("--report", name)]
+    assert run("check", "cli_candidates:raises", *TINY, *options, "--json", "report").code == 1
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in (*names, "report")}
+    assert texts["a.json"] == texts["b.JSON"] == texts["report"]
+    assert json.loads(texts["report"])["verdict"] == "not conformant"
+    assert texts["page.html"].startswith("<!DOCTYPE html>")
+    assert texts["comment.md"].startswith("**NOT CONFORMANT**")
+    assert "<failure " in texts["junit.xml"]
+    said = refusal("check", "cli_candidates:exits", *TINY, "--report", "new.json", "--report", "new.pdf")
+    assert said == "--report: no format has the suffix of new.pdf; choose from .json, .html, .md, .xml"
+    assert not list(folder.glob("new.*"))
 
 
 # Single cases
@@ -943,6 +959,42 @@ def test_failures_become_pages_and_bundles_that_can_be_replayed(folder: Path) ->
     right = run("replay", *printed, "--candidate", "gather")
     assert right.code == 0
     assert f"{len(printed)} bundles: {len(printed)} fixed" in right.out
+
+
+def test_a_folder_of_bundles_is_of_one_candidate(folder: Path) -> None:
+    """What a second run replaces, and what stays of the first, is said; another candidate is refused at once."""
+    bundles = folder / "bundles"
+    options = ("--layer", "sliding", "--profile", "tiny", "--fail-fast", "--bundle", bundles)
+    (first,) = _bundle_lines(run("check", "cli_candidates:not_finite", *options))
+    (bundles / "sliding-own-inputs-old").mkdir()
+    shutil.copy(Path(first) / "case.json", bundles / "sliding-own-inputs-old")
+    again = run("check", "cli_candidates:not_finite", *options)
+    assert _bundle_lines(again) == [f"{first} (replaces that of an earlier run)"]
+    assert f"of earlier runs {bundles} still holds sliding-own-inputs-old; csa-spec replay" in again.out
+    before = sorted(bundles.rglob("*"))
+    assert refusal("check", "cli_candidates:raises", *options) == (
+        f"--bundle: {bundles} holds bundles of cli_candidates:not_finite; name another folder, or remove it"
+    )
+    assert sorted(bundles.rglob("*")) == before
+
+
+def _bundle_lines(outcome: Outcome) -> list[str]:
+    return [
+        line.removeprefix("bundle: ") for line in outcome.out.splitlines() if line.startswith("bundle: ")
+    ]
+
+
+def test_nothing_is_left_in_the_folder_of_the_command(folder: Path) -> None:
+    """Hypothesis would keep what it finds in modules in .hypothesis/ there."""
+    (folder / "mine.py").write_text("from cli_candidates import select\n")
+    program = (sys.executable, "-B", "-m", "csa_spec")
+    for arguments in (
+        ("check", "mine:select", "--stage", "select", "--profile", "smoke"),
+        ("case", "mine:select", "select S=2"),
+    ):
+        done = spawn(*program, *arguments, folder=folder)
+        assert done.returncode == 0, done
+    assert [path.name for path in folder.iterdir()] == ["mine.py"]
 
 
 def test_a_right_candidate_leaves_no_bundle(folder: Path) -> None:

@@ -23,7 +23,7 @@ from csa_spec.stages.layer.stage import LAYER
 pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parent
-SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider")
+SUITE = ("--pyargs", "csa_spec.conformance", "-p", "no:cacheprovider", "-p", "no:randomly")
 TINY = ("--csa-profile", "tiny", "--csa-layer", "sliding")
 CHECKS = len(LAYER.checks)
 """Tests of one layer kind in one dtype."""
@@ -268,6 +268,115 @@ def test_a_dtype_that_one_stage_lacks_is_skipped_with_the_reason_while_the_other
     result.stdout.fnmatch_lines(["SKIPPED*attend of cli_candidates:kernels does not support float64"])
 
 
+# The configuration file
+
+SETTINGS = """
+[tool.pytest.ini_options]
+csa_candidate = "cli_candidates:attend"
+csa_stage = "attend"
+csa_profile = "tiny"
+csa_dtype = "bfloat16,float32"
+csa_seed = 5
+csa_known = "known.toml"
+csa_isolate = false
+"""
+KNOWN = """
+[[known_issue]]
+candidate = "cli_candidates:attend"
+stage = "attend"
+name = "empty"
+reason = "slow"
+"""
+
+
+def configured(pytester: pytest.Pytester, settings: str, *options: str) -> pytest.RunResult:
+    """Run the suite in a folder whose pyproject.toml has settings, with a file of known issues beside it."""
+    pytester.makepyprojecttoml(settings)
+    pytester.path.joinpath("known.toml").write_text(KNOWN)
+    return suite(pytester, *options)
+
+
+def test_every_option_is_a_setting_of_the_configuration_file_too(pytester: pytest.Pytester) -> None:
+    """The header shows what is in force; known issues are left out, counted and tried, once per subject."""
+    result = configured(pytester, SETTINGS, "-k", "specification")
+    result.assert_outcomes(passed=2, deselected=2 * (len(STAGES["attend"].checks) - 1))
+    result.stdout.fnmatch_lines(
+        [
+            "csa-spec: candidates cli_candidates:attend; stage attend, layer all, profile tiny, "
+            "dtype bfloat16,float32, device cpu, seed 5",
+            "cli_candidates:attend attend bfloat16: output matches * with indices empty*",
+            "cli_candidates:attend attend float32: output matches * with indices empty*",
+            "cli_candidates:attend: known issue of attend: empty: passes now on 20 of 20 cases tried (slow)",
+        ]
+    )
+    assert str(result.stdout).count("known issue of attend") == 1
+
+
+def test_the_command_line_goes_before_the_configuration_file(pytester: pytest.Pytester) -> None:
+    """Option by option; a file of known issues is looked for where the command is run."""
+    options = (
+        "--csa-dtype",
+        "float32",
+        "--csa-known",
+        "known.toml",
+        "--collect-only",
+    )
+    names = names_of(configured(pytester, SETTINGS, *options, "-q"))
+    assert names == [
+        f"cli_candidates:attend-attend-float32-{check.name}" for check in STAGES["attend"].checks
+    ]
+
+
+def test_a_file_of_known_issues_lies_beside_the_configuration_file(pytester: pytest.Pytester) -> None:
+    """Wherever pytest is run."""
+    pytester.makepyprojecttoml(SETTINGS)
+    pytester.path.joinpath("known.toml").write_text(KNOWN)
+    inner = pytester.mkdir("inner")
+    os.chdir(inner)
+    result = suite(
+        pytester, f"--rootdir={pytester.path}", f"-c{pytester.path}/pyproject.toml", "-k", "memory"
+    )
+    result.assert_outcomes(passed=2, deselected=2 * (len(STAGES["attend"].checks) - 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('csa_stage = "atend"', "unknown stage 'atend'; did you mean attend?"),
+        ('csa_seed = "five"', "csa_seed must be a number, not 'five'"),
+        ('csa_time_limit = "long"', "csa_time_limit must be a number, not 'long'"),
+        ('csa_known = "nothing.toml"', "nothing.toml cannot be read: No such file or directory"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_sentence(
+    pytester: pytest.Pytester, line: str, sentence: str
+) -> None:
+    """Other tests of the project run all the same: nothing is looked at before it is needed."""
+    name = line.partition(" ")[0]
+    kept = [entry for entry in SETTINGS.splitlines() if not entry.startswith(f"{name} ")]
+    isolate = ["csa_isolate = true"] * ("limit" in name)
+    kept = [entry for entry in kept if not isolate or not entry.startswith("csa_isolate")]
+    result = configured(pytester, "\n".join([*kept, line, *isolate]))
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert sentence in text_of(result)
+    assert "Traceback" not in text_of(result)
+    assert "plugin.py" not in text_of(result)
+
+
+def test_a_candidate_of_the_configuration_file_costs_other_tests_nothing(pytester: pytest.Pytester) -> None:
+    """It is not imported for them, though it may not even be there."""
+    pytester.makepyprojecttoml('[tool.pytest.ini_options]\ncsa_candidate = "nosuch:layer"')
+    pytester.makepyfile("def test_nothing():\n    pass\n")
+    result = pytester.runpython_c(IMPORTED)
+    result.stdout.fnmatch_lines(["code 0 plugin True", "heavy []"])
+
+
+def test_a_file_of_known_issues_that_cannot_be_used_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    """Given on the command line: before anything is collected."""
+    result = suite(pytester, *KERNELS, "--csa-known", "nothing.toml")
+    assert "nothing.toml cannot be read: No such file or directory" in refusal(result)
+
+
 # Candidates of a conftest.py
 
 
@@ -333,11 +442,11 @@ def test_a_name_of_a_conftest_goes_before_a_shipped_one(pytester: pytest.Pyteste
     [
         (
             "odd",
-            "unknown stage 'layers'; choose from compressor, index_scores, select, attend, layer, cache",
+            "unknown stage 'layers'; did you mean layer?",
         ),
         (
             "typo",
-            "unknown stage 'atend'; choose from compressor, index_scores, select, attend, layer, cache",
+            "unknown stage 'atend'; did you mean attend?",
         ),
         ("number", "builtins:int offers no stage: it is neither callable nor"),
         ("nosuch", "unknown candidate 'nosuch'"),
@@ -356,7 +465,7 @@ def test_what_a_conftest_names_wrongly_is_a_usage_error(
 @pytest.mark.parametrize(
     ("options", "fragment"),
     [
-        (["--csa-candidate", "nosuch"], "unknown candidate 'nosuch': give transformers, gather, "),
+        (["--csa-candidate", "nosuch"], "unknown candidate 'nosuch'; choose from transformers, gather, "),
         (["--csa-candidate", "nosuch:layer"], "no module 'nosuch'"),
         (["--csa-candidate", "cli_candidates:Layer"], "cli_candidates:Layer is a class"),
         (["--csa-candidate", "cli_candidates:cuda_only"], "cli_candidates:cuda_only does not run on cpu"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
+from csa_spec.plug.names import unknown
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.plug.reading import Unreadable, read_as
 from csa_spec.stages import AnyStage, parse_case, stage_of
@@ -67,8 +69,7 @@ def read_bundle(folder: Path) -> Recorded:
     stage = stage_of(case)
     known = [check.name for check in stage.checks]
     if texts["check"] not in known:
-        unknown = f"unknown check {plain_line(texts['check'], 60)!r} of {stage.name}"
-        raise BundleError(f"{folder}: {unknown}; choose from {', '.join(known)}")
+        raise BundleError(f"{folder}: {unknown('check', texts['check'], known, stage.name)}")
     candidate, kind = (plain_line(texts[name], 200) for name in ("candidate", "kind"))
     return Recorded(folder, candidate, texts["check"], kind, case, texts["inputs_sha256"])
 
@@ -112,6 +113,15 @@ def bundles_in(folder: Path) -> list[Path]:
     except (OSError, ValueError, RuntimeError):
         return [folder]  # reading it says why
     return sorted(bundle for bundle in inner if not bundle.name.startswith(".")) or [folder]
+
+
+def candidates_in(folder: Path) -> dict[Path, str]:
+    """Return the bundles that a folder holds, with the name of the candidate that failed in each."""
+    names = {}
+    for bundle in bundles_in(folder):
+        with suppress(BundleError):  # what cannot be read is nobody's
+            names[bundle] = plain_line(_text(bundle, _load(bundle), "candidate"), 200)
+    return names
 
 
 def digest_of(stage: AnyStage, case: Any) -> str:

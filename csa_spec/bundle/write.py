@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from csa_spec.bundle.importing import import_path
-from csa_spec.bundle.reading import CASE_FILE, VERSION, digest_of
+from csa_spec.bundle.reading import CASE_FILE, VERSION, candidates_in, digest_of
 from csa_spec.bundle.readme import make_readme
 from csa_spec.bundle.script import TENSORS_FILE, make_script
 from csa_spec.candidates import SHIPPED
 from csa_spec.engine.failures import Failure
 from csa_spec.engine.results import Report
 from csa_spec.plug.candidate import Candidate
+from csa_spec.report.content import versions
 from csa_spec.report.json import failure_json
 from csa_spec.stages import stage_of
 
@@ -77,10 +78,35 @@ def write_bundles(
     for result in report.results:
         for failure in result.failures:
             try:
-                yield write_bundle(failure, candidate, result.check, folder, report.environment)
+                yield write_bundle(failure, candidate, result.check, folder, versions(report))
             except Exception as error:
                 name, reason = bundle_name(failure, result.check), " ".join(f"{error}".split())
                 tell(f"csa-spec: --bundle: {name} could not be written: {type(error).__name__}: {reason}")
+
+
+def problem_of_others(folder: Path, candidate: str) -> str:
+    """Say that a folder holds bundles of another candidate, which those of this one would be mixed with."""
+    other = next((name for name in candidates_in(folder).values() if name != candidate), "")
+    return f"{folder} holds bundles of {other}; name another folder, or remove it" if other else ""
+
+
+def write_and_tell(
+    report: Report,
+    candidate: Candidate,
+    folder: Path,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Write the bundles of a run, and ``say`` where each is, what it replaces and what stays of earlier runs."""
+    old = candidates_in(folder)
+    for path in write_bundles(report, candidate, folder, tell):
+        say(f"bundle: {path}" + " (replaces that of an earlier run)" * (path in old))
+        old.pop(path, None)
+    if old:
+        say(
+            f"of earlier runs {folder} still holds {', '.join(path.name for path in old)}; "
+            f"csa-spec replay {folder} tells whether they are fixed"
+        )
 
 
 def bundle_name(failure: Failure, check: str) -> str:

@@ -9,6 +9,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from csa_spec.candidates.recognise import as_candidate, failed, import_candidate
 from csa_spec.plug.candidate import Candidate, CandidateError
+from csa_spec.plug.names import did_you_mean
+from csa_spec.plug.plain import shown
 from csa_spec.plug.position import HERE, stops_the_run
 
 SHIPPED = {
@@ -45,14 +47,12 @@ def find_candidate(name: str, stage: str | None = None) -> Candidate:
         return candidate
     for entry in entry_points(group=GROUP, name=name):
         return _load(entry, stage)
-    others = sorted(entry_points(group=GROUP).names)
-    hint = ""
+    names = [*SHIPPED, *sorted(entry_points(group=GROUP).names)]
+    meant, hint = did_you_mean(name, names), ""
     if all(part.isidentifier() for part in name.split(".")) and _is_module(name):
         hint = f" ({name} is a module: give {name}:NAME)"
-    raise CandidateError(
-        f"unknown candidate {name!r}: give {', '.join([*SHIPPED, *others])}, "
-        f"or your own as package.module:object{hint}"
-    )
+    listed = f"choose from {', '.join(names)}, or give your own as package.module:object"
+    raise CandidateError(f"unknown candidate {shown(name)}; {meant or listed}{hint}")
 
 
 def is_installed(name: str) -> bool:

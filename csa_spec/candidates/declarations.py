@@ -9,6 +9,7 @@ from csa_spec.engine.case import CaseError
 from csa_spec.plug.arrays import library_problem
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.capabilities import DEVICES, DTYPES, INDEX_DTYPES, Capabilities
+from csa_spec.plug.names import did_you_mean, instead
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.spec import LayerKind
 from csa_spec.stages import STAGES
@@ -164,9 +165,9 @@ def _of_sizes(declared: Capabilities, stages: tuple[str, ...]) -> str:
             if letter not in known:
                 return f"capabilities.{what} names {letter!r}; {listed}"
             if variant and variant not in variants:
-                kinds = ", ".join(sorted(filter(None, variants)))
+                kinds = sorted(filter(None, variants))
                 there = (
-                    f"choose from {kinds}" if kinds else "name the size alone, as there are no layer kinds"
+                    instead(variant, kinds) if kinds else "name the size alone, as there are no layer kinds"
                 )
                 return f"capabilities.{what} names {shown(variant, 40)}; {there}"
     return ""
@@ -177,9 +178,10 @@ def _of_names(declared: Capabilities, stages: tuple[str, ...]) -> str:
     own = {place for stage in stages for place in STAGES[stage].case.may_lack()}
     for place, name in declared.lacks:
         if place not in every:
-            return f"capabilities.lacks names {str(place)!r}; choose from {', '.join(every)}"
+            return f"capabilities.lacks names {shown(str(place))}; {instead(place, every)}"
         if place in own and name not in every[place]:
-            return f"capabilities.lacks names {str(name)!r}; {place} has {', '.join(every[place])}"
+            meant = did_you_mean(name, every[place]) or f"{place} has {', '.join(every[place])}"
+            return f"capabilities.lacks names {shown(str(name))}; {meant}"
     return ""
 
 

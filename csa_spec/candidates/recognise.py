@@ -11,6 +11,7 @@ from typing import Any
 from csa_spec.candidates.declarations import capabilities_problem
 from csa_spec.plug.candidate import Candidate, CandidateError
 from csa_spec.plug.capabilities import Capabilities
+from csa_spec.plug.names import did_you_mean, unknown
 from csa_spec.plug.position import HERE, stops_the_run
 from csa_spec.plug.raised import described, in_short
 from csa_spec.stages import DEFAULT, STAGES
@@ -77,9 +78,9 @@ def _check_stages(candidate: Candidate, name: str) -> None:
     """Refuse a candidate that was put together wrongly."""
     if not isinstance(candidate.stages, Mapping) or not isinstance(candidate.own, Mapping):
         raise CandidateError(f"{name}: stages and own must be mappings by the name of the stage")
-    unknown = [stage for stage in (*candidate.stages, *candidate.own) if stage not in STAGES]
-    if unknown:
-        raise CandidateError(f"{name}: unknown stage {unknown[0]!r}; choose from {', '.join(STAGES)}")
+    odd = [stage for stage in (*candidate.stages, *candidate.own) if stage not in STAGES]
+    if odd:
+        raise CandidateError(f"{name}: {unknown('stage', odd[0], STAGES)}")
     for stage in candidate.offers:
         functions = candidate.functions(stage)
         if "" not in functions or not all(isinstance(mode, str) for mode in functions):
@@ -141,7 +142,9 @@ def import_candidate(path: str, stage: str | None = None) -> Candidate:
     except CandidateError:
         raise
     except AttributeError:
-        raise CandidateError(f"module {module_name} has no attribute {attribute!r}") from None
+        meant = did_you_mean(part, vars(thing)) if hasattr(thing, "__dict__") else ""
+        hint = f"; {meant}" if meant else ""
+        raise CandidateError(f"module {module_name} has no attribute {attribute!r}{hint}") from None
     except BaseException as error:
         if stops_the_run(error):
             raise

@@ -123,6 +123,7 @@ def from_modules(
         # Norms, rotary tables and index scores are float32 inside, whatever the dtype of the model.
         Capabilities(lacks=_LACKS, internal_dtype="float32", batch_invariant=False),
         dict(environment),
+        implementation=getattr(modeling, "DeepseekV4Attention", None),
     )
 
 

@@ -34,6 +34,7 @@ def diagnose(
     seconds: float = SECONDS,
     others: Sequence[Any] = (),
     without: Collection[str] = (),
+    recorded: bool = False,
 ) -> Diagnosis | None:
     """Say what a failure of a candidate looks like; None where the candidate cannot be asked again.
 
@@ -48,6 +49,8 @@ def diagnose(
         Other cases on which it fails, as they were before shrinking.
     without
         Names of known bugs that are not tried.
+    recorded
+        Whether the candidate can be asked about ``others`` only, on which it need not fail.
     """
     stage = stage_of(failure.case)
     named = check if isinstance(check, Check) else stage.check(check)
@@ -60,7 +63,7 @@ def diagnose(
         end = time.monotonic() + seconds
         known = [bug for bug in _may_have(failure.case, trial, stage) if bug.name not in without]
         search = Search(candidate, named, stage, known, end)
-        search.run([failure.case, *sorted(others, key=lambda case: case.order)])
+        search.run([failure.case, *sorted(others, key=lambda case: case.order)], further=not recorded)
         certainty, behaves_like = search.verdict()
         return Diagnosis(behaves_like, summary(trial, failure, named.law), certainty)
     except CandidateError:

@@ -95,18 +95,24 @@ class Search:
         """Whether the time is over."""
         return time.monotonic() > self.deadline
 
-    def run(self, failing: Sequence[Any]) -> None:
-        """Find suspects and weigh them on the failing cases, the best of which is the first, and on others."""
+    def run(self, failing: Sequence[Any], further: bool = True) -> None:
+        """Find suspects and weigh them on the failing cases, the best of which is the first.
+
+        And, if ``further``, on others.
+        """
         cases = list(self._fitting(failing))
         for start in cases[:STARTS]:
             found = self._found(start)
             self.suspects += found
             if found:
-                seeds = (replace(start, seed=start.seed + 1 + i) for i in range(_SEEDS))
-                further = further_cases(start, self.candidate, self.stage)
-                self._weigh(found, chain((case for case in cases if case != start), seeds, further))
+                others = (case for case in cases if case != start)
+                self._weigh(found, chain(others, self._further(start) if further else ()))
             if self.late or any(suspect.fits for suspect in found):
                 return
+
+    def _further(self, start: Any) -> Iterator[Any]:
+        yield from (replace(start, seed=start.seed + 1 + i) for i in range(_SEEDS))
+        yield from further_cases(start, self.candidate, self.stage)
 
     def verdict(self) -> tuple[Certainty, tuple[Likeness, ...]]:
         """Return how sure it is, and which bugs are named, the likeliest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote
 
 from csa_spec.engine.sizes import size_kinds
-from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule
+from csa_spec.plug.capabilities import DEVICES, DTYPES, Capabilities, SizeRule, unknown_device
 from csa_spec.plug.layouts import Layout
+from csa_spec.plug.names import instead, unknown
 from csa_spec.plug.plain import plain_line, shown
 
 MOST_BYTES = 16 << 30
@@ -146,7 +148,7 @@ def coded(
     return dataclasses.field(default=default, metadata=what)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Case:
     """What the cases of all stages have in common. ``str`` gives the line of text, ``parse`` reads it."""
 
@@ -196,13 +198,13 @@ class Case:
         for field in self._drawn_fields():
             kind, value = field.metadata["kind"], getattr(self, field.name)
             if value not in list(kind):
-                unknown = plain_line(value, 40)
-                raise CaseError(f"unknown {field.name} {unknown!r}; choose from {', '.join(kind)}")
+                raise CaseError(unknown(field.name, str(value), kind))
             object.__setattr__(self, field.name, kind(value))
-        for name, known in (("layout", tuple(Layout)), ("dtype", DTYPES), ("device", DEVICES)):
+        if self.device not in DEVICES:
+            raise CaseError(unknown_device(str(self.device)))
+        for name, known in (("layout", tuple(Layout)), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
-                unknown = plain_line(getattr(self, name), 40)
-                raise CaseError(f"unknown {name} {unknown!r}; choose from {', '.join(known)}")
+                raise CaseError(unknown(name, str(getattr(self, name)), known))
         object.__setattr__(self, "layout", Layout(self.layout))
 
     @classmethod
@@ -246,6 +248,14 @@ class Case:
                 words.append(f"{_text_of(field)}={field.metadata.get('write', str)(value)}")
         return " ".join(words)
 
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        return f"parse_case({json.dumps(str(self), ensure_ascii=False)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Let Hypothesis and IPython print that call."""
+        printer.text(repr(self))
+
     @classmethod
     def _written(cls) -> list[Field[Any]]:
         """Return the fields that are written as ``name=value``."""
@@ -266,7 +276,7 @@ class Case:
             name, _, value = word.partition("=")
             if name not in known:
                 raise CaseError(
-                    f"{shown(word)} is not part of a case of {cls.stage}; choose from {', '.join(known)}"
+                    f"{shown(word)} is not part of a case of {cls.stage}; {instead(name, known)}"
                 )
             field = known[name]
             if field.name in values:

@@ -172,6 +172,10 @@ class Failure(AssertionError):
         """That the candidate declares not to support the case, in words, where it was run all the same"""
         self.vague = False
         """Whether the case is too large to probe what depends on what, so that a smaller one says more"""
+        self.alone = False
+        """Whether nobody looked for other cases that fail"""
+        self.recorded_as = ""
+        """Name of the case among test vectors, where the answer was written down by another program"""
         self.met_on: tuple[Case, ...] = ()
         """Cases from before shrinking on which the candidate failed"""
         self.remarks: tuple[str, ...] = ()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from csa_spec.plug.names import instead
 from csa_spec.plug.plain import plain_line
 from csa_spec.plug.reading import Unreadable, read_as
 
@@ -38,7 +38,7 @@ def read_known_file(path: Path) -> list[dict[str, Any]]:
     data = read_as("TOML", tomllib.loads, path)
     for name in data:
         if name not in TABLES:
-            raise Unreadable(f"has {_quoted(name)}, which means nothing; {_instead(name, TABLES)}")
+            raise Unreadable(f"has {_quoted(name)}, which means nothing; {instead(name, TABLES)}")
         if not isinstance(data[name], list):
             raise Unreadable(
                 f"has {_type(data[name])} as {name}; write a table [[known_issue]] for each known issue"
@@ -61,7 +61,7 @@ def _problems(table: Any) -> Iterator[str]:
     missing = [key for key in _NEEDED if key not in table]
     for key in table:
         if key not in _KEYS:
-            yield f"has {_quoted(key)}, which means nothing; {_instead(key, _KEYS)}"
+            yield f"has {_quoted(key)}, which means nothing; {instead(key, _KEYS)}"
     if missing:
         yield f"lacks {', '.join(missing)}"
     for key, value in table.items():
@@ -81,8 +81,3 @@ def _type(value: object) -> str:
 
 def _quoted(text: str) -> str:
     return repr(plain_line(text, 60))
-
-
-def _instead(name: str, known: tuple[str, ...]) -> str:
-    close = get_close_matches(name, known, 1)
-    return f"write {close[0]}" if close else f"choose from {', '.join(known)}"

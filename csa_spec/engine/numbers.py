@@ -13,6 +13,7 @@ from csa_spec.engine import agreement
 from csa_spec.engine import failures as kinds
 from csa_spec.engine.agreement import Part
 from csa_spec.engine.failures import Failure, Found, Place, WrongNumbers
+from csa_spec.engine.reference import Reference
 from csa_spec.engine.tally import Tally, error_ratios
 from csa_spec.engine.trial import C, Trial, of_case
 from csa_spec.plug.call import Answer
@@ -28,6 +29,12 @@ class NumbersTrial(Trial[C]):
     @abstractmethod
     def expected(self) -> tuple[Tensor, Tensor]:
         """What must come back, in float64, and by how much each element may be off."""
+
+    @property
+    def reference(self) -> Reference:
+        """Every item is compared."""
+        output, tolerance = self.expected
+        return Reference(output, torch.ones(output.shape[:2], dtype=torch.bool), tolerance)
 
     def special(self, b: int, i: int) -> Found | None:
         """Name a kind of failure that only this stage has, if a wrong item is one."""
@@ -97,7 +104,7 @@ class NumbersTrial(Trial[C]):
         other = self._answer_of_another(got, expected, wrong)
         if other is not None:
             return (kinds.AnswersAnother, {"other": other}), wrong[0]
-        seen = self.sight(*most)
+        seen = self.sight(*most) if self.can_probe else None
         if seen is not None:
             return seen, most
         items = f"{self.item.removesuffix('y')}ies" if self.item.endswith("y") else f"{self.item}s"
@@ -137,7 +144,7 @@ class NumbersTrial(Trial[C]):
             return [says]
         factor = _factor(failure)
         times = "" if factor is None else f", {factor:.4g} times what they must be"
-        depends = self.depends_on(failure)
+        depends = self.depends_on(failure) if self.can_probe else ""
         if not depends:
             return [says, f"The numbers are wrong{times}; what they depend on was not probed"]
         return [says, f"{depends}{times}"]

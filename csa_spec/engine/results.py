@@ -8,6 +8,7 @@ from enum import Enum
 
 from csa_spec.engine.known_issues import KnownIssue
 from csa_spec.engine.running import CheckResult
+from csa_spec.plug.origin import Location, Source
 
 
 class Verdict(Enum):
@@ -44,6 +45,10 @@ class Report:
     """What the candidate is known not to support, and what trying it showed"""
     stopped: str = ""
     """Why the run ended before its end; empty where it is finished"""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Of libraries under development: the folder that they were imported from, and its git revision"""
+    functions: Mapping[str, Location] = field(default_factory=dict)
+    """By stage, where the candidate's function is written"""
 
     @property
     def verdict(self) -> Verdict:

@@ -47,6 +47,9 @@ class Check(Generic[T]):
     """Whether it needs no specification; a law is tried on fewer cases"""
     costly: bool = False
     """Whether one case takes as long as many: tried on very few"""
+    of_memory: bool = False
+    """Whether it is about memory, so that it is tried with tensors in every layout; what else depends on the
+    layout, the specification check finds"""
     two_runs: bool = False
     """Whether what is shown of a failure are two runs of the candidate, in place of expected and got"""
     needs: Callable[[Capabilities], bool] = lambda capabilities: True
@@ -55,11 +58,18 @@ class Check(Generic[T]):
 
 SIDE_EFFECTS: tuple[Check[Any], ...] = (
     Check("repeat", "two runs agree", side_effects.two_runs_agree, two_runs=True),
-    Check("inputs", "inputs are not mutated", side_effects.inputs_are_not_changed),
+    Check("inputs", "inputs are not mutated", side_effects.inputs_are_not_changed, of_memory=True),
     Check("state", "the process is left as it was", side_effects.state_is_left_alone),
-    Check("memory", "the output has memory of its own", side_effects.output_has_its_own_memory),
+    Check(
+        "memory", "the output has memory of its own", side_effects.output_has_its_own_memory, of_memory=True
+    ),
     Check("growth", "nothing grows with every call", side_effects.nothing_grows, costly=True),
-    Check("own-inputs", "a call answers its own inputs", side_effects.a_call_answers_its_own_inputs),
+    Check(
+        "own-inputs",
+        "a call answers its own inputs",
+        side_effects.a_call_answers_its_own_inputs,
+        of_memory=True,
+    ),
 )
 """Of every stage."""
 ROWS: Check[Any] = Check("rows", "rows do not change each other", side_effects.rows_do_not_interact)
@@ -113,32 +123,28 @@ class Draws(Generic[C]):
 
 
 def in_every_layout(draws: Draws[C]) -> Draws[C]:
-    """Return cases whose tensors also lie in memory in other ways: half of what is drawn, and corner cases.
-
-    These are the first with several rows, which expanded ones need.
-    """
+    """Return cases whose tensors also lie in memory in other ways: half of what is drawn, and corner cases."""
     layouts = st.sampled_from([*[Layout.PLAIN] * len(VIEWS), *VIEWS])
 
-    def cases(variant: str, setting: Setting) -> SearchStrategy[C]:
-        return st.builds(
-            lambda case, layout: replace(case, layout=layout), draws.cases(variant, setting), layouts
-        )
-
-    def laid_out(corners: Sequence[C], *more: Layout) -> list[C]:
-        several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])
-        views = [replace(several, layout=layout) for layout in VIEWS]
-        # The seed says which tensors have equal rows.
-        return views + [replace(several, layout=layout, seed=n) for n, layout in enumerate(more, start=1)]
+    @st.composite  # a failing case is then printed as the call that makes it, not as how it was drawn
+    def cases(draw: st.DrawFn, variant: str, setting: Setting) -> C:
+        case = draw(draws.cases(variant, setting))
+        return replace(case, layout=draw(layouts))
 
     def all_corners(variant: str, setting: Setting) -> list[C]:
         corners = draws.corners(variant, setting)
-        return [*corners, *laid_out(corners, *[Layout.EXPANDED] * 3)]
+        several, *_ = views = laid_out(corners)
+        # The seed says which tensors have equal rows.
+        more = [replace(several, layout=Layout.EXPANDED, seed=n) for n in (1, 2, 3)]
+        return [*corners, *views, *more]
 
-    def for_laws(variant: str, setting: Setting, costly: bool) -> list[C]:
-        views = [] if costly else laid_out(draws.corners(variant, setting))
-        return [*draws.for_laws(variant, setting, costly), *views]
+    return replace(draws, cases=cases, corners=all_corners)
 
-    return replace(draws, cases=cases, corners=all_corners, for_laws=for_laws)
+
+def laid_out(corners: Sequence[C]) -> list[C]:
+    """Return the first case with several rows, which expanded tensors need, in every layout."""
+    several = next((case for case in corners if case.sizes.get("B", 1) > 1), corners[0])
+    return [replace(several, layout=layout) for layout in VIEWS]
 
 
 Picture = Callable[[Failure, Sequence[str]], str | None]
@@ -183,6 +189,11 @@ class Stage(Generic[C, T]):
         if self.drawn is not None:
             return in_every_layout(self.drawn)
         return in_every_layout(import_module(f"csa_spec.strategies.{self.name}").DRAWS)
+
+    def law_cases(self, check: Check[Any], variant: str, setting: Setting) -> list[C]:
+        """Return the cases, beside drawn ones, on which a law is tried."""
+        few = self.draws.for_laws(variant, setting, check.costly)
+        return [*few, *laid_out(self.draws.corners(variant, setting))] if check.of_memory else [*few]
 
     def all_required(self, variant: str, capabilities: Capabilities) -> list[str]:
         """Return the kinds of case that a run must reach, every layout among them."""

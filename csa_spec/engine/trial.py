@@ -16,6 +16,7 @@ from csa_spec.engine import failures as kinds
 from csa_spec.engine.agreement import Part
 from csa_spec.engine.case import Case
 from csa_spec.engine.failures import Failure, Place
+from csa_spec.engine.reference import Reference
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
 from csa_spec.plug.arrays import named_tensors
@@ -99,6 +100,11 @@ class Trial(ABC, Generic[C]):
         self.case = case
 
     @property
+    def can_probe(self) -> bool:
+        """Whether the candidate can be asked about other inputs too, to see what its output depends on."""
+        return not self.candidate.recorded
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the candidate's stage supports."""
         return self.candidate.capabilities_of(self.stage)
@@ -135,6 +141,11 @@ class Trial(ABC, Generic[C]):
         Failure
             If it is wrong.
         """
+
+    @property
+    @abstractmethod
+    def reference(self) -> Reference:
+        """What the specification answers, and how far an answer may be from it."""
 
     @abstractmethod
     def specified(self, arguments: Mapping[str, Any], noise: Any = None) -> Tensor:

@@ -141,7 +141,7 @@ class LocalCaller:
         if request.grows:
             return self._growing(function, request, arrays)
         earlier = self._given if request.overwrite or request.reuse else NOTHING
-        given, converted = _arguments(request, arrays, earlier[0] if request.reuse else {})
+        given, converted = arguments_of(request, arrays, earlier[0] if request.reuse else {})
         inputs = named_tensors(given)
         self._given = inputs, request
         returned, changed_state = _watched(function, converted, request, arrays)
@@ -170,7 +170,7 @@ class LocalCaller:
         once = replace(request, grows=False)
 
         def call() -> None:
-            _watched(function, _arguments(once, arrays)[1], once, arrays)
+            _watched(function, arguments_of(once, arrays)[1], once, arrays)
 
         return Answer(None, grown=growth(call))
 
@@ -182,10 +182,10 @@ class LocalCaller:
         return before is not None and not same_bits(before[0].detach().cpu(), before[1])
 
 
-def _arguments(
+def arguments_of(
     request: Request, arrays: str, again: Mapping[str, Tensor] = MappingProxyType({})
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return copies of the arguments, and the same as arrays of the candidate's library.
+    """Return copies of the arguments, in the layout of the request, and the same as arrays of the candidate's library.
 
     Where a tensor of the same form is there already, the numbers are written into that.
     """

@@ -36,6 +36,10 @@ class Candidate:
     """Capabilities of single stages, in place of the candidate's"""
     caller: Caller = field(default_factory=LocalCaller, compare=False)
     """Makes the calls: in this process, or in a worker's"""
+    recorded: bool = False
+    """Whether its answers were written down elsewhere, so that nothing else can be asked"""
+    implementation: Any = None
+    """The class or function that is checked, where the functions of the stages only adapt it"""
 
     def __post_init__(self) -> None:
         """Take its name and versions as they can be shown."""

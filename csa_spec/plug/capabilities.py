@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Container, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from math import lcm
 from types import MappingProxyType
 
 from csa_spec.plug.layouts import CONTIGUOUS, Layout
+from csa_spec.plug.plain import shown
 from csa_spec.spec import LayerKind
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -23,6 +25,14 @@ _NO_SIZES: Mapping[Sized, int] = MappingProxyType({})
 _ANY_SIZE: Mapping[Sized, Container[int]] = MappingProxyType({})
 _FAR = 4096
 """How far the nearest supported size is looked for."""
+
+
+def unknown_device(device: str) -> str:
+    """Say what to write in place of a device that is not known, such as ``cuda:0``."""
+    number = re.fullmatch(r"cuda:([0-9]{1,3})", device)
+    if number is None:
+        return f"unknown device {shown(device)}; choose from {', '.join(DEVICES)}"  # gpu is no slip of cpu
+    return f"unknown device {device!r}; write cuda, and choose the GPU with CUDA_VISIBLE_DEVICES={number[1]}"
 
 
 _STRIDED = ("torch", "numpy", "cupy")

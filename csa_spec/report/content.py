@@ -44,11 +44,13 @@ def numbers_lines(failure: Failure, check: str, shown: int = 6) -> list[str]:
 
 def case_label(failure: Failure) -> str:
     """Return what the case of a failure is: the smallest one that was found, or one as it was met."""
-    return "failing case" if isinstance(failure, Flaky) else "smallest case found"
+    return "failing case" if isinstance(failure, Flaky) or failure.alone else "smallest case found"
 
 
 def call_line(failure: Failure, candidate: str, check: str) -> str:
     """Return the line of Python that tries the case again."""
+    if failure.recorded_as:
+        return f"csa_spec.tensors({quoted(str(failure.case))})  # {failure.recorded_as}"
     law = "" if check == SPECIFICATION else f", check={quoted(check)}"
     return f"check_case({quoted(candidate)}, {quoted(str(failure.case))}{law})"
 
@@ -168,10 +170,17 @@ def about(report: Report) -> str:
     return (f" for {', '.join(others)}" if others else "") + issues + end
 
 
+def versions(report: Report) -> dict[str, str]:
+    """Return what was run, by name: the version, and of what is under development folder and revision."""
+    names = dict.fromkeys([*report.environment, *report.sources])
+    parts = {name: (report.environment.get(name, ""), report.sources.get(name, "")) for name in names}
+    return {name: " ".join(str(part) for part in both if part) for name, both in parts.items()}
+
+
 def environment(report: Report) -> str:
     """Return versions, profile, device and seed in a line."""
-    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    return f"{versions}; {report.profile} profile, {report.device}, seed {report.seed}"
+    named = ", ".join(f"{name} {version}" for name, version in versions(report).items())
+    return f"{named}; {report.profile} profile, {report.device}, seed {report.seed}"
 
 
 def gaps(report: Report) -> list[str]:

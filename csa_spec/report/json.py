@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "csa_spec_report": VERSION,
         "candidate": report.candidate,
         "environment": dict(report.environment),
+        "sources": {name: asdict(source) for name, source in report.sources.items()},
+        "functions": {stage: location._asdict() for stage, location in report.functions.items()},
         "profile": report.profile,
         "dtypes": list(report.dtypes),
         "device": report.device,
@@ -74,6 +77,7 @@ def _result(result: CheckResult) -> dict[str, Any]:
         "check": result.check,
         "property": result.sentence,
         "stage": result.stage,
+        "subject": result.subject,
         "layer_kind": result.variant or None,
         "dtype": result.dtype,
         "cases": result.cases,

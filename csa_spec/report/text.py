@@ -18,6 +18,20 @@ from csa_spec.stages import stage_of
 
 
 def describe(failure: Failure, candidate: str, check: str) -> str:
+    """Explain one failure, and say how to see it again."""
+    call = call_line(failure, candidate, check)
+    return "\n".join(
+        [
+            explained(failure, check),
+            "",
+            "  its inputs" if failure.recorded_as else "  to see it again",
+            "    import csa_spec" if failure.recorded_as else "    from csa_spec import check_case",
+            f"    {call}",
+        ]
+    )
+
+
+def explained(failure: Failure, check: str) -> str:
     """Explain one failure to someone who does not know how the suite works."""
     case = failure.case
     lines = [
@@ -41,12 +55,6 @@ def describe(failure: Failure, candidate: str, check: str) -> str:
             lines += _wrapped(finding, "    ")
     for block in (failure.context, *maps(failure)):
         lines += ["", *("  " + line for line in block)] if block else []
-    lines += [
-        "",
-        "  to see it again",
-        "    from csa_spec import check_case",
-        f"    {call_line(failure, candidate, check)}",
-    ]
     return "\n".join(lines)
 
 

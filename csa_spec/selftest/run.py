@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from csa_spec.bugs import Bug, bugs, find_bug
+from csa_spec.plug.names import MOST, did_you_mean
+from csa_spec.plug.plain import shown
 from csa_spec.resolving import UsageError, resolve_profile
 from csa_spec.selftest.kills import Hunt, hunts
 from csa_spec.selftest.right import Passed, try_right
@@ -113,7 +115,7 @@ def choose_bugs(names: Collection[str]) -> tuple[Bug, ...]:
     catalogue = {bug.name: bug for bug in bugs()}
     for name in names:
         if name not in catalogue:
-            near = [known for known in catalogue if name in known][:5]
-            hint = f"choose from {', '.join(near)}" if near else "docs/power.md lists all"
-            raise UsageError(f"unknown bug {name!r}; {hint}")
+            near = [known for known in catalogue if name in known][:MOST]
+            listed = f"choose from {', '.join(near)}" if near else "docs/power.md lists all"
+            raise UsageError(f"unknown bug {shown(name)}; {did_you_mean(name, catalogue) or listed}")
     return tuple(catalogue[name] for name in names or catalogue)

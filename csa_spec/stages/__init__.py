@@ -10,6 +10,7 @@ from typing import Any
 
 from csa_spec.engine.case import Case, CaseError
 from csa_spec.engine.stage import Stage
+from csa_spec.plug.names import did_you_mean
 from csa_spec.plug.plain import shown
 from csa_spec.stages.attend.stage import ATTEND
 from csa_spec.stages.cache.stage import CACHE
@@ -59,5 +60,8 @@ def parse_case(text: str) -> Any:
     first = text.split(maxsplit=1)[0] if text.strip() else ""
     heads = {head: stage for stage in STAGES.values() for head in stage.case.first_words()}
     if first not in heads:
-        raise CaseError(f"a case starts with {', '.join(heads)}, not with {shown(first)}")
+        meant = did_you_mean(first, heads)
+        raise CaseError(
+            f"a case starts with {', '.join(heads)}, not with {shown(first)}{'; ' * bool(meant)}{meant}"
+        )
     return heads[first].case.parse(text)

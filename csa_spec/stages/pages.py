@@ -26,7 +26,7 @@ _MOST_ROWS = 2**22
 """Keys that all unused pages hold, where a case does not name its page size"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PagedCase(Case):
     """A case whose keys are handed over in pages to candidates that declare it."""
 

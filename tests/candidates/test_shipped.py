@@ -11,7 +11,7 @@ from oracles import VECTORS
 
 import csa_spec
 from csa_spec.candidates import SHIPPED, find_candidate
-from csa_spec.vectors import check_attend
+from csa_spec.vectors.figures import check_attend
 
 LAYOUTS = ("gather", "flattened", "dense", "sdpa", "flex")
 """Triton runs in a process of its own: its interpreter is chosen when it is imported."""

@@ -113,8 +113,8 @@ def test_modes_survive_the_line(mode: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "layer kind '' is none of csa, hca, sliding"),
-        ("dsa rows=3", "layer kind 'dsa' is none of"),
+        ("", "unknown layer kind ''; choose from csa, hca, sliding"),
+        ("dsa rows=3", "unknown layer kind 'dsa'; did you mean csa?"),
         ("csa rows=3 q=1", "'q=1' is not part of a case of layer; choose from seed, "),
         ("csa rows", "'' is not a row"),
         ("csa rows=3,", "'' is not a row"),

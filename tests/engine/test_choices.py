@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csa_spec.engine.choices import Choice, valid_choice
 from csa_spec.spec.selection import select
-from csa_spec.stages.layer.expected import Choice, valid_choice
 
 SCORES = st.lists(st.integers(-3, 3), max_size=6)
 """Few values, so that ties are common; integers, so that no comparison is a matter of rounding."""

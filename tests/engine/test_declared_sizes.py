@@ -303,7 +303,7 @@ REFUSED = {
     "no such least": ("attend", {"least": {"M": 1}}, "capabilities.least names 'M'; attend has the sizes"),
     "no such multiple": ("layer", {"multiples": {"d": 2}}, "capabilities.multiples names 'd'; layer has the sizes"),
     "no such set": ("cache", {"allowed": {"steps": {1}}}, "capabilities.allowed names 'steps'; cache has the sizes"),
-    "no such kind": ("layer", {"limits": {("cs", "m"): 4}}, "capabilities.limits names 'cs'; choose from csa"),
+    "no such kind": ("layer", {"limits": {("cs", "m"): 4}}, "capabilities.limits names 'cs'; did you mean csa?"),
     "no such kind of a least": ("layer", {"least": {("HCA", "m"): 4}}, "capabilities.least names 'HCA'"),
     "no such kind of a multiple": ("cache", {"multiples": {("x", "m"): 4}}, "capabilities.multiples names 'x'"),
     "no such kind of a set": ("layer", {"allowed": {("x", "m"): {4}}}, "capabilities.allowed names 'x'"),

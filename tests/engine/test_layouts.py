@@ -204,10 +204,17 @@ def test_numpy_arrays_have_the_strides_of_the_layout() -> None:
     assert seen == [(96, 32, 8)]
 
 
-@pytest.mark.parametrize("layout", ["", "slanted", "PLAIN"])
-def test_an_unknown_layout_is_refused(layout: str) -> None:
-    """With the names that there are."""
-    with pytest.raises(csa_spec.CaseError, match=r"unknown layout '.*'; choose from plain, offset, sliced"):
+@pytest.mark.parametrize(
+    ("layout", "advice"),
+    [
+        ("", "choose from plain, offset, sliced"),
+        ("slanted", "did you mean sliced"),
+        ("PLAIN", "did you mean plain"),
+    ],
+)
+def test_an_unknown_layout_is_refused(layout: str, advice: str) -> None:
+    """With the names that there are, or the one that is close."""
+    with pytest.raises(csa_spec.CaseError, match=rf"unknown layout '{layout}'; {advice}"):
         parse_case(f"attend layout={layout}")
 
 

@@ -63,7 +63,8 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     data = to_json(report_of(failure_of("leaks_the_future", LEAK)))
     assert data["csa_spec_report"] == VERSION == 3
     assert set(data) == {
-        "csa_spec_report", "candidate", "environment", "profile", "dtypes", "device", "seed", "seconds", "verdict",
+        "csa_spec_report", "candidate", "environment", "sources", "functions", "profile", "dtypes", "device",
+        "seed", "seconds", "verdict",
         "finished", "stopped", "exit_code", "missing", "left_out", "declined", "known_issues", "results",
     }  # fmt: skip
     assert (data["verdict"], data["exit_code"]) == ("not conformant", 1)
@@ -71,7 +72,7 @@ def test_json_has_a_version_and_everything_a_program_needs() -> None:
     assert data["left_out"] == [{"dtype": "float32", "subject": "csa", "kinds": ["YaRN"]}]
     assert data["declined"] == {"hca": "it does not offer hca layers"}
     (result,) = data["results"]
-    assert {"check", "property", "stage", "layer_kind", "dtype", "cases", "failing_cases", "queries",
+    assert {"check", "property", "stage", "subject", "layer_kind", "dtype", "cases", "failing_cases", "queries",
             "ambiguous_queries", "unjudged_queries", "worst_error_over_budget", "seconds", "regimes", "reached",
             "not_applicable", "seen", "sizes", "failures", "state", "not_judged_cases"} == set(result)  # fmt: skip
     (failure,) = result["failures"]

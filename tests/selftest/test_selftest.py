@@ -159,7 +159,9 @@ def _is_running(process: str) -> bool:
 def test_wrong_use_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """Names, seeds, processes."""
     for arguments, says in (
-        (["--bug", "drops_the"], "unknown bug 'drops_the'; choose from drops_the_sink"),
+        (["--bug", "drops_the"], "unknown bug 'drops_the'; did you mean drops_the_sink"),
+        (["--bug", "nsa"], "unknown bug 'nsa'; docs/power.md lists all"),
+        (["--bug", "drops"], "unknown bug 'drops'; choose from drops_"),
         (["--seeds", "a,b"], "--seeds takes whole numbers separated by commas, not 'a,b'"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--profile", "huge"], "unknown profile 'huge'"),

@@ -28,7 +28,7 @@ from csa_spec.spec.selection import select
 from csa_spec.stages.layer.case import LayerCase, Scores, Sinks, Values
 from csa_spec.stages.layer.inputs import Inputs, make_inputs
 from csa_spec.strategies.layer import cases, corner_cases
-from csa_spec.vectors import check_vectors
+from csa_spec.vectors.figures import check_vectors
 
 
 class Verdict(StrEnum):

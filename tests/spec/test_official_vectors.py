@@ -13,7 +13,7 @@ import second_oracle
 from oracles import VECTORS, Array
 from safetensors.numpy import load_file
 
-from csa_spec.vectors import TOLERANCE, VectorResult, check_vectors
+from csa_spec.vectors.figures import TOLERANCE, VectorResult, check_vectors
 
 CASES = {
     "csa_all_visible.safetensors": 8,

@@ -88,7 +88,7 @@ class IndexDtype(StrEnum):
     INT32 = "int32"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AttendCase(PagedCase):
     """One trial of ``attend``."""
 

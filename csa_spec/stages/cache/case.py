@@ -67,7 +67,7 @@ def _write_calls(calls: Sequence[Call]) -> str:
     return ",".join(map(str, calls))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CacheCase(OfLayer):
     """One trial of ``cache``."""
 

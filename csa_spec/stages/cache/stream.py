@@ -14,6 +14,7 @@ from torch import Tensor
 from csa_spec.engine.case import CaseError, whole
 from csa_spec.plug.arrays import received
 from csa_spec.plug.call import MisshapenAnswer, NotOffered
+from csa_spec.plug.names import did_you_mean
 from csa_spec.plug.plain import plain_line
 from csa_spec.spec import Geometry, LayerWeights
 
@@ -81,9 +82,9 @@ class Call:
         """Read what ``str`` wrote."""
         match = re.fullmatch(r"(?:([0-9]+)|([a-z_]+)(?::([0-9]+(?:\.[0-9]+)*))?)", text)
         if match is None or (match[2] and match[2] not in list(Op)):
-            raise CaseError(
-                f"{plain_line(text, 60)!r} is no call; write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
-            )
+            listed = f"write e.g. 3, rollback:1, reorder:1.0, {', '.join(list(Op)[4:])}"
+            meant = did_you_mean(text.partition(":")[0], list(Op)[1:])
+            raise CaseError(f"{plain_line(text, 60)!r} is no call; {meant or listed}")
         if match[1]:
             return cls(Op.EXTEND, (whole(match[1]),))
         op, numbers = Op(match[2]), tuple(map(whole, match[3].split("."))) if match[3] else ()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.agreement import Part
+from csa_spec.engine.choices import Choice
 from csa_spec.engine.failures import (
     READS_TOO_MUCH,
     Failure,
@@ -21,6 +22,7 @@ from csa_spec.engine.failures import (
     counted,
 )
 from csa_spec.engine.numbers import moved_by
+from csa_spec.engine.reference import Choices, Reference
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
@@ -29,7 +31,7 @@ from csa_spec.stages.cache.case import CacheCase, Token, make_cache_inputs
 from csa_spec.stages.cache.schedule import Schedule
 from csa_spec.stages.cache.stream import Call, Op, drive
 from csa_spec.stages.layer.comparison import Mismatch, compare
-from csa_spec.stages.layer.expected import Expected, expect
+from csa_spec.stages.layer.expected import ALTERNATIVES, Expected, expect
 from csa_spec.stages.layer.inputs import Inputs
 from csa_spec.stages.layer.output import LayerOutput
 
@@ -111,6 +113,26 @@ class CacheTrial(Trial[CacheCase]):
         """Return what the specification says of a row that holds ``tokens``, or begins with them."""
         return next(answer for longer, answer in self._expected.items() if longer[: len(tokens)] == tokens)
 
+    @property
+    def reference(self) -> Reference:
+        """All outputs, in the order in which the calls give them."""
+        out: list[Tensor] = []
+        tolerance: list[Tensor] = []
+        choices: list[Choice | None] = []
+        entries = 0
+        for step in self.case.steps:
+            for _, tokens, count in step.judged:
+                document, new = (
+                    self.specified_on(tokens).documents[0],
+                    slice(len(tokens) - count, len(tokens)),
+                )
+                out.append(document.trace.out[new])
+                tolerance.append(document.budgets.out[new])
+                choices += document.choices[new]
+                entries = max(entries, len(document.trace.context.entries))
+        compared = torch.tensor([choice is None or choice.count <= ALTERNATIVES for choice in choices])
+        return Reference(torch.cat(out), compared, torch.cat(tolerance), Choices.of(choices, entries))
+
     def judge(self, answer: Answer) -> Tally:
         """Every output is that of the specification on what its row then holds."""
         tally = Tally()
@@ -165,7 +187,7 @@ class CacheTrial(Trial[CacheCase]):
 
     def summary(self, failure: Failure, says: str) -> list[str]:
         """Add on which tokens a wrong output depends that its row does not hold."""
-        if failure.place is None or "call" not in failure.facts:
+        if not self.can_probe or failure.place is None or "call" not in failure.facts:
             return [says]
         try:
             return [says, self._probe(failure.place, failure.facts["call"])]

@@ -38,7 +38,7 @@ class Interpolation(StrEnum):
     YARN = "yarn"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CompressorCase(Case):
     """One trial of ``compressor``."""
 

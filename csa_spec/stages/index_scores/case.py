@@ -26,7 +26,7 @@ class ProductValues(StrEnum):
     """About half of the head weights are 0.0 or -0.0"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class IndexScoresCase(PagedCase):
     """One trial of ``index_scores``."""
 

@@ -25,6 +25,7 @@ from csa_spec.engine.case import (
 from csa_spec.engine.sizes import THRESHOLDS
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.plug.layouts import Layout
+from csa_spec.plug.names import unknown
 from csa_spec.plug.plain import plain_line, shown
 from csa_spec.spec import PADDING, Geometry, GeometryError, LayerKind, Yarn, weight_shapes
 
@@ -178,7 +179,7 @@ def _constant(text: str, value: float) -> Any:
     return coded(finite, _digits, default=value, text=text)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class OfLayer(Case):
     """What cases of a layer and of a stream of calls share: the layer, and how its tensors are drawn.
 
@@ -210,7 +211,7 @@ class OfLayer(Case):
     def _complete(self) -> None:
         """Refuse what no layer can have."""
         if self.kind not in list(LayerKind):
-            raise CaseError(f"layer kind {shown(self.kind)} is none of {', '.join(LayerKind)}")
+            raise CaseError(unknown("layer kind", str(self.kind), LayerKind))
         try:
             geometry = Geometry(**{name: getattr(self, name) for name in _OF_GEOMETRY})
         except GeometryError as error:
@@ -303,7 +304,7 @@ def _write_rows(rows: Sequence[Row]) -> str:
     return ",".join(map(str, rows))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerCase(OfLayer):
     """One trial of a layer: the layer, the rows, how values are drawn, and where it runs."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from csa_spec.engine.choices import Choice
 from csa_spec.engine.running import CheckResult
 from csa_spec.spec import LayerKind, QueryTrace
 from csa_spec.stages.layer.case import Feature, LayerCase, Scores, Sinks
-from csa_spec.stages.layer.expected import Choice, Expected
+from csa_spec.stages.layer.expected import Expected
 
 Holds = Callable[[LayerCase, Expected], bool]
 

@@ -61,7 +61,8 @@ def _of_document(trial: LayerTrial, failure: Failure, document: ExpectedDocument
     if sight:
         return [where, *sight]
     if failure.dependence is None:
-        return [where, "The document is too long to probe what each query depends on"]
+        why = "The document is too long to probe what each query depends on"
+        return [where, why if trial.can_probe else "What each query depends on was not probed"]
     # An entry or the window may be missed whose tokens are read in another entry: the set may be wrong all
     # the same.
     wrong_is = "what it makes of them" if other is None else "which entries it attends to"

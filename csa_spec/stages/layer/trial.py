@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.agreement import Part
+from csa_spec.engine.choices import NO_CHOICE, Choice
 from csa_spec.engine.dependence import Dependence
 from csa_spec.engine.failures import Failure, Place, WrongNumbers
+from csa_spec.engine.reference import Choices, Reference
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.trial import Form, Trial, main_output, of_case
 from csa_spec.plug.call import Answer
@@ -28,7 +30,7 @@ from csa_spec.stages.layer.dependence import (
     probe,
     probe_outside,
 )
-from csa_spec.stages.layer.expected import Expected, ExpectedDocument, expect
+from csa_spec.stages.layer.expected import ALTERNATIVES, Expected, ExpectedDocument, expect
 from csa_spec.stages.layer.inputs import Inputs, fresh_tokens, make_inputs
 from csa_spec.stages.layer.output import LayerOutput
 from csa_spec.stages.layer.summary import summary
@@ -111,6 +113,27 @@ class LayerTrial(Trial[LayerCase]):
         ]
         return attend_batch(**arguments, spec=spec, selections=choices, queries=self.case.judged_of).out
 
+    @property
+    def reference(self) -> Reference:
+        """Tokens of documents are compared, or those that are judged."""
+        expected, shape = self.expected, self.expected.out.shape
+        compared, tolerance = (
+            torch.zeros(shape[:2], dtype=torch.bool),
+            torch.zeros(shape, dtype=torch.float64),
+        )
+        choices: list[Choice | None] = [NO_CHOICE] * compared.numel()
+        for document in expected.documents:
+            row = document.span.row
+            columns = [document.place(query.t).column for query in document.trace.queries]
+            compared[row, columns] = torch.tensor(
+                [choice.count <= ALTERNATIVES for choice in document.choices]
+            )
+            tolerance[row, columns] = document.budgets.out
+            for column, choice in zip(columns, document.choices, strict=True):
+                choices[row * shape[1] + column] = choice
+        entries = max(len(document.trace.context.entries) for document in expected.documents)
+        return Reference(expected.out, compared, tolerance, Choices.of(choices, entries).shaped(*shape[:2]))
+
     def kinds(self) -> set[str]:
         """Return the kinds that the case belongs to."""
         return kinds_of(self.case, self.expected)
@@ -155,7 +178,7 @@ class LayerTrial(Trial[LayerCase]):
     def dependence(self, document: ExpectedDocument) -> Dependence | None:
         """Probe which output depends on which token of a document; None where it is too long."""
         context, span = document.trace.context, document.span
-        if span.length > LONGEST or not document.trace.whole:
+        if not self.can_probe or span.length > LONGEST or not document.trace.whole:
             return None
         fresh = fresh_tokens(self.case, self.inputs, "probe")
         # A perturbation must move an output by more than both runs may be off together.

@@ -58,7 +58,7 @@ class Positions(StrEnum):
     """In any order, each from 0 or from the start on, over all blocks of the entries"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SelectCase(Case):
     """One trial of ``select``."""
 

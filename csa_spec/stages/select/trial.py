@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from csa_spec.engine.budget import Arithmetic
+from csa_spec.engine.choices import Choice, valid_choice
 from csa_spec.engine.failures import (
     Failure,
     Found,
@@ -21,6 +22,7 @@ from csa_spec.engine.failures import (
     WrongCount,
     first_entries,
 )
+from csa_spec.engine.reference import Choices, Reference
 from csa_spec.engine.tally import Tally
 from csa_spec.engine.tensors import dtype_of
 from csa_spec.engine.trial import INTEGERS, Form, Trial, main_output, of_case
@@ -193,6 +195,27 @@ class SelectTrial(Trial[SelectCase]):
             if len(later) and len(earlier) and int(earlier[0]) < int(later[-1]):
                 return TieNotLowestFirst, {"selected": int(later[-1]), "left_out": int(earlier[0])}
         return None
+
+    @property
+    def reference(self) -> Reference:
+        """The best entries, the lowest first among equal ones, and -1 behind them."""
+        case, shape = self.case, (self.case.rows, self.case.queries)
+        best = torch.full((*shape, case.top_k), -1)
+        best[..., : case.entries] = self.ranking[1][..., : case.top_k]
+        best = best.masked_fill(torch.arange(case.top_k) >= self._seen[..., None], -1)
+        choices = Choices.of([self._choice(*place) for place in self.places], case.entries).shaped(*shape)
+        return Reference(best, torch.ones(shape, dtype=torch.bool), choices=choices)
+
+    def _choice(self, b: int, t: int) -> Choice | None:
+        """Return the valid selections of a query; None where it sees a NaN."""
+        visible = self.visible(b, t)
+        scores = self.arguments["scores"][b, t, :visible].double()
+        if bool(scores.isnan().any()):
+            return None
+        smallest = Arithmetic(dtype_of(self.case.dtype)).underflow  # what is below it may be flushed to zero
+        flushed = torch.where(scores.abs() < smallest, 0.0, scores).tolist()
+        tolerances = [self.capabilities.tie_tolerance / 2 * abs(score) for score in flushed]
+        return valid_choice(list(range(visible)), flushed, tolerances, self.case.top_k)
 
     @of_case
     def ties(self) -> Tensor:

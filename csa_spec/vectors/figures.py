@@ -8,7 +8,7 @@ attention core.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,25 @@ class VectorResult:
     def agrees(self) -> bool:
         """Whether every error is within the tolerance (a NaN is not)."""
         return all(error <= TOLERANCE for error in self.errors.values())
+
+
+def summarise_figures(results: Sequence[VectorResult]) -> str:
+    """Return a line for each file: how many cases agree, and the largest errors."""
+    lines = []
+    for name in dict.fromkeys(result.file for result in results):
+        of_file = [result for result in results if result.file == name]
+        errors = {
+            key: max(
+                (result.errors.get(key, 0.0) for result in of_file),
+                key=lambda error: (error != error, error),
+            )
+            for key in dict.fromkeys(key for result in of_file for key in result.errors)
+        }
+        worst = ", ".join(f"{key} {error:.1e}" for key, error in sorted(errors.items()))
+        wrong = [result.case for result in of_file if not result.agrees]
+        state = f"cases {wrong} DISAGREE" if wrong else "agree"
+        lines.append(f"{name:<36} {len(of_file):>3} cases {state}; largest error: {worst}")
+    return "\n".join(lines)
 
 
 def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
@@ -208,6 +227,10 @@ def _read_index(folder: Path) -> list[Any]:
         raise VectorsError(f"{folder / 'index.json'} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise VectorsError(f"{folder / 'index.json'} is not valid JSON: {error}") from None
+    if isinstance(index, dict) and "files" in index:
+        raise VectorsError(
+            f"{folder} has vectors that `csa-spec vectors --write` wrote; use `csa-spec judge`"
+        )
     if not isinstance(index, list) or not index:
         raise VectorsError(
             f"{folder / 'index.json'} is of another version: expected a list of files, "

@@ -1,0 +1,192 @@
+"""The format of test vectors: ``index.json`` and a safetensors file for each stage, layer kind and dtype.
+
+A case named ``attend-float32-0`` has the tensors ``attend-float32-0.in.q`` and so on for each tensor that the stage
+is called with, ``.out`` (float64; int64 where the stage selects), ``.tolerance`` (float32) and ``.compared`` (bool);
+where selections may tie also ``.certain``, ``.contested`` and ``.places``: :class:`csa_spec.Reference` says what
+these are. Arguments that are numbers are tensors without dimensions; the index has them too, and those that are
+neither. ``docs/schema/vectors.json`` is the schema of the index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from csa_spec.engine.reference import Reference
+from csa_spec.plug.arrays import named_arrays, named_tensors
+from csa_spec.plug.plain import plain_line
+from csa_spec.plug.reading import Unreadable, read_as
+from csa_spec.vectors.figures import VectorsError
+
+FORMAT, VERSION = "csa-spec vectors", 1
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One case, as a file has it."""
+
+    name: str
+    """In all files"""
+    case: str
+    """Its line of text"""
+    scalars: Mapping[str, Any]
+    """Arguments that are no tensors, by name"""
+    bugs: tuple[str, ...] = ()
+    """Known bugs that give a wrong answer to it, where that is known"""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of vectors."""
+
+    file: str
+    """Its name"""
+    stage: str
+    variant: str
+    """The layer kind, for stages that have some"""
+    dtype: str
+    arguments: tuple[str, ...]
+    """In the order in which the stage is called with them"""
+    cases: tuple[Vector, ...]
+
+
+def scalars_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are no tensors, as JSON has them."""
+    return {name: _plain(value) for name, value in arguments.items() if not named_arrays({name: value})}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _numbers(scalars: Mapping[str, Any], within: str = "") -> dict[str, Tensor]:
+    """Return every number as a tensor without dimensions: whoever reads these needs no index."""
+    numbers: dict[str, Tensor] = {}
+    for name, value in scalars.items():
+        if isinstance(value, Mapping):
+            numbers |= _numbers(value, f"{within}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            dtype = torch.int64 if isinstance(value, int) else torch.float64
+            numbers[within + name] = torch.tensor(value, dtype=dtype)
+    return numbers
+
+
+def tensors_of(name: str, arguments: Mapping[str, Any], reference: Reference) -> dict[str, Tensor]:
+    """Return the tensors of a case by their names in the file."""
+    inputs = {**named_tensors(arguments), **_numbers(scalars_of(arguments))}
+    given = {f"{name}.in.{key}": tensor for key, tensor in inputs.items()}
+    answers = {"out": reference.output, "compared": reference.compared}
+    if reference.tolerance is not None:
+        answers["tolerance"] = reference.tolerance.float()
+    if reference.choices is not None and bool(reference.choices.ambiguous.any()):
+        answers |= {
+            "certain": reference.choices.certain,
+            "contested": reference.choices.contested,
+            "places": reference.choices.places,
+        }
+    named = given | {f"{name}.{key}": tensor for key, tensor in answers.items()}
+    return {key: tensor.contiguous().clone() for key, tensor in named.items()}
+
+
+def write_folder(folder: Path, files: Sequence[tuple[File, Mapping[str, Tensor]]], version: str) -> None:
+    """Write files of vectors, and the index last, so that an interrupted run leaves no folder that looks whole.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / INDEX
+    index.unlink(missing_ok=True)
+    for file, tensors in files:
+        save_file(dict(tensors), folder / file.file)
+    listed = [asdict(file) for file, _ in files]
+    data = {"format": FORMAT, "version": VERSION, "csa-spec": version, "files": listed}
+    index.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> list[File]:
+    """Return what a folder of vectors lists.
+
+    Raises
+    ------
+    VectorsError
+        If it is none, or of another version.
+    """
+    path = folder / INDEX
+    if not folder.is_dir():
+        raise VectorsError(f"{folder} is not a folder; name one that `csa-spec vectors --write` made")
+    try:
+        data = read_as("JSON", json.loads, path)
+    except Unreadable as error:
+        raise VectorsError(f"{path} {error}; name a folder that `csa-spec vectors --write` made") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise VectorsError(f"{path} is no index of vectors that `csa-spec vectors --write` made")
+    if data.get("version") != VERSION:
+        raise VectorsError(
+            f"{path} is of version {plain_line(data.get('version'), 40)}, not {VERSION}; write anew"
+        )
+    try:
+        return [_file(entry) for entry in data["files"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VectorsError(f"{path} is broken: {plain_line(error, 100)}; write it anew") from None
+
+
+def _file(entry: Any) -> File:
+    cases = tuple(Vector(**{**case, "bugs": tuple(case["bugs"])}) for case in entry["cases"])
+    file = File(**{**entry, "arguments": tuple(entry["arguments"]), "cases": cases})
+    texts = [
+        file.file,
+        file.stage,
+        file.variant,
+        file.dtype,
+        *(text for v in cases for text in (v.name, v.case)),
+    ]
+    if not all(isinstance(text, str) for text in texts) or Path(file.file).name != file.file:
+        raise TypeError("a name is no text, or leads out of the folder")
+    return file
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises
+    ------
+    VectorsError
+        If it is none.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or plain_line(error, 200)
+        raise VectorsError(f"{path} is not a readable safetensors file: {reason}") from None
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return e.g. ``bfloat16``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def same_inputs(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the inputs of a case in a file are those that this version makes."""
+    return all(
+        torch.equal(tensors.get(f"{name}.in.{key}", torch.empty(0)).nan_to_num(), tensor.nan_to_num())
+        for key, tensor in named_tensors(arguments).items()
+    )
