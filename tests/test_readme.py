@@ -1,4 +1,4 @@
-"""What the README says works as it stands there."""
+"""What the README and its page of commands say works as it stands there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from csa_spec.spec import LayerKind
 from csa_spec.stages.layer.stage import LAYER
 from csa_spec.target import Target
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -38,7 +40,7 @@ def test_its_python_plugs_a_layer_in_and_declares_what_it_lacks() -> None:
 
 def rows() -> dict[str, str]:
     """Return the rows of the table of commands, by the command."""
-    lines = [line for line in README.splitlines() if line.startswith(("| `csa-spec ", "| `pytest "))]
+    lines = [line for line in COMMANDS.splitlines() if line.startswith(("| `csa-spec ", "| `pytest "))]
     return {line.split("`")[1].split()[1]: line for line in lines}
 
 
@@ -48,7 +50,7 @@ def options(text: str) -> set[str]:
 
 
 def test_its_options_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its table names every option that a subcommand has, and no other."""
+    """The table names every option that a subcommand has, and no other."""
     for command in ("check", "case", "replay", "compare", "selftest", "vectors", "judge"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
@@ -73,3 +75,29 @@ def test_what_its_options_can_be_is_what_there_is() -> None:
     ):
         names = "\\|".join([*lists[what].split(", "), *last])
         assert f"`--{option} {names}`" in rows()["check"]
+
+
+def test_the_first_command_is_on_the_first_screen() -> None:
+    """Of 30 lines, and the README names every command of the page."""
+    assert README.splitlines().index("```sh") < 30
+    for command in rows():
+        assert command == "--pyargs" or f"`{command}`" in README or f"`csa-spec {command}" in README, command
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """Files of the repository, and headings of pages."""
+    prose = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        name, _, heading = target.partition("#")
+        if name.startswith(("http:", "https:")) or not name:
+            continue
+        file = page.parent / name
+        assert file.exists(), target
+        assert not heading or heading in headings(file), target
+
+
+def headings(page: Path) -> set[str]:
+    """Return the headings of a page as addresses name them."""
+    titles = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
