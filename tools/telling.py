@@ -61,7 +61,8 @@ def first_telling(names: Sequence[str]) -> list[tuple[str, str, str, str]]:
 
 def _told(bug: Bug, kind: str) -> tuple[str, str]:
     stage, default = STAGES[bug.stage], PROFILES["default"]
-    form = stage.trial.extra(bug.candidate.capabilities_of(stage.name))
+    declared = bug.candidate.capabilities_of(stage.name)
+    form = stage.trial.extra(declared)
     if form:
         return "", f"takes {', '.join(form)}"
     small = target(bug.candidate, stage, kind, replace(default, sizes=False), 0)
@@ -70,8 +71,9 @@ def _told(bug: Bug, kind: str) -> tuple[str, str]:
         return case, ""
     if small.run(small.checks[0], enough=1, shrinking=False).failures:
         return "", "shows in another layout, mode or form"
-    if bug.function.__module__.rpartition(".")[2] in SIDE_EFFECTS:  # large cases would take minutes
-        return "", "shows in side effects"
+    module = bug.function.__module__.rpartition(".")[2]
+    if module in SIDE_EFFECTS or declared.gradients:  # large cases would take minutes
+        return "", "shows in side effects or gradients"
     sized = target(bug.candidate, stage, kind, default, 0).sized
     case = first_case(stage, bug, (case for case in sized if sum(case.sizes.values()) <= LARGEST))
     return case, "" if case else "shows in larger cases, in side effects, or between calls"
