@@ -165,7 +165,11 @@ def hint_at_library(error: BaseException, arrays: str) -> str:
     except Exception:
         return ""
     if arrays != "torch":
-        wrong = ("torch" in used and arrays.split(".")[0] not in used) or "must be Tensor" in message
+        # The second is how torch 2.6 says it.
+        refused = (
+            "must be Tensor" in message or "invalid combination of arguments - got (numpy.ndarray" in message
+        )
+        wrong = ("torch" in used and arrays.split(".")[0] not in used) or refused
         return f"it was handed arrays of {arrays}, as declared; leave arrays out if it takes torch's" * wrong
     others = [module for name, module in _MODULES.items() if name in used]
     if "torch" in used or not others:

@@ -33,6 +33,7 @@ from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.generators import DRAWN, SEEDED
 from csa_spec.plug.growth import growth
 from csa_spec.plug.process_state import ITEMS, Watch
+from csa_spec.plug.raised import hint_at_library
 from csa_spec.stages import parse_case
 from csa_spec.stages.attend.case import AttendCase
 from csa_spec.stages.attend.stage import ATTEND
@@ -487,6 +488,19 @@ def test_what_is_no_plain_tensor_is_named_with_what_to_do(name: str) -> None:
     found = failures(attending(function))
     assert {failure.kind for failure in found.values()} in ({"NotATensor"}, {"WrongDtype"})
     assert sentence in found["specification"].detail
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "softmax(): argument 'input' (position 1) must be Tensor, not numpy.ndarray",
+        "softmax() received an invalid combination of arguments - got (numpy.ndarray, int), but expected one of:",
+    ],
+)
+def test_each_release_of_torch_says_in_its_way_that_it_got_an_array(message: str) -> None:
+    """The second is that of 2.6; other exceptions have another cause."""
+    assert "arrays of numpy, as declared" in hint_at_library(TypeError(message), "numpy")
+    assert hint_at_library(TypeError("an axis is missing"), "numpy") == ""
 
 
 def test_a_torch_function_that_is_declared_as_numpys_is_told_so() -> None:
