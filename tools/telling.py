@@ -19,10 +19,13 @@ from csa_spec.engine.failures import Failure
 from csa_spec.plug.call import NotOffered
 from csa_spec.profiles import PROFILES
 from csa_spec.selftest.subjects import batches, kinds_of, target
+from csa_spec.selftest.text import Table, marked_table
 from csa_spec.selftest.work import Task
 from csa_spec.stages import STAGES, AnyStage, parse_case
 from csa_spec.vectors import catalogue
-from csa_spec.vectors.writing import plainest
+from csa_spec.vectors.catalogue import READY, READY_BYTES, telling
+from csa_spec.vectors.files import read_index
+from csa_spec.vectors.writing import plainest, write_vectors
 from tools.command import Command, parser, read_command
 
 FILE = Path(catalogue.__file__).with_name("catalogue.json")
@@ -117,13 +120,42 @@ def make(command: Command) -> tuple[dict[str, dict[str, list[str]]], dict[str, l
     return dict(pair for pairs in command.do(tasks) for pair in pairs), untold
 
 
+def table() -> Table:
+    """Return how many cases tell how many bugs, and how many of the cases are ready in the package."""
+    head = ("stage or layer kind", "bugs told", "cases", "ready in the package", "kB")
+    rows = []
+    for stage in STAGES.values():
+        for kind in stage.variants:
+            cases = telling(stage.subject(kind))
+            told = {bug for bugs in cases.values() for bug in bugs}
+            (file,) = (one for one in read_index(READY) if (one.stage, one.variant) == (stage.name, kind))
+            size = (READY / file.file).stat().st_size
+            rows.append(
+                (
+                    stage.subject(kind),
+                    str(len(told)),
+                    str(len(cases)),
+                    str(len(file.cases)),
+                    f"{size / 1000:.0f}",
+                )
+            )
+    return head, rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Choose, and write ``csa_spec/vectors/catalogue.json`` where that is asked for."""
     options = parser("telling", __doc__ or "")
     options.add_argument(
         "--stage", action="append", metavar="NAME", help="of this stage only; may be repeated"
     )
+    options.add_argument(
+        "--ready", action="store_true", help="write csa_spec/vectors/ready of the cases that are chosen"
+    )
     command = read_command("telling", options, arguments)
+    if command.options.ready:
+        write_vectors(READY, most_bytes=READY_BYTES)
+        print(marked_table(table()))
+        return
     chosen, untold = make(command)
     for subject, cases in chosen.items():
         bugs = {bug for told in cases.values() for bug in told}

@@ -1,6 +1,7 @@
 """The cases that tell the known bugs apart, few of each stage and layer kind.
 
 ``catalogue.json`` is made by ``python -m tools.telling --write``, which also says which bugs no such case tells.
+``ready`` has their tensors, but for the largest cases; ``python -m tools.telling --ready`` makes it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,12 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+
+READY = Path(str(files("csa_spec.vectors"))) / "ready"
+"""Folder of vectors that is installed: these cases, but for the largest"""
+READY_BYTES = 200_000
+"""Of one case there, at most"""
 
 
 @cache

@@ -87,7 +87,7 @@ def test_manners_are_held_to_too() -> None:
     assert str(report.verdict) == "conformant"
     without_sizes = [check.name for check in STAGES["cache"].checks if check.name != "limits"]
     assert [result.check for result in report.results] == without_sizes
-    assert all(result.cases >= (5 if result.check == "growth" else 20) for result in report.results)
+    assert all(result.cases >= (5 if result.check == "growth" else 12) for result in report.results)
 
 
 @pytest.mark.parametrize(
