@@ -114,7 +114,7 @@ def _run(here: bool, shrinks: bool, *arguments: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err", "report.json")]
         written = ["--json", str(files[2]), "--bundle", str(Path(folder, "bundles"))]
-        options = cli._parser().parse_args([*arguments, *written])
+        options = cli.make_parser().parse_args([*arguments, *written])
         code = (_in_this_process if here else _in_a_fork)(options, files, shrinks)
         out, err, report = (path.read_text(errors="replace") if path.exists() else "" for path in files)
         bundles = len([*Path(folder).glob("bundles/*/README.md")])

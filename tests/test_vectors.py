@@ -22,11 +22,13 @@ from csa_spec.bugs import find_bug
 from csa_spec.cli import main
 from csa_spec.engine.results import Verdict
 from csa_spec.plug.candidate import Candidate
+from csa_spec.selftest.text import marked_table
 from csa_spec.stages import STAGES, parse_case
-from csa_spec.vectors.catalogue import telling
+from csa_spec.vectors.catalogue import READY, READY_BYTES, telling
 from csa_spec.vectors.figures import VectorsError
 from csa_spec.vectors.judging import judge
 from csa_spec.vectors.writing import plainest, write_vectors
+from tools.telling import table
 
 REPOSITORY = Path(__file__).parents[1]
 CPP = REPOSITORY / "examples" / "cpp"
@@ -164,6 +166,8 @@ def test_the_cases_of_the_catalogue_tell_the_bugs_that_they_are_said_to(stage: A
     """Each of them is plain, and each bug is wrong on it."""
     cases = telling(stage.subject(variant))
     assert cases
+    told = {bug for bugs in cases.values() for bug in bugs}
+    assert len(told) > len(cases)
     for line, bugs in cases.items():
         case = parse_case(line)
         assert plainest(case) == case
@@ -282,3 +286,15 @@ def test_what_was_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     report = tmp_path / "report.json"
     assert main(["judge", str(folder), str(tmp_path / "a.safetensors"), "--json", str(report)]) == 0
     assert json.loads(report.read_text(encoding="utf-8"))["verdict"] == "conformant"
+
+
+def test_the_ready_vectors_are_those_that_this_version_writes(tmp_path: Path) -> None:
+    """To the bit, small, and as the page says."""
+    written = write_vectors(tmp_path, most_bytes=READY_BYTES)
+    assert index_of(tmp_path) == index_of(READY)
+    for one in written:
+        fresh, ready = load_file(tmp_path / one.file.file), load_file(READY / one.file.file)
+        assert fresh.keys() == ready.keys()
+        assert all(torch.equal(fresh[name].nan_to_num(), ready[name].nan_to_num()) for name in fresh)
+    assert sum(path.stat().st_size for path in READY.iterdir()) < 2_000_000
+    assert marked_table(table()) in PAGE
