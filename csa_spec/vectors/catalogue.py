@@ -1,4 +1,4 @@
-"""The cases that tell the known bugs apart, few of each stage and layer kind.
+"""The cases that tell the known bugs of single kernels apart, few of each stage.
 
 ``catalogue.json`` is made by ``python -m tools.telling --write``, which also says which bugs no such case tells.
 ``ready`` has their tensors, but for the largest cases; ``python -m tools.telling --ready`` makes it.

@@ -22,6 +22,8 @@ from csa_spec.stages import STAGES, AnyStage, parse_case
 from csa_spec.vectors.catalogue import telling
 from csa_spec.vectors.files import File, Vector, scalars_of, tensors_of, write_folder
 
+DRAWN = 40
+"""Cases of a stage of which none are chosen yet: of layers and streams"""
 MOST_CASES = 100_000
 """Of a file"""
 
@@ -54,7 +56,8 @@ def write_vectors(
     layer
         A layer kind or ``all``, for stages that have some.
     cases
-        How many drawn cases a file gets; None: those that tell the known bugs of the stage apart.
+        How many drawn cases a file gets; None: those that tell the known bugs of the stage apart, where such are
+        chosen, else 40.
     seed
         Of the drawn cases.
     most_bytes
@@ -110,11 +113,12 @@ def _chosen(
     stage: AnyStage, variant: str, dtype: str, cases: int | None, seed: int
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """Yield cases, and the known bugs that each tells apart."""
-    if cases is None:
-        for line, bugs in telling(stage.subject(variant)).items():
+    chosen = telling(stage.subject(variant))
+    if cases is None and chosen:
+        for line, bugs in chosen.items():
             yield replace(parse_case(line), dtype=dtype), bugs if dtype == "float32" else ()
         return
-    drawn = draw_cases(stage.draws.cases(variant, Setting(dtype)), cases, seed)
+    drawn = draw_cases(stage.draws.cases(variant, Setting(dtype)), cases or DRAWN, seed)
     plain = dict.fromkeys(plainest(case) for case in drawn)
     for case in sorted(plain, key=lambda case: case.order):
         yield case, ()
