@@ -30,10 +30,19 @@ def only_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bugs_of_every_stage_are_found_and_the_tables_say_with_what() -> None:
-    """Two processes, one seed."""
-    done: list[tuple[int, int]] = []
-    found = selftest(SOME, "smoke", (0,), 2, lambda *numbers: done.append(numbers))
-    assert done[-1] == (len(done), len(done))
+    """Two processes, one seed; what was found so far is told after each part."""
+    done: list[tuple[int, int, int]] = []
+    texts: list[str] = []
+
+    def progress(so_far: SelfTest) -> None:
+        done.append((so_far.done, so_far.total, len(so_far.hunts)))
+        texts.append(as_text(so_far))
+
+    found = selftest(SOME, "smoke", (0,), 2, progress)
+    assert [parts for parts, _, _ in done] == list(range(1, len(done) + 1))
+    assert done[-1] == (len(done), len(done), len(found.hunts))
+    assert f"Stopped after 1 of {len(done)} parts" in texts[0]
+    assert "Stopped" not in texts[-1]
     assert found.passed
     assert {one.bug for one in found.hunts} == set(SOME)
     assert all(one.first is not None and one.first.check == "specification" for one in found.hunts)
