@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +19,13 @@ from hypothesis import settings
 from csa_spec.plugin import setting
 from csa_spec.profiles import PROFILES
 
-pytest_plugins = ["distribution"]  # the fixtures of what is built are shared by several modules
+_HERE = Path(__file__).parent
+_TESTS = find_spec("distribution")
+# The fixtures of what is built are shared by several modules. Where only the suite of an editable install is run,
+# from another folder, the tests of this repository are not on the path.
+pytest_plugins = (
+    ["distribution"] if _TESTS and _TESTS.origin == str(_HERE / "tests" / "distribution.py") else []
+)
 
 # Hypothesis loads a profile of its own where CI is set; ours is the same everywhere.
 settings.register_profile("csa-spec", deadline=None, derandomize=True, database=None)
@@ -54,8 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give all tests of a file to one process: it keeps what they share, such as the reference's answers."""
-    if config.getvalue("dist") != "load":
-        return None  # another order was asked for
+    if config.getvalue("dist") != "load" or config.rootpath != _HERE:
+        return None  # another order was asked for, or these are not our tests
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False

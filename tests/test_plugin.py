@@ -579,7 +579,7 @@ def test_it_runs_under_xdist_and_sums_up_in_one_place(pytester: pytest.Pytester)
 
 
 def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) -> None:
-    """One import name; the mapped rooms; the marker for type checkers; no conftest, no vectors."""
+    """One import name; the mapped rooms; the marker for type checkers; ready vectors; no conftest."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     rooms = {name.partition("/")[0] for name in names}
@@ -595,7 +595,10 @@ def test_a_wheel_holds_the_package_and_nothing_of_the_repository(wheel: Path) ->
         assert f"csa_spec/{name}" in names
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "csa_spec").rglob("*.py")}
     assert modules <= set(names)
-    assert [name for name in names if "conftest" in name or name.endswith((".safetensors", ".pyc"))] == []
+    ready = "csa_spec/vectors/ready/"
+    others = [name for name in names if not name.startswith(ready)]
+    assert [name for name in others if "conftest" in name or name.endswith((".safetensors", ".pyc"))] == []
+    assert f"{ready}index.json" in names
 
 
 CONFTEST = """
