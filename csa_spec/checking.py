@@ -33,13 +33,13 @@ from csa_spec.report.text import describe
 from csa_spec.resolving import (
     UsageError,
     isolated,
+    listed,
     require_seed,
     require_stages,
     require_texts,
     require_time_limit,
     resolve_candidate,
     resolve_device,
-    resolve_dtypes,
     resolve_kinds,
     resolve_profile,
     resolve_single,
@@ -131,7 +131,7 @@ def check(
     require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
     require_seed(seed)
     require_stages(stages, check)
-    dtypes = resolve_dtypes(dtype)
+    dtypes = listed(dtype)
     amounts = resolve_profile(profile)
     if time_limit is not None:
         require_time_limit(time_limit)

@@ -563,7 +563,7 @@ def _vectors(options: argparse.Namespace, console: Console, supervised: Supervis
 
 
 def _write_vectors(options: argparse.Namespace, console: Console) -> int:
-    from csa_spec.report.files import problem_of_folder, reason_of
+    from csa_spec.report.files import problem_of_folder
     from csa_spec.resolving import UsageError
     from csa_spec.vectors.writing import summarise_written, write_vectors
 

@@ -199,12 +199,12 @@ def _parameters(config: pytest.Config) -> list[Any]:
 
 def _parameters_of(config: pytest.Config, name: str) -> Iterator[Any]:
     """Yield a parameter for every check of a candidate; those that do not apply are marked as skipped."""
-    from csa_spec.resolving import resolve_dtypes, resolve_kinds, resolve_profile, resolve_stages
+    from csa_spec.resolving import listed, resolve_kinds, resolve_profile, resolve_stages
     from csa_spec.target import make_targets
 
     profile = resolve_profile(setting(config, "profile"))
     stage, layer = setting(config, "stage"), setting(config, "layer")
-    dtypes = resolve_dtypes(setting(config, "dtype"))
+    dtypes = listed(setting(config, "dtype"))
     candidate = _candidate(config, name)
     resolve_stages(stage, candidate)
     resolve_kinds(layer)

@@ -192,17 +192,17 @@ def _tests(
     """Return the tests by their ids."""
     from csa_spec.checking import prepared
     from csa_spec.resolving import (
+        listed,
         require_seed,
         require_stages,
         require_texts,
-        resolve_dtypes,
         resolve_profile,
     )
 
     require_texts(stage=stage, layer=layer, profile=profile, dtype=dtype, device=device)
     require_seed(seed)
     require_stages(stages, parametrize)
-    dtypes, amounts = resolve_dtypes(dtype), resolve_profile(profile)
+    dtypes, amounts = listed(dtype), resolve_profile(profile)
     _, targets, declined = prepared(
         candidate, stages, stage, layer, known, None, dtypes, device, amounts, seed
     )

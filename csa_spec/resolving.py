@@ -236,9 +236,9 @@ def resolve_profile(profile: str) -> Profile:
     return PROFILES[profile]
 
 
-def resolve_dtypes(dtypes: str) -> tuple[str, ...]:
-    """Return the dtypes of a list with commas, each once; whether they are known is asked of each."""
-    return tuple(dict.fromkeys(name.strip() for name in dtypes.split(",")))
+def listed(names: str) -> tuple[str, ...]:
+    """Return the names of a list with commas, each once; whether they are known is asked of each."""
+    return tuple(dict.fromkeys(name.strip() for name in names.split(",")))
 
 
 def resolve_dtype(dtype: str) -> None:

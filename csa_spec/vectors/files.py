@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from csa_spec.engine.reference import Reference
-from csa_spec.plug.arrays import named_arrays, named_tensors
+from csa_spec.plug.arrays import named_arrays, named_tensors, same_bits
 from csa_spec.plug.plain import plain_line
 from csa_spec.plug.reading import Unreadable, read_as
 from csa_spec.vectors.figures import VectorsError
@@ -179,14 +179,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise VectorsError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """Return e.g. ``bfloat16``."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def same_inputs(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
     """Whether the inputs of a case in a file are those that this version makes."""
     return all(
-        torch.equal(tensors.get(f"{name}.in.{key}", torch.empty(0)).nan_to_num(), tensor.nan_to_num())
+        f"{name}.in.{key}" in tensors and same_bits(tensors[f"{name}.in.{key}"], tensor)
         for key, tensor in named_tensors(arguments).items()
     )

@@ -121,9 +121,9 @@ def _require_known(given: Mapping[str, Tensor], files: list[File], answers: Path
 def _judge_file(folder: Path, file: File, given: Mapping[str, Tensor], who: str) -> CheckResult:
     """Judge the answers to one file as the specification check does; name what they behave like."""
     stage = _stage_of(file)
-    cases = dict(_cases(folder, file))
-    answered = {name: case for name, case in cases.items() if name in given}
-    by_inputs = {fingerprint(tensors(case)): given[name] for name, case in answered.items()}
+    cases = [entry for entry in _cases(folder, file) if entry[0] in given]
+    answered = {name: case for name, case, _ in cases}
+    by_inputs = {inputs: given[name] for name, _, inputs in cases}
     if len(by_inputs) < len(answered):
         raise VectorsError(f"{folder / file.file} has the same inputs twice; write the vectors anew")
     candidate = recorded(who, stage.name, by_inputs)
@@ -153,8 +153,8 @@ def _stage_of(file: File) -> Any:
     return STAGES[file.stage]
 
 
-def _cases(folder: Path, file: File) -> Iterator[tuple[str, Any]]:
-    """Yield the cases of a file by name; refuse inputs that are not those of this version."""
+def _cases(folder: Path, file: File) -> Iterator[tuple[str, Any, str]]:
+    """Yield name, case and fingerprint of the inputs; refuse inputs that are not those of this version."""
     data = read_tensors(folder / file.file)
     for vector in file.cases:
         try:
@@ -163,9 +163,10 @@ def _cases(folder: Path, file: File) -> Iterator[tuple[str, Any]]:
             raise VectorsError(f"the index has a case that cannot be read: {error}") from None
         if stage_of(case).name != file.stage:
             raise VectorsError(f"the index has a case of {case.stage} in a file of {file.stage}")
-        if not same_inputs(vector.name, tensors(case), data):
+        arguments = tensors(case)
+        if not same_inputs(vector.name, arguments, data):
             raise VectorsError(
                 f"the inputs of {vector.name} are not those of {vector.case!r} in this version of csa-spec and "
                 "torch; write the vectors anew, and answer them again"
             )
-        yield vector.name, case
+        yield vector.name, case, fingerprint(arguments)

@@ -17,7 +17,7 @@ from csa_spec.engine.stage import Setting
 from csa_spec.plug.capabilities import Capabilities
 from csa_spec.plug.layouts import Layout
 from csa_spec.plug.recorded import fingerprint
-from csa_spec.resolving import UsageError, known_stage, require_seed, resolve_dtype, resolve_variants
+from csa_spec.resolving import UsageError, known_stage, listed, require_seed, resolve_dtype, resolve_variants
 from csa_spec.stages import STAGES, AnyStage, parse_case
 from csa_spec.vectors.catalogue import telling
 from csa_spec.vectors.files import File, Vector, scalars_of, tensors_of, write_folder
@@ -73,7 +73,7 @@ def write_vectors(
     if cases is not None and not 0 < cases <= MOST_CASES:
         raise UsageError(f"cases must be from 1 to {MOST_CASES:,}, not {cases}")
     require_seed(seed)
-    names, dtypes = _listed(stage), _listed(dtype)
+    names, dtypes = listed(stage), listed(dtype)
     chosen_stages = list(STAGES.values()) if stage == "all" else [known_stage(name) for name in names]
     for name in dtypes:
         resolve_dtype(name)
@@ -84,10 +84,6 @@ def write_vectors(
             files.append((file, data))
     write_folder(folder, files, version("csa-spec"))
     return [Written(file, sum(tensor.nbytes for tensor in data.values())) for file, data in files]
-
-
-def _listed(names: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in names.split(",")))
 
 
 def summarise_written(folder: Path, written: Sequence[Written]) -> str:
