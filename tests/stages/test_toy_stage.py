@@ -151,7 +151,7 @@ def test_the_command_takes_it(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert main(["case", f"{HERE}:without_eps", "norm values=tiny"]) == 1
     assert "norm values=tiny" in capsys.readouterr().out
     assert main(["check", f"{HERE}:norm", "--stage", "nrom"]) == 2
-    assert "unknown stage 'nrom'; choose from" in capsys.readouterr().err
+    assert "unknown stage 'nrom'; did you mean norm?" in capsys.readouterr().err
 
 
 def test_it_has_a_picture_and_reports() -> None:
