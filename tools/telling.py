@@ -85,18 +85,21 @@ def _told(bug: Bug, kind: str) -> tuple[str, str]:
 
 
 def cover(stage: AnyStage, kind: str, told: dict[str, str]) -> dict[str, list[str]]:
-    """Return few cases that tell all bugs of a subject, by case the bugs that it tells."""
-    found = [find_bug(name) for name in told]
-    tells = {
-        line: {bug.name for bug in found if told[bug.name] == line or is_wrong(stage, bug, parse_case(line))}
-        for line in dict.fromkeys(sorted(told.values(), key=lambda line: parse_case(line).order))
-    }
+    """Return few cases that tell all bugs of a subject, by case those that no case before it told.
+
+    From the last of the first telling cases to the first: one that only a few bugs need tells many of the others,
+    too, and each bug is run until a case tells it, not on all of them.
+    """
+    left = dict(told)
     chosen: dict[str, list[str]] = {}
-    left = set(told)
-    while left:
-        line = max(tells, key=lambda line: len(tells[line] & left))
-        chosen[line] = sorted(tells[line])
-        left -= tells[line]
+    for line in sorted(set(told.values()), key=lambda line: parse_case(line).order, reverse=True):
+        if line not in left.values():
+            continue  # what needs it was told by a case that is chosen already
+        case = parse_case(line)
+        chosen[line] = sorted(
+            name for name in left if told[name] == line or is_wrong(stage, find_bug(name), case)
+        )
+        left = {name: first for name, first in left.items() if name not in chosen[line]}
     return dict(sorted(chosen.items(), key=lambda item: parse_case(item[0]).order))
 
 
