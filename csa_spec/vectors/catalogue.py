@@ -20,6 +20,6 @@ READY_BYTES = 200_000
 
 @cache
 def telling(subject: str) -> Mapping[str, tuple[str, ...]]:
-    """Return, by the case, bugs of a stage or layer kind that give a wrong answer to it, in float32; each at least once."""
+    """Return, by the case, bugs of a stage or layer kind that it tells, in float32; each bug at least once."""
     text = (files("csa_spec.vectors") / "catalogue.json").read_text(encoding="utf-8")
     return {case: tuple(bugs) for case, bugs in json.loads(text).get(subject, {}).items()}
