@@ -161,10 +161,10 @@ def test_a_known_bug_is_named(bug: str, kernels: Path, tmp_path: Path) -> None:
     assert bug in named
 
 
-@pytest.mark.parametrize("name", ["compressor", "index_scores", "select", "attend"])
-def test_the_cases_of_the_catalogue_tell_the_bugs_that_they_are_said_to(name: str) -> None:
+@pytest.mark.parametrize(("stage", "variant"), SUBJECTS, ids=lambda value: getattr(value, "name", value))
+def test_the_cases_of_the_catalogue_tell_the_bugs_that_they_are_said_to(stage: Any, variant: str) -> None:
     """Each of them is plain, and each bug is wrong on it."""
-    stage, cases = STAGES[name], telling(name)
+    cases = telling(stage.subject(variant))
     assert cases
     told = {bug for bugs in cases.values() for bug in bugs}
     assert len(told) > len(cases)
@@ -289,12 +289,18 @@ def test_what_was_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_ready_vectors_are_those_that_this_version_writes(tmp_path: Path) -> None:
-    """To the bit, small, and as the page says."""
+    """Small, and as the page says: the same inputs to the bit, answers to their last digits."""
     written = write_vectors(tmp_path, stage=",".join(CHOSEN), most_bytes=READY_BYTES)
     assert index_of(tmp_path) == index_of(READY)
     for one in written:
         fresh, ready = load_file(tmp_path / one.file.file), load_file(READY / one.file.file)
         assert fresh.keys() == ready.keys()
-        assert all(torch.equal(fresh[name].nan_to_num(), ready[name].nan_to_num()) for name in fresh)
+        for name, tensor in fresh.items():
+            # Processors add in orders of their own, which shows in the last digits of answers, never in inputs.
+            loose = 1e-6 * (
+                tensor if name.endswith(".tolerance") else fresh.get(f"{name[:-4]}.tolerance", 0)
+            )
+            difference = (tensor.nan_to_num().double() - ready[name].nan_to_num().double()).abs()
+            assert bool((difference <= (0 if ".in." in name else loose)).all()), name
     assert sum(path.stat().st_size for path in READY.iterdir()) < 2_000_000
     assert marked_table(table()) in PAGE

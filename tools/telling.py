@@ -30,8 +30,12 @@ from tools.command import Command, parser, read_command
 
 FILE = Path(catalogue.__file__).with_name("catalogue.json")
 BATCH = 8
-CHOSEN = [name for name in STAGES if telling(name)]
-"""Stages of which cases are chosen; for layers and streams the search takes the better part of an hour"""
+CHOSEN = [
+    name
+    for name, stage in STAGES.items()
+    if any(telling(stage.subject(variant)) for variant in stage.variants)
+]
+"""Stages of which cases are chosen"""
 LARGEST = 700
 """Sum of the sizes of a case; vectors are to be small, and a bug's loops take minutes on large ones"""
 SIDE_EFFECTS = ("attend_side_effects", "cache_side_effects", "layer_side_effects", "gradients", "memory")
@@ -127,15 +131,14 @@ def make(command: Command) -> tuple[dict[str, dict[str, list[str]]], dict[str, l
 
 def table() -> Table:
     """Return how many cases tell how many bugs, and how many of the cases are ready in the package."""
-    head = ("stage", "bugs told", "cases", "ready in the package", "kB")
+    head = ("stage or layer kind", "bugs told", "cases", "ready in the package", "kB")
     rows = []
     for file in read_index(READY):
-        cases = telling(file.stage)
+        subject = STAGES[file.stage].subject(file.variant)
+        cases = telling(subject)
         told = {bug for bugs in cases.values() for bug in bugs}
         size = (READY / file.file).stat().st_size
-        rows.append(
-            (file.stage, str(len(told)), str(len(cases)), str(len(file.cases)), f"{size / 1000:.0f}")
-        )
+        rows.append((subject, str(len(told)), str(len(cases)), str(len(file.cases)), f"{size / 1000:.0f}"))
     return head, rows
 
 

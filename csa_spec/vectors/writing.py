@@ -23,7 +23,7 @@ from csa_spec.vectors.catalogue import telling
 from csa_spec.vectors.files import File, Vector, scalars_of, tensors_of, write_folder
 
 DRAWN = 40
-"""Cases of a stage of which none are chosen yet: of layers and streams"""
+"""Cases of a stage of which none are chosen"""
 MOST_CASES = 100_000
 """Of a file"""
 
