@@ -34,7 +34,7 @@ ENOUGH = 12
 """Failing cases without a new kind of failure after which a check looks no further."""
 UNJUDGED_ENOUGH = 3
 """Cases after which a check ends of which every case fails for a reason that was reported before."""
-AT_ONCE = 3.0
+AT_ONCE = 2.0
 """Seconds for a failure until it is told, as small as it is then; what time there is beyond them follows."""
 SHRINKING = 0.65
 """Share of the time for a failure in which it is made small; the rest is for saying what it looks like"""
