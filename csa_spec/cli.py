@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace, console: Console, supervised: Supervised) 
         from csa_spec.plug.candidate import CandidateError
         from csa_spec.plug.plain import plain
         from csa_spec.resolving import UsageError
-        from csa_spec.vectors.figures import VectorsError
+        from csa_spec.vectors.files import VectorsError
 
         if isinstance(error, (CandidateError, CaseError, UsageError, VectorsError)):
             console.tell(f"csa-spec: {plain(error, 2000)}")
@@ -546,12 +546,26 @@ def _selftest(options: argparse.Namespace, console: Console, supervised: Supervi
     return 0 if outcome.passed else 1
 
 
+_CHOOSE_VECTORS = {
+    "stage": "all",
+    "layer": "all",
+    "dtype": "float32",
+    "catalogue": False,
+    "cases": None,
+    "seed": 0,
+}
+"""Options that mean something only with ``--write``, and what they are where they are not given."""
+
+
 def _vectors(options: argparse.Namespace, console: Console, supervised: Supervised) -> int:
     if options.write:
         return _write_vectors(options, console)
-    from csa_spec.resolving import stage_function
+    from csa_spec.resolving import UsageError, stage_function
     from csa_spec.vectors.figures import STAGE, TOLERANCE, check_attend, check_vectors, summarise_figures
 
+    for name, left_out in _CHOOSE_VECTORS.items():
+        if getattr(options, name) != left_out:
+            raise UsageError(f"--{name} chooses what is written; add --write, or leave it out")
     if options.attend is None:
         results = list(check_vectors(options.folder))
     else:

@@ -25,7 +25,7 @@ from csa_spec.plug.candidate import Candidate
 from csa_spec.selftest.text import marked_table
 from csa_spec.stages import STAGES, parse_case
 from csa_spec.vectors.catalogue import READY, READY_BYTES, telling
-from csa_spec.vectors.figures import VectorsError
+from csa_spec.vectors.files import VectorsError
 from csa_spec.vectors.judging import judge
 from csa_spec.vectors.writing import plainest, write_vectors
 from tools.telling import CHOSEN, table
@@ -204,7 +204,7 @@ def test_what_cannot_be_judged_is_one_sentence(vectors: Path, tmp_path: Path) ->
     assert "there is no" in failing(vectors, tmp_path / "no")
     assert "not a readable safetensors file" in failing(vectors, vectors / "index.json")
     save_file({"attend-float32-99": torch.zeros(1)}, tmp_path / "b.safetensors")
-    assert "did you mean 'attend-float32-" in failing(vectors, tmp_path / "b.safetensors")
+    assert "did you mean attend-float32-" in failing(vectors, tmp_path / "b.safetensors")
     save_file({}, tmp_path / "c.safetensors")
     assert "has no answers" in failing(vectors, tmp_path / "c.safetensors")
     twice = tmp_path / "twice"
