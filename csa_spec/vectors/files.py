@@ -170,8 +170,8 @@ def _file(entry: Any) -> File:
         Vector(_text(case["name"]), _text(case["case"]), case["scalars"], _texts(case["bugs"]))
         for case in entry["cases"]
     )
-    names = (_text(entry[name]) for name in ("file", "stage", "variant", "dtype"))
-    return File(*names, _texts(entry["arguments"]), cases)
+    file, stage, variant, dtype = (_text(entry[name]) for name in ("file", "stage", "variant", "dtype"))
+    return File(file, stage, variant, dtype, _texts(entry["arguments"]), cases)
 
 
 def _text(value: object) -> str:
