@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ from csa_spec.vectors.writing import plainest, write_vectors
 from tools.telling import CHOSEN, table
 
 REPOSITORY = Path(__file__).parents[1]
-CPP = REPOSITORY / "examples" / "cpp"
 PAGE = (REPOSITORY / "docs" / "vectors.md").read_text(encoding="utf-8")
 SUBJECTS = [(stage, variant) for stage in STAGES.values() for variant in stage.variants]
 
@@ -268,32 +265,6 @@ def test_an_index_that_cannot_be_used_is_one_sentence(
     change(data)
     (copy / "index.json").write_text(json.dumps(data), encoding="utf-8")
     assert says in failing(copy, tmp_path / "a.safetensors")
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_the_commands_of_the_page_judge_a_program_in_another_language(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Word for word; the program built with -DWRONG is found, and both of its mistakes are named."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(CPP, tmp_path / "examples" / "cpp")
-    (block,) = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines():
-        command = shlex.split(line)
-        if command[0] == "csa-spec":
-            assert main(command[1:]) == 0
-        else:
-            subprocess.run(command, check=True, timeout=120)
-    assert "my-kernels: CONFORMANT for select, attend" in capsys.readouterr().out
-    for line in block.splitlines()[1:]:
-        command = shlex.split(line.replace("-O2", "-O2 -DWRONG"))
-        if command[0] == "csa-spec":
-            assert main(command[1:]) == 1
-        elif command[0] != "mkdir":
-            subprocess.run(command, check=True, timeout=120)
-    told = capsys.readouterr().out
-    assert "behaves like: drops the sink" in told
-    assert "behaves like: sees the unfinished block" in told
 
 
 def test_what_was_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
