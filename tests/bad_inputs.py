@@ -18,9 +18,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
+from safetensors.torch import load, save
+
 import csa_spec
 from csa_spec import Capabilities
 from csa_spec.cli import main
+from csa_spec.vectors.catalogue import READY
+
+OFFICIAL = Path(__file__).parent / "vectors" / "official"
 
 
 class Bad(NamedTuple):
@@ -91,6 +97,81 @@ def compared(shown: str, head: object) -> Bad:
     text = head if isinstance(head, str) else json.dumps(head)
     files = {"base.json": json.dumps(FINISHED).encode(), "head.json": text.encode()}
     return Bad(f"compare: {shown}", "compare base.json head.json", files)
+
+
+READY_INDEX = json.loads((READY / "index.json").read_text(encoding="utf-8"))
+(SELECT,) = (file for file in READY_INDEX["files"] if file["stage"] == "select")
+INPUTS_OF_SELECT = (READY / SELECT["file"]).read_bytes()
+ANSWER = SELECT["cases"][0]["name"]
+OUT = load(INPUTS_OF_SELECT)[f"{ANSWER}.out"]
+
+
+def judged(shown: str, change: Callable[[dict[str, Any]], Any]) -> Bad:
+    """Return a damaged index of vectors; a change returns another file's content, or nothing."""
+    index = json.loads(json.dumps({**READY_INDEX, "files": [SELECT]}))
+    return _judged(shown, change(index) or index, save({ANSWER: OUT}))
+
+
+def answered(shown: str, content: bytes) -> Bad:
+    """Return a file of answers that cannot be judged."""
+    return _judged(f"answers: {shown}", {**READY_INDEX, "files": [SELECT]}, content)
+
+
+def _judged(shown: str, index: object, answers: bytes) -> Bad:
+    files = {
+        "v/index.json": _content(index),
+        f"v/{SELECT['file']}": INPUTS_OF_SELECT,
+        "a.safetensors": answers,
+    }
+    return Bad(f"judge: {shown}", "judge v a.safetensors", files)
+
+
+def header(data: object) -> bytes:
+    """Return a safetensors file that has a header alone."""
+    text = _content(data)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _content(data: object) -> bytes:
+    return (
+        data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode()
+    )
+
+
+FIGURES = json.loads((OFFICIAL / "index.json").read_text(encoding="utf-8"))[0]
+RECORDED = (OFFICIAL / FIGURES["file"]).read_bytes()
+
+
+def figures(shown: str, change: Callable[[dict[str, Any]], Any]) -> Bad:
+    """Return a damaged index of recorded figures."""
+    index = [json.loads(json.dumps(FIGURES))]
+    files = {"v/index.json": _content(change(index[0]) or index), f"v/{FIGURES['file']}": RECORDED}
+    return Bad(f"vectors: {shown}", "vectors v", files)
+
+
+def recorded(shown: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Bad:
+    """Return damaged tensors of recorded figures."""
+    tensors = load(RECORDED)
+    change(tensors)
+    return Bad(
+        f"vectors: {shown}",
+        "vectors v",
+        {"v/index.json": _content([FIGURES]), f"v/{FIGURES['file']}": save(tensors)},
+    )
+
+
+RECORDED_CASE = f"case{FIGURES['cases'][0]['case']}"
+
+
+def replaced(tensors: dict[str, torch.Tensor], name: str, dtype: torch.dtype) -> None:
+    """Write a tensor of the first case in another dtype."""
+    key = f"{RECORDED_CASE}.{name}"
+    tensors[key] = torch.zeros(tensors[key].shape).to(dtype)
+
+
+def first(data: dict[str, Any]) -> Any:
+    """Return the first case of the first file of an index."""
+    return data["files"][0]["cases"][0]
 
 
 def declared(name: str) -> Bad:
@@ -204,6 +285,9 @@ INPUTS: tuple[Bad, ...] = (
     check("gather --isolate --time-limit -1"),
     check("gather --report report.txt"),
     check("gather --report report"),
+    check("gather --report {300 letters}.json"),
+    check("gather --bundle {300 letters}"),
+    check("gather --known {300 letters}"),
     check("nobody"),
     check("transformer"),
     check("no_such_module:attend"),
@@ -249,6 +333,7 @@ INPUTS: tuple[Bad, ...] = (
     bundle("an unknown check", lambda data: data | {"check": "nothing"}),
     Bad("replay: a folder without a bundle", "replay ."),
     Bad("replay: no such folder", "replay nothing"),
+    Bad("replay: a name of 300 letters", "replay {300 letters}"),
     # Reports that are compared
     compared("truncated", json.dumps(FINISHED)[:60]),
     compared("a list", [FINISHED]),
@@ -259,6 +344,101 @@ INPUTS: tuple[Bad, ...] = (
     compared("a number as result", FINISHED | {"results": [5]}),
     Bad("compare: no such file", "compare nothing.json nothing.json"),
     Bad("compare: one file", "compare nothing.json"),
+    Bad("compare: a name of 300 letters", "compare {300 letters} {300 letters}"),
+    # Test vectors and answers to them
+    judged("no JSON", lambda data: "{"),
+    judged("nested 10,000 deep", lambda data: "[" * 10_000),
+    judged("a number of 6,000 digits", lambda data: '{"format": ' + "9" * 6000 + "}"),
+    judged("no UTF-8", lambda data: b"\xff\xfe"),
+    judged("17 MB", lambda data: b" " * (17 << 20)),
+    judged("recorded figures", lambda data: [FIGURES]),
+    judged("a newer version", lambda data: data.update(version=9)),
+    judged("true as version", lambda data: data.update(version=True)),
+    judged("no files", lambda data: data.pop("files") and None),
+    judged("an empty list of files", lambda data: data.update(files=[])),
+    judged("a number as files", lambda data: data.update(files=5)),
+    judged("null as file", lambda data: data.update(files=[None])),
+    judged("text as cases", lambda data: data["files"][0].update(cases="abc")),
+    judged("no cases", lambda data: data["files"][0].update(cases=[])),
+    judged("a number as name", lambda data: first(data).update(name=3)),
+    judged("a case that is listed twice", lambda data: data["files"][0]["cases"].append(first(data))),
+    judged("a file of another folder", lambda data: data["files"][0].update(file="../x.safetensors")),
+    judged("a file named with a newline", lambda data: data["files"][0].update(file="x\x1b[31m\n")),
+    judged("a file that is not there", lambda data: data["files"][0].update(file="x.safetensors")),
+    judged("an unknown stage", lambda data: data["files"][0].update(stage="selekt")),
+    judged("an unknown dtype", lambda data: data["files"][0].update(dtype="int8")),
+    judged("a layer kind of a stage without", lambda data: data["files"][0].update(variant="csa")),
+    judged("a case that is none", lambda data: first(data).update(case="softmax S=2")),
+    judged("a case of 746 GiB", lambda data: first(data).update(case="select T=99999999 S=1000")),
+    judged("a case of another stage", lambda data: first(data).update(case="attend S=2")),
+    judged("other inputs", lambda data: first(data).update(case="select S=2 T=3")),
+    Bad("judge: no such folder", "judge nothing nothing"),
+    Bad("judge: a name of 300 letters", "judge {300 letters} nothing"),
+    Bad("judge: a folder without an index", "judge . nothing"),
+    answered("an empty file", b""),
+    answered("truncated", save({ANSWER: OUT})[:-5]),
+    answered("a header of 2^63 bytes", b"\xff" * 7 + b"\x7f"),
+    answered("a header nested 10,000 deep", header("[" * 10_000)),
+    answered("an unknown dtype", header({ANSWER: {"dtype": "Z9", "shape": [0], "data_offsets": [0, 0]}})),
+    answered(
+        "a shape of 10^18", header({ANSWER: {"dtype": "F32", "shape": [10**18], "data_offsets": [0, 0]}})
+    ),
+    answered("a misspelt case", save({ANSWER.replace("select", "selct"): OUT})),
+    answered("another name", save({"banana": OUT})),
+    answered("none", save({})),
+    Bad("judge: answers: no such file", "judge v nothing", judged("", lambda data: None).files),
+    Bad("judge: answers: 300 letters", "judge v {300 letters}", judged("", lambda data: None).files),
+    Bad(
+        "judge: answers: an empty folder", "judge v v2", {**judged("", lambda data: None).files, "v2/x": b""}
+    ),
+    # Vectors to write
+    *(
+        Bad(*[f"vectors --write v {options}"] * 2)
+        for options in (
+            "--stage atttend",
+            "--stage ''",
+            "--dtype int8",
+            "--layer hc",
+            "--cases 0",
+            "--cases 1000000000",
+            "--cases {6000 digits}",
+            "--cases 3 --catalogue",
+            "--stage attend --attend gather",
+        )
+    ),
+    Bad("vectors --write a\0b", "", words=("vectors", "--write", "a\0b", "--stage", "select")),
+    Bad("vectors --write: a name of 300 letters", "vectors --write {300 letters}"),
+    Bad("vectors --write: a file", "vectors --write v", {"v": b""}),
+    Bad("vectors --write: a device in the place of a folder", "vectors --write /dev/null/v"),
+    Bad(
+        "vectors --write: a folder in the place of a file",
+        "vectors --write v --stage index_scores",
+        {"v/index_scores-float32.safetensors/x": b""},
+    ),
+    # Recorded figures
+    figures("no JSON", lambda data: "{"),
+    figures("nested 10,000 deep", lambda data: "[" * 10_000),
+    figures("a number of 6,000 digits", lambda data: "9" * 6000),
+    figures("an empty list", lambda data: "[]"),
+    figures("null as file", lambda data: "[null]"),
+    figures("vectors to judge", lambda data: READY_INDEX),
+    figures("no cases", lambda data: data.update(cases=[])),
+    figures("a case that is not there", lambda data: data["cases"][0].update(case=10**30)),
+    figures("a file of another folder", lambda data: data.update(file="../x")),
+    figures("a file that is not there", lambda data: data.update(file="x.safetensors")),
+    figures("an unknown kind of layer", lambda data: data["geometry"].update(kind="csb")),
+    figures("a theta of 400 digits", lambda data: data["geometry"].update(theta=10**400)),
+    figures("a norm_eps of 400 digits", lambda data: data["geometry"].update(norm_eps=10**400)),
+    figures("text as yarn", lambda data: data["geometry"].update(yarn="abc")),
+    figures("a window of 0", lambda data: data["geometry"].update(window=0)),
+    recorded("no input", lambda tensors: tensors.__delitem__(f"{RECORDED_CASE}.x")),
+    recorded("complex inputs", lambda tensors: replaced(tensors, "x", torch.complex64)),
+    recorded("complex indices", lambda tensors: replaced(tensors, "core.idx", torch.complex64)),
+    recorded("indices in uint16", lambda tensors: replaced(tensors, "core.idx", torch.uint16)),
+    Bad("vectors: no such folder", "vectors nothing"),
+    Bad("vectors: a name of 300 letters", "vectors {300 letters}"),
+    Bad("vectors: a folder without an index", "vectors ."),
+    Bad("vectors: --cases without --write", "vectors . --cases 3"),
     # Declarations
     *map(declared, DECLARATIONS),
     # From Python
@@ -277,7 +457,7 @@ INPUTS: tuple[Bad, ...] = (
 
 def outcome(bad: Bad) -> tuple[int, str]:
     """Return exit code and sentence, 2 for an error in Python; run it in a folder that has its files alone."""
-    command = bad.command.replace("{6000 digits}", "9" * 6000)
+    command = bad.command.replace("{6000 digits}", "9" * 6000).replace("{300 letters}", "a" * 300)
     if bad.python:
         try:
             eval(command, {"csa_spec": csa_spec, "math": math})
@@ -291,6 +471,7 @@ def outcome(bad: Bad) -> tuple[int, str]:
             code = int(end.code or 0)
     told = err.getvalue() or out.getvalue().split("\n1 bundle: ")[0]
     last = told.strip().splitlines()[-1] if told.strip() else ""
+    last = last.replace("a" * 300, "{300 letters}")
     return code, last.removeprefix("csa-spec").removeprefix(": ").strip()
 
 
@@ -300,7 +481,7 @@ def _folder(files: Mapping[str, bytes]) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             place = Path(folder, name)
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
         os.chdir(folder)
         try:

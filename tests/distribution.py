@@ -109,7 +109,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 ALONE = """
-import contextlib, io, json, shlex, sys
+import contextlib, io, json, runpy, shlex, subprocess, sys
 sys.path.insert(0, "")
 import torch
 torch.set_num_threads(1)
@@ -119,17 +119,25 @@ with contextlib.suppress(ImportError):
 from csa_spec.cli import main
 results = {"": [0, __import__("csa_spec").__file__]}
 for command in json.load(sys.stdin):
+    program, *arguments = shlex.split(command)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        code = main(shlex.split(command)[1:])
+        if program == "csa-spec":
+            code = main(arguments)
+        elif program == "python":
+            code = 0 if runpy.run_path(*arguments, run_name="__main__") else 1
+        else:
+            done = subprocess.run([program, *arguments], capture_output=True, text=True)
+            code = print(done.stdout, done.stderr) or done.returncode
     results[command] = [code, out.getvalue()]
 json.dump(results, sys.__stdout__)
 """
 
 
 def run_alone(python: str, folder: Path, commands: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Run commands of csa-spec in a folder, with what is installed; return exit codes and what was printed.
+    """Run commands in a folder, with what is installed; return exit codes and what was printed.
 
-    All run in one process, which imports torch once. Under ``""`` stands where csa-spec was imported from.
+    Those of csa-spec, and files that ``python`` is to run, run in one process, which imports torch once. A file
+    that raises an error ends it. Under ``""`` stands where csa-spec was imported from.
     """
     done = subprocess.run(
         [python, "-c", ALONE],

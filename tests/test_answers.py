@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -242,15 +240,3 @@ def test_a_candidate_with_recorded_answers_offers_its_stage() -> None:
     candidate = recorded("x", "select", {})
     assert isinstance(candidate, Candidate)
     assert candidate.offers == ("select",)
-
-
-def test_the_code_of_the_page_runs() -> None:
-    """Its tests too."""
-    page = (Path(__file__).parents[1] / "docs" / "answers.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "page"}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
-    ran = [name for name in names if name.startswith("test_")]
-    for name in ran:
-        names[name]()
-    assert ran == ["test_select", "test_layer"]

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,9 @@ PIP = """#!/bin/sh
 if [ "$1 $2" = "-m pip" ]; then shift 2; fi
 echo "$@" >> "$PIP_LOG"
 """
-PYTHON = f"""#!/bin/sh
+PYTHON = """#!/bin/sh
 if [ "$1 $2" = "-m pip" ]; then exec pip "$@"; fi
-exec "{sys.executable}" "$@"
+exec "%s" "$@"
 """
 
 
@@ -133,16 +132,16 @@ def filled(text: str, values: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Runner:
-    """Return a machine with the commands of this environment, and a pip without a network."""
+def runner(tmp_path: Path, installed: str) -> Runner:
+    """Return a machine with the commands of an installed wheel, and a pip without a network."""
     work, bin_folder = tmp_path / "work", tmp_path / "bin"
     work.mkdir()
     bin_folder.mkdir()
-    csa_spec = f'#!/bin/sh\nexec "{sys.executable}" -m csa_spec "$@"\n'
-    pytest_command = f'#!/bin/sh\nexec "{sys.executable}" -m pytest "$@"\n'
+    csa_spec = f'#!/bin/sh\nexec "{installed}" -m csa_spec "$@"\n'
+    pytest_command = f'#!/bin/sh\nexec "{installed}" -m pytest "$@"\n'
     for name, text in (
         ("pip", PIP),
-        ("python", PYTHON),
+        ("python", PYTHON % installed),
         ("csa-spec", csa_spec),
         ("pytest", pytest_command),
     ):
@@ -151,8 +150,7 @@ def runner(tmp_path: Path) -> Runner:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
     environment |= {
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        # What `pip install -e .` and the installation of csa-spec would do.
-        "PYTHONPATH": os.pathsep.join([str(work), str(REPOSITORY)]),
+        "PYTHONPATH": str(work),  # what `pip install -e .` would do
         "PYTHONDONTWRITEBYTECODE": "1",
         "PIP_LOG": str(tmp_path / "pip.log"),
     }

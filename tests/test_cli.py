@@ -831,7 +831,7 @@ FOLDERS: dict[str, tuple[Callable[[Recorded], Path], list[str]]] = {
     "index-is-folder": (lambda r: without_file(r, "index.json", True), ["index.json"]),
     "broken-json": (lambda r: with_index(r, b"[{"), ["index.json is not valid JSON"]),
     "empty-json": (lambda r: with_index(r, b""), ["index.json is not valid JSON"]),
-    "binary-json": (lambda r: with_index(r, b"\xff\xfe"), ["index.json is not valid JSON"]),
+    "binary-json": (lambda r: with_index(r, b"\xff\xfe"), ["index.json is not UTF-8 text"]),
     "other-version": (lambda r: r.write({"version": 2}), ["another version", "dict"]),
     "empty-index": (lambda r: r.write([]), ["another version", "empty"]),
     "entry-is-text": (lambda r: r.write(["a file"]), ["index.json", "'file'"]),

@@ -164,6 +164,29 @@ def quick(line: str) -> str:
     return line if " case " in line else f"{line} --profile smoke{dtype}"
 
 
+def vectors_lines() -> list[str]:
+    """Return the commands of the page about vectors, and the same with the program that makes two mistakes."""
+    page = (REPOSITORY / "docs" / "vectors.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    lines = block.splitlines()
+    assert [line.split()[0] for line in lines] == ["csa-spec", "g++", "mkdir", *["./answer"] * 2, "csa-spec"]
+    _, build, _, *rest = lines
+    return [*lines, build.replace("-O2", "-O2 -DWRONG"), *(f"{line} " for line in rest)]
+
+
+def answers_script() -> str:
+    """Return the code of the page about answers, with calls of its tests."""
+    page = (REPOSITORY / "docs" / "answers.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    tests = re.findall(r"(?m)^def (test_\w+)\(case\)", code)
+    assert tests == ["test_select", "test_layer"]
+    return "\n".join([code, *(f"{test}()" for test in tests)]) + "\n"
+
+
+ANSWERS = "python answers_page.py"
+VECTORS = vectors_lines() if shutil.which("g++") else []
+
+
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the examples to a folder, with the modules that readers write."""
@@ -171,6 +194,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EXAMPLES, copy, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
     for name, text in STANDS_FOR.items():
         (copy / f"{name}.py").write_text(text, encoding="utf-8")
+    (copy / "answers_page.py").write_text(answers_script(), encoding="utf-8")
+    (copy / "examples").symlink_to(copy)  # as the page about vectors names it
     return copy
 
 
@@ -178,7 +203,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(installed: str, outside: Path) -> dict[str, tuple[int, str]]:
     """Run every command with the installed wheel."""
     lines = [line for line in COMMANDS if not (NO_JAX and " jax_" in line)]
-    return run_alone(installed, outside, [quick(line) for line in lines])
+    return run_alone(installed, outside, [*(quick(line) for line in lines), ANSWERS, *VECTORS])
 
 
 def test_the_installed_package_is_what_is_run(installed: str, results: dict[str, tuple[int, str]]) -> None:
@@ -200,6 +225,33 @@ def test_a_command_finds_its_candidate_conformant(line: str, results: dict[str, 
         assert f"{line.split()[2]}: CONFORMANT for " in printed
 
 
+def test_the_code_of_the_page_about_answers_runs(results: dict[str, tuple[int, str]]) -> None:
+    """Its tests too; it prints what its comments say."""
+    code, printed = results[ANSWERS]
+    assert code == 0
+    page = (REPOSITORY / "docs" / "answers.md").read_text(encoding="utf-8")
+    said = re.findall(r"(?m)^print\(.*\)  # (.*)$", page)
+    assert len(said) == 2
+    assert printed.splitlines()[:2] == said
+
+
+@pytest.mark.skipif(not VECTORS, reason="no C++ compiler")
+def test_the_page_about_vectors_judges_a_program_in_another_language(
+    results: dict[str, tuple[int, str]],
+) -> None:
+    """Word for word; the program built with -DWRONG is found, and both of its mistakes are named."""
+    *others, last = VECTORS
+    judge = last.strip()
+    assert [line for line in others if line != judge and results[line][0]] == []
+    code, told = results[judge]
+    assert code == 0, told
+    assert "my-kernels: CONFORMANT for select, attend" in told
+    code, told = results[last]
+    assert code == 1, told
+    assert "behaves like: drops the sink" in told
+    assert "behaves like: sees the unfinished block" in told
+
+
 def run_python(python: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an environment's Python in a folder."""
     return subprocess.run(
@@ -208,14 +260,20 @@ def run_python(python: str, folder: Path, *arguments: str) -> subprocess.Complet
 
 
 def test_an_installed_package_is_found_by_the_name_of_its_entry_point(
-    installed: str, outside: Path, tmp_path: Path
+    installed: str, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From an empty folder."""
     arguments = command("entry_point/my_kernels.py")
     package = outside / "entry_point"
     assert f"csa-spec {shlex.join(arguments)}" in (package / "pyproject.toml").read_text("utf-8")
-    pip("install", "--no-deps", "--no-build-isolation", str(package), python=installed)
-    done = run_python(installed, tmp_path, "-m", "csa_spec", *arguments, "--profile", "smoke")
+    site = tmp_path / "site"  # other tests find no such package
+    pip(
+        "install", "--no-deps", "--no-build-isolation", "--target", str(site), str(package), python=installed
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    done = run_python(installed, empty, "-m", "csa_spec", *arguments, "--profile", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("my-kernels: CONFORMANT for index_scores\n")
 

@@ -1,7 +1,8 @@
-"""What ``docs/pytest.md`` shows is run as it stands there."""
+"""What ``docs/pytest.md`` shows is run as it stands there, with an installed wheel."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,27 +32,30 @@ def folder(pytester: pytest.Pytester) -> Path:
     return pytester.path
 
 
-def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """Run pytest in a process of its own: the files of the page are not imported here."""
-    return pytester.runpytest_subprocess(*OPTIONS, *arguments)
+@pytest.fixture
+def run(pytester: pytest.Pytester, installed: str) -> Callable[..., pytest.RunResult]:
+    """Return a function that runs pytest where the wheel is installed."""
+    return lambda *arguments: pytester.run(installed, "-m", "pytest", *OPTIONS, *arguments)
 
 
-def test_its_test_files_do_what_it_says(folder: Path, pytester: pytest.Pytester) -> None:
+def test_its_test_files_do_what_it_says(folder: Path, run: Callable[..., pytest.RunResult]) -> None:
     """All pass, or fail as expected; the ids are those of the page."""
     (folder / "pyproject.toml").unlink()
-    result = run(pytester, "-v", "test_select.py", "test_lowest.py", "-k", "test_select or specification")
+    result = run("-v", "test_select.py", "test_lowest.py", "-k", "test_select or specification")
     result.assert_outcomes(passed=RUN, skipped=len(UNDECLARED), xfailed=1, deselected=len(CHECKS) - 1)
     result.stdout.fnmatch_lines(["*::test_select[[]select-specification] PASSED*"])
     assert "test_select[select-rows]" in PAGE
 
 
 @pytest.mark.parametrize("form", ["pyproject.toml", "pytest.ini"])
-def test_its_settings_choose_what_is_checked(folder: Path, pytester: pytest.Pytester, form: str) -> None:
+def test_its_settings_choose_what_is_checked(
+    folder: Path, run: Callable[..., pytest.RunResult], form: str
+) -> None:
     """In both forms; known issues end as the page shows."""
     if form == "pytest.ini":
         (folder / "pyproject.toml").unlink()
         (folder / form).write_text(blocks("ini")[0] + "\n")
-    result = run(pytester, "--pyargs", "csa_spec.conformance")
+    result = run("--pyargs", "csa_spec.conformance")
     result.assert_outcomes(passed=RUN, skipped=len(UNDECLARED))
     seed = 1 if form == "pyproject.toml" else 0
     result.stdout.fnmatch_lines(

@@ -16,7 +16,7 @@ from csa_spec.plug.arrays import named_tensors
 from csa_spec.plug.candidate import Candidate
 from csa_spec.plug.names import unknown
 from csa_spec.plug.plain import plain_line, shown
-from csa_spec.plug.reading import Unreadable, read_as
+from csa_spec.plug.reading import Unreadable, is_folder, is_there, read_as
 from csa_spec.stages import AnyStage, parse_case, stage_of
 
 VERSION = 2
@@ -76,7 +76,7 @@ def read_bundle(folder: Path) -> Recorded:
 
 def _load(folder: Path) -> dict[str, Any]:
     if not _holds(folder):
-        missing = f"it has no {CASE_FILE}" if folder.is_dir() else "there is no such folder"
+        missing = f"it has no {CASE_FILE}" if is_folder(folder) else "there is no such folder"
         raise BundleError(f"{folder}: this is not a bundle; {missing}")
     try:
         data = read_as("JSON", json.loads, folder / CASE_FILE)
@@ -99,7 +99,7 @@ def _text(folder: Path, data: dict[str, Any], name: str) -> str:
 def _holds(folder: Path) -> bool:
     """Whether a folder is a bundle; a name that no file can have, or a loop of links, is none."""
     try:
-        return (folder / CASE_FILE).exists()
+        return is_there(folder / CASE_FILE)
     except (OSError, ValueError, RuntimeError):
         return False
 
@@ -107,7 +107,7 @@ def _holds(folder: Path) -> bool:
 def bundles_in(folder: Path) -> list[Path]:
     """Return the bundles that a folder holds, or the folder itself where it is one, or holds none."""
     try:
-        if _holds(folder) or not folder.is_dir():
+        if _holds(folder) or not is_folder(folder):
             return [folder]
         inner = [path.parent for path in folder.glob(f"*/{CASE_FILE}")]
     except (OSError, ValueError, RuntimeError):

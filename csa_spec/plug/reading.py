@@ -15,6 +15,24 @@ class Unreadable(Exception):
     """A file that cannot be used; the message goes on after its name."""
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; nothing has a name that is too long, say."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to one."""
+    return is_there(path) and path.is_dir()
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is a name that shows as it is, without a folder, so that it leads out of none."""
+    return text.isprintable() and Path(text).name == text != ".."
+
+
 def read_as(form: str, parse: Callable[[str], Any], path: Path) -> Any:
     """Return what a parser (of ``form``, such as JSON) makes of a file's text.
 

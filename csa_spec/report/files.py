@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -52,6 +53,8 @@ def problem_of_file(path: Path) -> str:
 def problem_of_folder(path: Path) -> str:
     """Say why files cannot be written into a folder, which need not be there yet; "" where they can."""
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # of a name that no folder can have
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not there.is_dir():
             return f"{there} is not a folder; name a folder, or one to make"

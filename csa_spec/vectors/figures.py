@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from csa_spec.plug.plain import plain_line, shown
+from csa_spec.plug.reading import Unreadable, is_file_name, is_folder, is_there, read_as
 from csa_spec.spec import (
     SPEC,
     Geometry,
@@ -29,18 +29,19 @@ from csa_spec.spec import (
     attend_batch,
     weight_shapes,
 )
+from csa_spec.vectors.files import INDEX, VectorsError, read_tensors
 
 TOLERANCE = 2e-5
 """Absolute. The figures are float32 runs of the official code; a float64 evaluation of the same formulas is
 closer to them than this."""
 
 
+DECODED = "y_prefill_then_decode"
+"""Tensor of a case that need not be there: its output, where it was made step by step."""
+INTEGERS = (torch.int64, torch.int32, torch.int16)
+
 STAGE = "attend"
 """The stage of candidates that can be compared with the figures."""
-
-
-class VectorsError(Exception):
-    """The folder is missing, broken or of another version; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +116,27 @@ def _cases(folder: Path) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWei
     """Yield file, number, tensors, weights and geometry of every case."""
     for entry in _read_index(folder):
         name = _field(entry, "file", str, "index.json")
-        try:
-            tensors = load_file(folder / name)
-        except FileNotFoundError:
-            raise VectorsError(f"{folder} lists {name} but does not hold it") from None
-        except (SafetensorError, OSError) as error:
-            raise VectorsError(f"{folder / name} is not a readable safetensors file: {error}") from None
+        if not is_file_name(name):
+            raise VectorsError(
+                f"{folder / INDEX} lists {shown(name)}, which is not the name of a file in its folder"
+            )
+        if not is_there(folder / name):
+            raise VectorsError(f"{folder} lists {name} but does not hold it")
+        tensors = read_tensors(folder / name)
         geometry = _geometry(_field(entry, "geometry", dict, name), name)
         try:
             weights = LayerWeights.from_named(
                 {
-                    key.removeprefix("weights.").removesuffix(".weight"): tensor.double()
+                    key.removeprefix("weights.").removesuffix(".weight"): _double(tensor)
                     for key, tensor in tensors.items()
                     if key.startswith("weights.")
                 }
             )
             for key, shape in weight_shapes(geometry).items():
-                _require_shape(weights.named()[key], shape, f"{folder / name}: {key}")
+                _require_numbers(weights.named()[key], shape, f"{folder / name}: {key}")
             cases = _field(entry, "cases", list, name)
             if not cases:
-                raise VectorsError(f"{folder / 'index.json'} lists no case for {name}")
+                raise VectorsError(f"{folder / INDEX} lists no case for {name}")
             for case in cases:
                 number = _field(case, "case", int, name)
                 _require_case(name, number, tensors, geometry)
@@ -161,10 +163,16 @@ def _require_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Ge
         "core.o": (rows, length, g.heads, g.head_dim),
         "core.kv": (rows, keys_there, g.head_dim),
     }
+    if f"case{case}.{DECODED}" in tensors:
+        shapes[DECODED] = shapes["y"]
     for key, shape in shapes.items():
-        _require_shape(recorded(key), shape, f"{name}: case{case}.{key}")
+        _require_numbers(recorded(key), shape, f"{name}: case{case}.{key}")
     recorded_indices = recorded("core.idx")
-    if recorded_indices.is_floating_point() or recorded_indices.shape[:2] != (rows, length):
+    if (
+        recorded_indices.dtype not in INTEGERS
+        or recorded_indices.dim() != 3
+        or recorded_indices.shape[:2] != (rows, length)
+    ):
         raise VectorsError(f"{name}: case{case}.core.idx is not [B, S, n] of integers")
     if recorded_indices.numel() and recorded_indices.max() >= keys_there:
         raise VectorsError(f"{name}: case{case}.core.idx points past the {keys_there} keys")
@@ -181,8 +189,8 @@ def _check_case(
     positions = torch.arange(length).expand(rows, length)
     trace = attend_batch(x, weights, geometry, positions, torch.zeros(rows, length, dtype=torch.long), spec)
     errors = {"output": _distance(trace.out, recorded("y"))}
-    if f"case{case}.y_prefill_then_decode" in tensors:
-        errors["decode"] = _distance(trace.out, recorded("y_prefill_then_decode"))
+    if f"case{case}.{DECODED}" in tensors:
+        errors["decode"] = _distance(trace.out, recorded(DECODED))
     q, kv, core = [], [], []
     for row, document in enumerate(trace.documents):
         kv.append(torch.cat((document.context.window_keys, document.context.entries)))
@@ -212,28 +220,39 @@ def _require_shape(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
         raise VectorsError(f"{where} has the shape {list(tensor.shape)}, the geometry says {list(shape)}")
 
 
+def _require_numbers(tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    _require_shape(tensor, shape, where)
+    if not tensor.is_floating_point():
+        raise VectorsError(
+            f"{where} has the dtype {str(tensor.dtype).removeprefix('torch.')}; write real numbers"
+        )
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """Return weights in float64; what are no numbers stay as they are, and are refused."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def _distance(ours: Tensor, recorded: Tensor) -> float:
     return (ours - recorded.double()).abs().max().item() if ours.numel() else 0.0
 
 
 def _read_index(folder: Path) -> list[Any]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise VectorsError(f"{folder} is not a folder; name one with an index.json")
+    if not is_there(folder / INDEX):
+        raise VectorsError(f"{folder} has no {INDEX}; name a folder of recorded figures")
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VectorsError(f"{folder} has no index.json; name a folder of recorded figures") from None
-    except OSError as error:
-        raise VectorsError(f"{folder / 'index.json'} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise VectorsError(f"{folder / 'index.json'} is not valid JSON: {error}") from None
+        index = read_as("JSON", json.loads, folder / INDEX)
+    except Unreadable as error:
+        raise VectorsError(f"{folder / INDEX} {error}") from None
     if isinstance(index, dict) and "files" in index:
         raise VectorsError(
             f"{folder} has vectors that `csa-spec vectors --write` wrote; use `csa-spec judge`"
         )
     if not isinstance(index, list) or not index:
         raise VectorsError(
-            f"{folder / 'index.json'} is of another version: expected a list of files, "
+            f"{folder / INDEX} is of another version: expected a list of files, "
             f"found {'an empty list' if index == [] else type(index).__name__}"
         )
     return index
@@ -246,15 +265,26 @@ def _field(mapping: Any, key: str, kind: type, where: str) -> Any:
     return value
 
 
+def _require_real(what: str, value: object) -> None:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{what} is {shown(value)}, not a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise TypeError(f"{what} is larger than any float64") from None
+
+
 def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
     fields = dict(recorded)
     try:
         kind = LayerKind(fields.pop("kind"))
         theta = fields.pop("theta")
-        if not isinstance(theta, (int, float)):
-            raise TypeError(f"theta is {theta!r}, not a number")
+        for what, value in (("theta", theta), ("norm_eps", fields.get("norm_eps", 0.0))):
+            _require_real(what, value)
         fields["rope_theta" if kind is LayerKind.SLIDING else "compress_rope_theta"] = theta
         yarn = fields.pop("yarn")
+        if not isinstance(yarn, (dict, type(None))):
+            raise TypeError(f"yarn is {shown(yarn)}, not an object")
         if kind is LayerKind.SLIDING:
             fields["compress_ratio"] = 1
         return Geometry(
@@ -263,8 +293,10 @@ def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
             yarn=None if yarn is None else Yarn(**yarn),
             **fields,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         if isinstance(error, GeometryError):
             raise VectorsError(f"{where} has an impossible geometry: {reason}") from None
-        raise VectorsError(f"{where} is broken or of another version: geometry: {reason}") from None
+        raise VectorsError(
+            f"{where} is broken or of another version: geometry: {plain_line(reason, 200)}"
+        ) from None

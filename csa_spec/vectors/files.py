@@ -9,7 +9,9 @@ neither. ``docs/schema/vectors.json`` is the schema of the index.
 
 from __future__ import annotations
 
+import errno
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
@@ -23,12 +25,15 @@ from torch import Tensor
 
 from csa_spec.engine.reference import Reference
 from csa_spec.plug.arrays import named_arrays, named_tensors, same_bits
-from csa_spec.plug.plain import plain_line
-from csa_spec.plug.reading import Unreadable, read_as
-from csa_spec.vectors.figures import VectorsError
+from csa_spec.plug.plain import plain_line, shown
+from csa_spec.plug.reading import Unreadable, is_file_name, is_folder, read_as
 
 FORMAT, VERSION = "csa-spec vectors", 1
 INDEX = "index.json"
+
+
+class VectorsError(Exception):
+    """Files of vectors or answers are missing, broken or of another version; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,10 @@ def write_folder(folder: Path, files: Sequence[tuple[File, Mapping[str, Tensor]]
     index = folder / INDEX
     index.unlink(missing_ok=True)
     for file, tensors in files:
-        save_file(dict(tensors), folder / file.file)
+        try:
+            save_file(dict(tensors), folder / file.file)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"{file.file}: {plain_line(error, 200)}") from None
     listed = [asdict(file) for file, _ in files]
     data = {"format": FORMAT, "version": VERSION, "csa-spec": version, "files": listed}
     index.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -131,7 +139,7 @@ def read_index(folder: Path) -> list[File]:
         If it is none, or of another version.
     """
     path = folder / INDEX
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise VectorsError(f"{folder} is not a folder; name one that `csa-spec vectors --write` made")
     try:
         data = read_as("JSON", json.loads, path)
@@ -139,29 +147,57 @@ def read_index(folder: Path) -> list[File]:
         raise VectorsError(f"{path} {error}; name a folder that `csa-spec vectors --write` made") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise VectorsError(f"{path} is no index of vectors that `csa-spec vectors --write` made")
-    if data.get("version") != VERSION:
+    if data.get("version") != VERSION or isinstance(data["version"], bool):
         raise VectorsError(
             f"{path} is of version {plain_line(data.get('version'), 40)}, not {VERSION}; write anew"
         )
     try:
-        return [_file(entry) for entry in data["files"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise VectorsError(f"{path} is broken: {plain_line(error, 100)}; write it anew") from None
+        files = [_file(entry) for entry in data["files"]]
+    except KeyError as error:
+        raise VectorsError(f"{path} is broken: it lacks {plain_line(error, 80)}; write it anew") from None
+    except TypeError:
+        raise VectorsError(
+            f"{path} is broken: a field in it is of another type than csa-spec writes; write it anew"
+        ) from None
+    if problem := _problem(files):
+        raise VectorsError(f"{path} is broken: {problem}; write it anew")
+    return files
 
 
 def _file(entry: Any) -> File:
-    cases = tuple(Vector(**{**case, "bugs": tuple(case["bugs"])}) for case in entry["cases"])
-    file = File(**{**entry, "arguments": tuple(entry["arguments"]), "cases": cases})
-    texts = [
-        file.file,
-        file.stage,
-        file.variant,
-        file.dtype,
-        *(text for v in cases for text in (v.name, v.case)),
-    ]
-    if not all(isinstance(text, str) for text in texts) or Path(file.file).name != file.file:
-        raise TypeError("a name is no text, or leads out of the folder")
-    return file
+    """Return an entry of the index. A later version may have more fields, which mean nothing to this one."""
+    cases = tuple(
+        Vector(_text(case["name"]), _text(case["case"]), case["scalars"], _texts(case["bugs"]))
+        for case in entry["cases"]
+    )
+    file, stage, variant, dtype = (_text(entry[name]) for name in ("file", "stage", "variant", "dtype"))
+    return File(file, stage, variant, dtype, _texts(entry["arguments"]), cases)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError
+    return tuple(map(_text, values))
+
+
+def _problem(files: Sequence[File]) -> str:
+    """Say what cannot be right in an index whose fields are all there; nothing where all can be."""
+    if not files:
+        return "it lists no file"
+    for file in files:
+        if not is_file_name(file.file):
+            return f"{shown(file.file)} is not the name of a file in its folder"
+        if not file.cases:
+            return f"it lists no case of {file.file}"
+    names = [vector.name for file in files for vector in file.cases]
+    twice = next((name for name, count in Counter(names).items() if count > 1), "")
+    return f"it lists the case {shown(twice)} twice" if twice else ""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -173,6 +209,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         If it is none.
     """
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+            raise VectorsError(f"{path} is not a file")
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or plain_line(error, 200)

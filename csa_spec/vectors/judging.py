@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from csa_spec.diagnosis import diagnose
 from csa_spec.engine.case import CaseError
 from csa_spec.engine.results import Report
 from csa_spec.engine.running import CheckResult, run_check
+from csa_spec.plug.names import did_you_mean, instead
 from csa_spec.plug.plain import plain_line, shown
+from csa_spec.plug.reading import is_folder, is_there
 from csa_spec.plug.recorded import fingerprint, recorded
-from csa_spec.stages import STAGES, parse_case, stage_of
+from csa_spec.stages import STAGES, parse_case
 from csa_spec.target import one_thread
-from csa_spec.vectors.figures import VectorsError
-from csa_spec.vectors.files import File, read_index, read_tensors, same_inputs
+from csa_spec.vectors.files import File, VectorsError, read_index, read_tensors, same_inputs
 
 
 def judge(folder: Path, answers: Path, name: str = "") -> Report:
@@ -95,11 +95,11 @@ def _example(files: list[File]) -> str:
 
 
 def _read_answers(answers: Path) -> dict[str, Tensor]:
-    if not answers.exists():
+    if not is_there(answers):
         raise VectorsError(
             f"there is no {answers}; name a safetensors file of answers, or a folder of such files"
         )
-    paths = sorted(answers.glob("*.safetensors")) if answers.is_dir() else [answers]
+    paths = sorted(answers.glob("*.safetensors")) if is_folder(answers) else [answers]
     given: dict[str, Tensor] = {}
     for path in paths:
         for name, tensor in read_tensors(path).items():
@@ -113,8 +113,7 @@ def _require_known(given: Mapping[str, Tensor], files: list[File], answers: Path
     names = [vector.name for file in files for vector in file.cases]
     for name in given:
         if name not in names:
-            near = get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"they are named like {_example(files)}"
+            hint = did_you_mean(name, names) or f"they are named like {_example(files)}"
             raise VectorsError(f"{answers} answers {shown(name)}, which is no case of the vectors; {hint}")
 
 
@@ -147,8 +146,9 @@ def _judge_file(folder: Path, file: File, given: Mapping[str, Tensor], who: str)
 
 def _stage_of(file: File) -> Any:
     if file.stage not in STAGES:
+        meant = instead(file.stage, STAGES)
         raise VectorsError(
-            f"the index lists the stage {shown(file.stage)}, which this version does not have"
+            f"the index lists the stage {shown(file.stage)}, which this version does not have; {meant}"
         )
     return STAGES[file.stage]
 
@@ -161,8 +161,11 @@ def _cases(folder: Path, file: File) -> Iterator[tuple[str, Any, str]]:
             case = parse_case(vector.case)
         except CaseError as error:
             raise VectorsError(f"the index has a case that cannot be read: {error}") from None
-        if stage_of(case).name != file.stage:
-            raise VectorsError(f"the index has a case of {case.stage} in a file of {file.stage}")
+        if (case.stage, case.variant, case.dtype) != (file.stage, file.variant, file.dtype):
+            is_of, listed_as = (
+                " ".join(filter(None, (one.stage, one.variant, one.dtype))) for one in (case, file)
+            )
+            raise VectorsError(f"the index has a case of {is_of} in a file of {listed_as}; write it anew")
         arguments = tensors(case)
         if not same_inputs(vector.name, arguments, data):
             raise VectorsError(
