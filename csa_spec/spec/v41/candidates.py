@@ -28,9 +28,15 @@ class Blocks:
     """All entries of the kept blocks, visible or not yet, ascending"""
 
 
-def block_members(block: int, size: int, visible: Sequence[int], count: int) -> list[int]:
-    """Return the entries that score a block: those that the query may see, of ``count`` that there are."""
-    return [s for s in visible if s // size == block]
+def block_members(visible: Sequence[int], size: int, count: int) -> dict[int, list[int]]:
+    """Return the blocks that are scored, and by which of their entries: those that the query may see.
+
+    ``count`` is how many entries there are; invisible ones neither score a block nor make one.
+    """
+    members: dict[int, list[int]] = {}
+    for s in visible:
+        members.setdefault(s // size, []).append(s)
+    return members
 
 
 def block_score(scores: Sequence[float]) -> float:
@@ -93,10 +99,10 @@ def choose_candidates(
     """
     size = geometry.candidate_block_size
     pinned = spec.pinned_block(visible, size)
-    numbers, scores = sorted({s // size for s in visible}), []
-    for block in numbers:
-        members = spec.block_members(block, size, visible, count)
+    numbers, scores = [], []
+    for block, members in spec.block_members(visible, size, count).items():
         score = spec.block_score([score_of(s) for s in members])
+        numbers.append(block)
         scores.append(math.inf if block == pinned else score)
     kept = sorted(spec.select(numbers, scores, spec.block_quota(geometry.candidate_blocks, pinned)))
     return Blocks(scores, kept, spec.candidate_entries(kept, size, count))

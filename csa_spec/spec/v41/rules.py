@@ -68,7 +68,7 @@ class StackSpec:
     # New in V4.1: candidates
     chooses_candidates: Callable[[StackGeometry, int], bool] = roles.chooses_candidates
     candidate_source: Callable[[StackGeometry, int], int | None] = roles.candidate_source
-    block_members: Callable[[int, int, Sequence[int], int], list[int]] = candidates.block_members
+    block_members: Callable[[Sequence[int], int, int], dict[int, list[int]]] = candidates.block_members
     block_score: Callable[[Sequence[float]], float] = candidates.block_score
     pinned_block: Callable[[Sequence[int], int], int | None] = candidates.pinned_block
     block_quota: Callable[[int, int | None], int] = candidates.block_quota
