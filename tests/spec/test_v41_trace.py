@@ -200,9 +200,7 @@ def test_an_owner_gets_gradients_from_all_its_readers(stack: DrawnStack) -> None
 def test_picks_and_candidates_are_constants_for_gradients(stack: DrawnStack) -> None:
     for name in ("indexer.wk", "indexer.k_norm", "indexer.wq_b", "indexer.weights_proj"):
         weight = stack.named[3][name].clone().requires_grad_()
-        result = out(with_weight(stack, 3, name, weight))
-        grads = torch.autograd.grad(result.sum(), weight, allow_unused=True)
-        assert grads[0] is None
+        assert not out(with_weight(stack, 3, name, weight)).requires_grad
 
 
 @pytest.mark.parametrize("rows", [("7+6",), ("2<7", "9"), ("5", "13", "1"), ("1<3+4+3@1000",)])
