@@ -62,7 +62,7 @@ def compressed(x: Array, w: Weights, r: int, eps: float) -> Array:
     return rms(pooled, eps) * w["compressor.norm"]
 
 
-def blocks_of(scores: Array, seen: Array, z: int, blocks: int) -> tuple[Array, Mask]:
+def blocks_of(scores: Array, seen: npt.NDArray[np.integer[Any]], z: int, blocks: int) -> tuple[Array, Mask]:
     """Return the score of each block, [S, NB], and the entries that are candidates, [S, T].
 
     ``seen`` [S] is how many entries each query sees. Invisible entries have the score -inf already.

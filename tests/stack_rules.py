@@ -70,7 +70,7 @@ def _scaled_sink(q: Tensor, keys: Tensor, sink: Tensor, scale: float) -> tuple[T
 
 
 def _interleaved_heads(heads_out: Tensor, wo_a: Tensor, wo_b: Tensor, groups: int) -> Tensor:
-    per_group = heads_out.unflatten(0, (-1, groups)).transpose(0, 1).reshape(groups, -1)
+    per_group = heads_out.reshape(-1, groups, heads_out.shape[1]).transpose(0, 1).reshape(groups, -1)
     low = wo_a.reshape(groups, -1, per_group.shape[1])
     return wo_b @ torch.cat([low[g] @ per_group[g] for g in range(groups)])
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from stacks import DrawnStack, make_stack
 from csa_spec.spec import Document, Yarn
 from csa_spec.spec.v41 import STACK_SPEC, StackDocumentTrace, attend_stack_document, stack_weights
 
-STACK = {
+STACK: dict[str, Any] = {
     "compress_ratios": [0, 3, 3, 2, 2, 1, 1, 1],
     "kv_source_layers": [1, 3, 5],
     "index_source_layers": [1, 3, 5, 6, 7],
@@ -91,7 +92,7 @@ def test_one_token_is_answered_from_the_calls_before_it() -> None:
 
 def test_the_defect_of_the_official_decode_needs_another_layer_that_publishes_later() -> None:
     wrong = replace(STACK_SPEC, **RULES["keys of whoever published last"])
-    owners = {"kv_source_layers": [1, 3], "index_source_layers": [1, 3], "top_k": 2}
+    owners: dict[str, Any] = {"kv_source_layers": [1, 3], "index_source_layers": [1, 3], "top_k": 2}
     stack = make_stack("13", compress_ratios=[0, 2, 2, 1, 1], **owners)
     assert error(stack.run(wrong).out, stack.run().out) <= TOLERANCE
     differ = (stack.decode(4, spec=wrong) - stack.decode(4)).abs().amax(dim=(1, 2)) > 1e-3

@@ -94,7 +94,7 @@ def _distance(
 ) -> float:
     hidden = figures.stacked("x")[:, row]
     out = decode(hidden, Document(row, 0, hidden.shape[1], 0), figures, spec)
-    differences = [
+    differences: list[float] = [
         (ours - theirs[row].double()).abs().max().item()
         for ours, theirs in zip(out, recorded, strict=True)
         if theirs is not None
@@ -103,7 +103,7 @@ def _distance(
 
 
 def test_an_attention_core_is_compared_in_every_layer() -> None:
-    attend = dense.load().stages["attend"]
+    attend = dense.attend
     results = list(check_attend(VECTORS, attend))
     assert Counter(result.file for result in results) == CASES
     assert all(result.agrees for result in results)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ RELEASED = StackGeometry(
     candidate_block_size=8,
     top_k=512,
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "compress_ratios": [0, 2, 2, 1, 1, 1, 1],
     "kv_source_layers": [1, 3],
     "index_source_layers": [1, 3, 5],
