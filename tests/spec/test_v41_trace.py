@@ -19,6 +19,7 @@ from csa_spec.spec.v41 import (
     StackDocumentTrace,
     StackGeometry,
     StackSpec,
+    attend_stack_document,
     layer_role,
     stack_weight_shapes,
     stack_weights,
@@ -137,6 +138,22 @@ def test_a_restricted_layer_picks_candidates_and_the_one_that_chooses_them_picks
     # The three best entries may lie in three blocks, of which two are kept.
     assert free
     assert bound
+
+
+def test_picks_that_a_layer_is_told_are_reused_by_later_layers(
+    stack: DrawnStack, trace: StackDocumentTrace
+) -> None:
+    weights = stack_weights(stack.geometry, stack.named)
+    told = {3: {9: [7, 0], 4: [1]}}
+    again = attend_stack_document(
+        stack.hidden[:, 0], trace.document, weights, stack.geometry, selections=told
+    )
+    assert [again.layers[layer].queries[9].selection for layer in (3, 4)] == [[0, 7], [0, 7]]
+    assert again.layers[4].queries[4].selection == [1]
+    for layer in (5, 6):  # these have the picks of layer 5, which scores for itself
+        assert torch.equal(again.layers[layer].out, trace.layers[layer].out)
+    moved = (again.layers[4].out - trace.layers[4].out).abs().amax(dim=1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [4, 9]
 
 
 def test_what_v4_and_v41_share_is_one_function() -> None:

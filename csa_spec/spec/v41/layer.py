@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ def attend_layer(
     geometry: StackGeometry,
     spec: StackSpec = STACK_SPEC,
     earlier: Published | None = None,
+    selections: Mapping[int, Sequence[int]] | None = None,
 ) -> LayerTrace:
     """Run one layer on tokens of one document.
 
@@ -43,6 +44,8 @@ def attend_layer(
         The rules.
     earlier
         What this layer published in earlier calls, None in the first.
+    selections
+        By query, entries to attend to in place of what the rules pick or reuse.
     """
     layer = past.layer
     context = extend_context(past, hidden, weights, geometry, spec)
@@ -52,9 +55,10 @@ def attend_layer(
         if len(context.index_keys) > len(past.index_keys):
             last_keys = context.index_keys
     everything = {**published, layer: own}
+    told = selections or {}
     sources = sources_of(context, geometry, spec)
     queries = [
-        answer_query(t, context, sources, everything, last_keys, weights, geometry, spec)
+        answer_query(t, context, sources, everything, last_keys, weights, geometry, spec, told.get(t))
         for t in range(len(past.hidden), len(context.hidden))
     ]
     before, picks, candidates = earlier or Published(), None, None

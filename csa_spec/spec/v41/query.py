@@ -6,7 +6,7 @@ Every decision that it takes is a rule of :mod:`csa_spec.spec.v41.rules`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def answer_query(
     weights: StackLayerWeights,
     geometry: StackGeometry,
     spec: StackSpec = STACK_SPEC,
+    selection: Sequence[int] | None = None,
 ) -> StackQueryTrace:
     """Run query ``t`` of a document through one layer.
 
@@ -49,6 +50,8 @@ def answer_query(
         The layer and the stack.
     spec
         The rules.
+    selection
+        Entries to attend to, and to publish, in place of what the rules pick.
     """
     x, position, eps = context.hidden[t], context.document.start + t, spec.norm_eps(geometry)
     ratio, frequencies = geometry.compress_ratios[context.layer], context.frequencies
@@ -65,6 +68,7 @@ def answer_query(
 
     # SCORE: own queries against the owner's index keys
     index_q, scores = x.new_zeros(0), x.new_zeros(0)
+    known: dict[int, float] = {}
     allowed, blocks = visible, None
     if weights.indexer is not None and sources.index_keys is not None:
         index_q = (weights.indexer.wq_b @ latent).view(geometry.index_heads, -1)
@@ -78,12 +82,15 @@ def answer_query(
 
         if visible:
             scores = each(score, index_keys[visible], many=LONG)
+        known = dict(zip(visible, scores.tolist(), strict=True))
 
         # CANDIDATES: chosen by one layer, binding for later ones
         if spec.chooses_candidates(geometry, context.layer):
-            blocks = choose_candidates(
-                visible, lambda s: score(index_keys[s]).item(), geometry, len(entries), spec
-            )
+
+            def score_of(s: int) -> float:
+                return known[s] if s in known else score(index_keys[s]).item()
+
+            blocks = choose_candidates(visible, score_of, geometry, len(entries), spec)
         if sources.candidates is not None:
             candidates = published[sources.candidates].candidates
             assert candidates is not None
@@ -92,14 +99,15 @@ def answer_query(
     # SELECT: own picks, or those of the nearest index source; a constant for gradients
     chosen, margin = list[int](), None
     if sources.picks == context.layer:
-        score_of = dict(zip(visible, scores.tolist(), strict=True))
-        ranking = [score_of[s] for s in allowed]
+        ranking = [known[s] for s in allowed]
         chosen = sorted(spec.select(allowed, ranking, geometry.top_k))
         margin = selection_margin(ranking, geometry.top_k)
     elif sources.picks is not None:
         picks = published[sources.picks].picks
         assert picks is not None
         chosen = spec.reuse(picks[t], visible)
+    if selection is not None:
+        chosen = sorted(selection)
 
     # GATHER
     keys = torch.cat((context.window_keys[window], entries[chosen]))

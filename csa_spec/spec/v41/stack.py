@@ -5,7 +5,7 @@ What happens between layers is not part of it: every layer is given its own inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def attend_stack_document(
     geometry: StackGeometry,
     spec: StackSpec = STACK_SPEC,
     past: StackDocumentTrace | None = None,
+    selections: Mapping[int, Mapping[int, Sequence[int]]] | None = None,
 ) -> StackDocumentTrace:
     """Run a stack on a document, or on the next tokens of one.
 
@@ -43,6 +44,8 @@ def attend_stack_document(
     past
         What the tokens before these gave, by default none. One call with all tokens, token by token, and
         chunks that begin inside a group all give the same. To take tokens back, go on from an earlier trace.
+    selections
+        By layer and query, entries to attend to in place of what the rules pick; later layers reuse them.
     """
     layers: list[LayerTrace] = []
     published: dict[int, Published] = {}
@@ -53,7 +56,15 @@ def attend_stack_document(
         else:
             context, earlier = past.layers[layer].context, past.layers[layer].published
         trace = attend_layer(
-            hidden[layer], context, published, last_keys, own, geometry, spec, earlier=earlier
+            hidden[layer],
+            context,
+            published,
+            last_keys,
+            own,
+            geometry,
+            spec,
+            earlier=earlier,
+            selections=None if selections is None else selections.get(layer),
         )
         last_keys, published[layer] = trace.last_keys, trace.published
         layers.append(trace)
