@@ -2,6 +2,7 @@
 
 Start at :mod:`csa_spec.spec.layer`. One module per step: ``compressor``, ``indexer``, ``selection`` (which
 entries may query t see), ``window``, ``attention``, ``output``; ``rope`` and ``norm`` serve them all.
+DeepSeek-V4.1, whose layers share entries and picks, is in :mod:`csa_spec.spec.v41`, made of the same functions.
 """
 
 from csa_spec.spec.batch import PADDING, attend_batch, split_documents

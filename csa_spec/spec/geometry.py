@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -80,10 +81,7 @@ class Geometry:
     def __post_init__(self) -> None:
         """Check every size; the message names the field and the rule."""
         object.__setattr__(self, "kind", _layer_kind(self.kind))
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise GeometryError(f"{name} {value!r} must be an integer of at least {least}")
+        require_sizes(self, _LEAST)
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise GeometryError(
                 f"rope_dim {self.rope_dim} must be even and at most head_dim {self.head_dim}"
@@ -118,6 +116,14 @@ _LEAST = {
     "compress_ratio": 1, "top_k": 0, "window": 1, "hidden": 1, "heads": 1, "head_dim": 2, "rope_dim": 2,
     "q_lora_rank": 1, "index_heads": 1, "index_head_dim": 2, "o_groups": 1, "o_lora_rank": 1,
 }  # fmt: skip
+
+
+def require_sizes(geometry: object, least: Mapping[str, int]) -> None:
+    """Refuse a size that is no integer or below its least; the message names the field and the rule."""
+    for name, lowest in least.items():
+        value = getattr(geometry, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise GeometryError(f"{name} {value!r} must be an integer of at least {lowest}")
 
 
 def _layer_kind(kind: str) -> LayerKind:

@@ -1,8 +1,8 @@
 """Compare the specification, or a candidate's ``attend``, with recorded figures: ``csa-spec vectors DIR``.
 
-The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer. A file has
-the weights by their official names and, per case, the layer's input and output and the tensors of the
-attention core.
+The folder has an ``index.json`` (files, geometries, cases) and one safetensors file per layer, or per stack of
+layers (DeepSeek-V4.1). A file has the weights by their official names and, per case, the layer's input and
+output and the tensors of the attention core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from csa_spec.spec import (
     attend_batch,
     weight_shapes,
 )
+from csa_spec.spec.v41 import STACK_SPEC, StackSpec
 from csa_spec.vectors.files import INDEX, VectorsError, read_tensors
+from csa_spec.vectors.stack_figures import (
+    INTEGERS,
+    StackFigures,
+    check_stack,
+    check_stack_core,
+    recorded_weights,
+    require_figures,
+    stack_geometry,
+)
 
 TOLERANCE = 2e-5
 """Absolute. The figures are float32 runs of the official code; a float64 evaluation of the same formulas is
@@ -38,7 +48,6 @@ closer to them than this."""
 
 DECODED = "y_prefill_then_decode"
 """Tensor of a case that need not be there: its output, where it was made step by step."""
-INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 STAGE = "attend"
 """The stage of candidates that can be compared with the figures."""
@@ -78,16 +87,25 @@ def summarise_figures(results: Sequence[VectorResult]) -> str:
     return "\n".join(lines)
 
 
-def check_vectors(folder: Path, spec: Spec = SPEC) -> Iterator[VectorResult]:
+def check_vectors(
+    folder: Path, spec: Spec = SPEC, stack_spec: StackSpec = STACK_SPEC
+) -> Iterator[VectorResult]:
     """Yield how far the specification is from every case of every file that the folder's index lists.
+
+    ``spec`` has the rules of layers, ``stack_spec`` those of stacks.
 
     Raises
     ------
     VectorsError
         If the folder cannot be used as it is.
     """
-    for name, case, tensors, weights, geometry in _cases(folder):
-        yield _check_case(name, case, tensors, weights, geometry, spec)
+    for entry in _read_index(folder):
+        if _is_stack(entry):
+            for name, figures in _stack_cases(folder, entry):
+                yield VectorResult(name, figures.case, check_stack(figures, stack_spec))
+            continue
+        for name, case, tensors, weights, geometry in _cases(folder, entry):
+            yield _check_case(name, case, tensors, weights, geometry, spec)
 
 
 def check_attend(folder: Path, attend: Callable[..., Tensor]) -> Iterator[VectorResult]:
@@ -105,44 +123,90 @@ def check_attend(folder: Path, attend: Callable[..., Tensor]) -> Iterator[Vector
     VectorsError
         If the folder cannot be used as it is.
     """
-    for name, case, tensors, weights, geometry in _cases(folder):
-        q, kv, indices, expected = (tensors[f"case{case}.core.{key}"] for key in ("q", "kv", "idx", "o"))
-        got = attend(q.float(), kv.float(), indices.long(), weights.attn_sink.float(), geometry.scale)
-        _require_shape(got, tuple(expected.shape), f"{name}: what attend returns for case {case}")
-        yield VectorResult(name, case, {"core": _distance(got.double(), expected)})
-
-
-def _cases(folder: Path) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWeights, Geometry]]:
-    """Yield file, number, tensors, weights and geometry of every case."""
     for entry in _read_index(folder):
-        name = _field(entry, "file", str, "index.json")
-        if not is_file_name(name):
-            raise VectorsError(
-                f"{folder / INDEX} lists {shown(name)}, which is not the name of a file in its folder"
-            )
-        if not is_there(folder / name):
-            raise VectorsError(f"{folder} lists {name} but does not hold it")
-        tensors = read_tensors(folder / name)
-        geometry = _geometry(_field(entry, "geometry", dict, name), name)
+        if _is_stack(entry):
+            for name, figures in _stack_cases(folder, entry):
+                yield VectorResult(name, figures.case, {"core": check_stack_core(figures, attend)})
+            continue
+        for name, case, tensors, weights, geometry in _cases(folder, entry):
+            q, kv, indices, expected = (tensors[f"case{case}.core.{key}"] for key in ("q", "kv", "idx", "o"))
+            got = attend(q.float(), kv.float(), indices.long(), weights.attn_sink.float(), geometry.scale)
+            _require_shape(got, tuple(expected.shape), f"{name}: what attend returns for case {case}")
+            yield VectorResult(name, case, {"core": _distance(got.double(), expected)})
+
+
+def _is_stack(entry: Any) -> bool:
+    """Whether an entry of the index is about a stack of layers; any other is about one."""
+    geometry = entry.get("geometry") if isinstance(entry, dict) else None
+    return isinstance(geometry, dict) and "compress_ratios" in geometry
+
+
+def _load(folder: Path, name: str) -> dict[str, Tensor]:
+    if not is_file_name(name):
+        raise VectorsError(
+            f"{folder / INDEX} lists {shown(name)}, which is not the name of a file in its folder"
+        )
+    if not is_there(folder / name):
+        raise VectorsError(f"{folder} lists {name} but does not hold it")
+    return read_tensors(folder / name)
+
+
+def _stack_cases(folder: Path, entry: Any) -> Iterator[tuple[str, StackFigures]]:
+    """Yield file and figures of every case of a file of stacks."""
+    name = _field(entry, "file", str, INDEX)
+    tensors = _load(folder, name)
+    recorded = _field(entry, "geometry", dict, name)
+    cases = _field(entry, "cases", list, name)
+    if not cases:
+        raise VectorsError(f"{folder / INDEX} lists no case for {name}")
+    try:
+        geometry = stack_geometry(recorded)
+    except GeometryError as error:
+        raise VectorsError(f"{name} has an impossible geometry: {error}") from None
+    except (KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise VectorsError(f"{name} is broken or of another version: geometry: {reason}") from None
+    try:
+        weights = recorded_weights(tensors, geometry)
+    except ValueError as error:
+        raise VectorsError(f"{folder / name}: {error}") from None
+    for case in cases:
+        number = _field(case, "case", int, name)
+        prefill = case.get("prefill")
+        if prefill is not None and not isinstance(prefill, int):
+            raise VectorsError(f"{name} is broken or of another version: prefill is {prefill!r}")
+        figures = StackFigures(tensors, number, geometry, weights, prefill)
         try:
-            weights = LayerWeights.from_named(
-                {
-                    key.removeprefix("weights.").removesuffix(".weight"): _double(tensor)
-                    for key, tensor in tensors.items()
-                    if key.startswith("weights.")
-                }
-            )
-            for key, shape in weight_shapes(geometry).items():
-                _require_numbers(weights.named()[key], shape, f"{folder / name}: {key}")
-            cases = _field(entry, "cases", list, name)
-            if not cases:
-                raise VectorsError(f"{folder / INDEX} lists no case for {name}")
-            for case in cases:
-                number = _field(case, "case", int, name)
-                _require_case(name, number, tensors, geometry)
-                yield name, number, tensors, weights, geometry
-        except KeyError as error:
-            raise VectorsError(f"{folder / name} has no tensor {error}") from None
+            require_figures(figures)
+        except ValueError as error:
+            raise VectorsError(f"{folder / name}: {error}") from None
+        yield name, figures
+
+
+def _cases(folder: Path, entry: Any) -> Iterator[tuple[str, int, dict[str, Tensor], LayerWeights, Geometry]]:
+    """Yield file, number, tensors, weights and geometry of every case of a file of layers."""
+    name = _field(entry, "file", str, INDEX)
+    tensors = _load(folder, name)
+    geometry = _geometry(_field(entry, "geometry", dict, name), name)
+    try:
+        weights = LayerWeights.from_named(
+            {
+                key.removeprefix("weights.").removesuffix(".weight"): _double(tensor)
+                for key, tensor in tensors.items()
+                if key.startswith("weights.")
+            }
+        )
+        for key, shape in weight_shapes(geometry).items():
+            _require_numbers(weights.named()[key], shape, f"{folder / name}: {key}")
+        cases = _field(entry, "cases", list, name)
+        if not cases:
+            raise VectorsError(f"{folder / INDEX} lists no case for {name}")
+        for case in cases:
+            number = _field(case, "case", int, name)
+            _require_case(name, number, tensors, geometry)
+            yield name, number, tensors, weights, geometry
+    except KeyError as error:
+        raise VectorsError(f"{folder / name} has no tensor {error}") from None
 
 
 def _require_case(name: str, case: int, tensors: dict[str, Tensor], geometry: Geometry) -> None:
