@@ -79,8 +79,8 @@ class Measured:
 def black_box(bug: Bug) -> Candidate:
     """Return a bug as a candidate of another name that shows its output alone."""
 
-    def function(*arguments: Any) -> Any:
-        returned = bug.function(*arguments)
+    def function(*arguments: Any, **by_name: Any) -> Any:
+        returned = bug.function(*arguments, **by_name)
         return returned.out if isinstance(returned, LayerOutput) else returned
 
     capabilities = bug.candidate.capabilities_of(bug.stage)
@@ -171,7 +171,7 @@ def page(measured: Sequence[Measured], command: Command) -> str:
         f"specification, on at least {CERTAIN} of them, where no other bug does. Of several that do it says so. "
         f"Of one that agrees on at least {SHARE:.0%} of the cases, two or more, it says *resembles*; of others, "
         "nothing.",
-        "Plugged in as a black box that shows its output alone, and made small, "
+        f"{_which(command.options.nth)} was plugged in as a black box that shows its output alone, and made small: "
         f"{_share([one for one in failed if one.known.first == one.title], failed)} "
         f"bugs are what the diagnosis names first; {_with_certainty(failed)} alone and with certainty. "
         "The others:",
@@ -192,6 +192,10 @@ def page(measured: Sequence[Measured], command: Command) -> str:
 
 def _share(some: Sequence[Any], of: Sequence[Any]) -> str:
     return f"{len(some)} of {len(of)} ({len(some) / max(1, len(of)):.1%})"
+
+
+def _which(nth: int) -> str:
+    return "Every bug of the catalogue" if nth == 1 else f"One bug in {nth} of the catalogue"
 
 
 def _with_certainty(failed: Sequence[Measured]) -> str:
