@@ -20,6 +20,10 @@ class LayerKind(StrEnum):
     SLIDING = "sliding"
 
 
+UNBOUNDED = 1e100
+"""Numbers of this size and more mean nothing here, and powers of them overflow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Yarn:
     """YaRN interpolation of the rotary frequencies, without amplitude correction.
@@ -34,12 +38,12 @@ class Yarn:
 
     def __post_init__(self) -> None:
         """Refuse what the formula cannot use."""
-        if not self.factor > 0 or self.original_max_position < 1:
+        if not (0 < self.factor < UNBOUNDED and 1 <= self.original_max_position < UNBOUNDED):
             raise GeometryError(
                 f"YaRN needs a positive factor and original_max_position, not {self.factor} and "
                 f"{self.original_max_position}"
             )
-        if not self.beta_fast > self.beta_slow > 0:
+        if not UNBOUNDED > self.beta_fast > self.beta_slow > 0:
             raise GeometryError(
                 f"YaRN needs beta_fast > beta_slow > 0, not {self.beta_fast} and {self.beta_slow}"
             )

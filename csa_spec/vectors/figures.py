@@ -25,7 +25,6 @@ from csa_spec.spec import (
     LayerKind,
     LayerWeights,
     Spec,
-    Yarn,
     attend_batch,
     weight_shapes,
 )
@@ -36,7 +35,9 @@ from csa_spec.vectors.stack_figures import (
     StackFigures,
     check_stack,
     check_stack_core,
+    real,
     recorded_weights,
+    recorded_yarn,
     require_figures,
     stack_geometry,
 )
@@ -161,11 +162,8 @@ def _stack_cases(folder: Path, entry: Any) -> Iterator[tuple[str, StackFigures]]
         raise VectorsError(f"{folder / INDEX} lists no case for {name}")
     try:
         geometry = stack_geometry(recorded)
-    except GeometryError as error:
-        raise VectorsError(f"{name} has an impossible geometry: {error}") from None
-    except (KeyError, TypeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise VectorsError(f"{name} is broken or of another version: geometry: {reason}") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _impossible(name, error) from None
     try:
         weights = recorded_weights(tensors, geometry)
     except ValueError as error:
@@ -329,38 +327,25 @@ def _field(mapping: Any, key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _require_real(what: str, value: object) -> None:
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{what} is {shown(value)}, not a number")
-    try:
-        float(value)
-    except OverflowError:
-        raise TypeError(f"{what} is larger than any float64") from None
+def _impossible(where: str, error: Exception) -> VectorsError:
+    """Return the sentence about a geometry that cannot be read, or that cannot be."""
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, GeometryError):
+        return VectorsError(f"{where} has an impossible geometry: {plain_line(reason, 400)}")
+    return VectorsError(f"{where} is broken or of another version: geometry: {plain_line(reason, 200)}")
 
 
 def _geometry(recorded: dict[str, Any], where: str) -> Geometry:
     fields = dict(recorded)
     try:
         kind = LayerKind(fields.pop("kind"))
-        theta = fields.pop("theta")
-        for what, value in (("theta", theta), ("norm_eps", fields.get("norm_eps", 0.0))):
-            _require_real(what, value)
+        theta = real("theta", fields.pop("theta"))
         fields["rope_theta" if kind is LayerKind.SLIDING else "compress_rope_theta"] = theta
-        yarn = fields.pop("yarn")
-        if not isinstance(yarn, (dict, type(None))):
-            raise TypeError(f"yarn is {shown(yarn)}, not an object")
+        if "norm_eps" in fields:
+            fields["norm_eps"] = real("norm_eps", fields["norm_eps"])
         if kind is LayerKind.SLIDING:
             fields["compress_ratio"] = 1
-        return Geometry(
-            kind=kind,
-            top_k=fields.pop("topk"),
-            yarn=None if yarn is None else Yarn(**yarn),
-            **fields,
-        )
+        yarn = recorded_yarn(fields.pop("yarn"))
+        return Geometry(kind=kind, top_k=fields.pop("topk"), yarn=yarn, **fields)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        if isinstance(error, GeometryError):
-            raise VectorsError(f"{where} has an impossible geometry: {reason}") from None
-        raise VectorsError(
-            f"{where} is broken or of another version: geometry: {plain_line(reason, 200)}"
-        ) from None
+        raise _impossible(where, error) from None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csa_spec.plug.plain import shown
 from csa_spec.spec import Document, GeometryError, Yarn
 from csa_spec.spec.v41 import (
     STACK_SPEC,
@@ -29,6 +30,45 @@ from csa_spec.spec.v41.roles import entry_source
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
+def real(what: str, value: object) -> float:
+    """Return a number of an index.
+
+    Raises
+    ------
+    TypeError
+        If it is none, or larger than any float64.
+    """
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{what} is {shown(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise TypeError(f"{what} is larger than any float64") from None
+
+
+def recorded_yarn(recorded: object) -> Yarn | None:
+    """Return YaRN's constants from an index.
+
+    Raises
+    ------
+    TypeError, GeometryError
+        If they are no constants, or impossible ones.
+    """
+    if recorded is None:
+        return None
+    if not isinstance(recorded, Mapping):
+        raise TypeError(f"yarn is {shown(recorded)}, not an object")
+    numbers = {name: real(f"yarn.{name}", value) for name, value in recorded.items()}
+    length = numbers.pop("original_max_position", None)
+    return Yarn(**numbers) if length is None else Yarn(**numbers, original_max_position=_whole(length))
+
+
+def _whole(number: float) -> int:
+    if not math.isfinite(number):
+        raise TypeError(f"yarn.original_max_position is {number}, not a whole number")
+    return int(number)
+
+
 def stack_geometry(recorded: Mapping[str, Any]) -> StackGeometry:
     """Return the geometry of a stack from an index of figures.
 
@@ -38,14 +78,10 @@ def stack_geometry(recorded: Mapping[str, Any]) -> StackGeometry:
         If a field is missing or unknown, or the stack impossible.
     """
     fields = dict(recorded)
-    yarn = fields.pop("yarn")
-    return StackGeometry(
-        top_k=fields.pop("topk"),
-        rope_theta=fields.pop("theta"),
-        compress_rope_theta=fields.pop("compress_theta"),
-        yarn=None if yarn is None else Yarn(**yarn),
-        **fields,
-    )
+    constants = {"rope_theta": "theta", "compress_rope_theta": "compress_theta", "norm_eps": "norm_eps"}
+    numbers = {ours: real(theirs, fields.pop(theirs)) for ours, theirs in constants.items()}
+    yarn = recorded_yarn(fields.pop("yarn"))
+    return StackGeometry(top_k=fields.pop("topk"), yarn=yarn, **numbers, **fields)
 
 
 def recorded_weights(tensors: Mapping[str, Tensor], geometry: StackGeometry) -> list[StackLayerWeights]:
@@ -108,19 +144,48 @@ def require_figures(figures: StackFigures) -> None:
         "core.q": heads,
         "core.o": heads,
     }
-    for layer in range(g.layers):
-        for name, shape in shapes.items():
-            recorded = figures.layer(layer, name)
+    for layer, ratio in enumerate(g.compress_ratios):
+        optional = _optional_shapes(g, rows, length, length // ratio if ratio else 0)
+        for name, shape in (shapes | optional).items():
+            where, recorded = f"case{figures.case}.layer{layer}.{name}", figures.layer(layer, name)
+            if recorded is None and name in optional:
+                continue
             if recorded is None or recorded.shape != shape:
                 found = "missing" if recorded is None else list(recorded.shape)
-                raise ValueError(f"case{figures.case}.layer{layer}.{name} is {found}, not {list(shape)}")
-            if not recorded.is_floating_point():
-                raise ValueError(f"case{figures.case}.layer{layer}.{name} has no real numbers")
-        indices = figures.layer(layer, "core.idx")
-        if indices is None or indices.dtype not in INTEGERS or indices.shape[:2] != (rows, length):
-            raise ValueError(f"case{figures.case}.layer{layer}.core.idx is not [B, S, n] of integers")
+                raise ValueError(f"{where} is {found}, not {list(shape)}")
+            if not (recorded.is_floating_point() or (name == "candidates" and not recorded.is_complex())):
+                raise ValueError(f"{where} has no real numbers")
+        for name in ("core.idx", "picks"):
+            where, recorded = f"case{figures.case}.layer{layer}.{name}", figures.layer(layer, name)
+            if recorded is None and name == "picks":
+                continue
+            integers = recorded is not None and recorded.dtype in INTEGERS and recorded.dim() == 3
+            if recorded is None or not integers or recorded.shape[:2] != (rows, length):
+                raise ValueError(f"{where} is not [B, S, n] of integers")
     if figures.prefill is not None and not 0 < figures.prefill <= length:
         raise ValueError(f"case {figures.case} has a prefill of {figures.prefill} of {length} tokens")
+
+
+def _optional_shapes(
+    geometry: StackGeometry, rows: int, length: int, entries: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what some layers have."""
+    g = geometry
+    return {
+        "latent": (rows, entries, g.head_dim),
+        "entries": (rows, entries, g.head_dim),
+        "index_keys": (rows, entries, g.index_head_dim),
+        "index_q": (rows, length, g.index_heads, g.index_head_dim),
+        "scores": (rows, length, entries),
+        "block_scores": (rows, length, _blocks(g, entries)),
+        "candidates": (rows, length, entries),
+        "y_prefill_then_decode": (rows, length, g.hidden),
+    }
+
+
+def _blocks(geometry: StackGeometry, entries: int) -> int:
+    size = geometry.candidate_block_size
+    return -(-entries // size) if size else 0
 
 
 def check_stack_core(figures: StackFigures, attend: Callable[..., Tensor]) -> float:
@@ -241,7 +306,7 @@ def _block_scores(trace: LayerTrace, figures: StackFigures, entries: int) -> Ten
     if not size:
         return torch.zeros(0, dtype=torch.float64)
     scores = [dict(enumerate(query.blocks.scores if query.blocks else [])) for query in trace.queries]
-    return _rows(scores, math.ceil(entries / size), -math.inf)
+    return _rows(scores, _blocks(figures.geometry, entries), -math.inf)
 
 
 def _distance(ours: Tensor, recorded: Tensor) -> float:

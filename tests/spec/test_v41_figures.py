@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stack_rules import RULES
 from stacks import VECTORS
+from torch import Tensor
 
 from csa_spec.candidates import dense
 from csa_spec.spec import Document
@@ -140,6 +144,46 @@ def test_an_impossible_stack_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps(index[1:]), encoding="utf-8")
     with pytest.raises(VectorsError, match="impossible geometry: layer 1 has the ratio 2 but no owner"):
         list(check_vectors(tmp_path))
+
+
+INDEX_OF_CANDIDATES = next(entry for entry in INDEX if entry["file"] == "ratio1_candidates.safetensors")
+NUMBERS = [f"geometry {name}" for name in INDEX_OF_CANDIDATES["geometry"]] + [
+    f"yarn {name}" for name in INDEX_OF_CANDIDATES["geometry"]["yarn"]
+]
+
+
+@pytest.mark.parametrize("damaged", [10**400, 10**30, -1, math.nan, "abc", [None], {}], ids=str)
+@pytest.mark.parametrize("field", NUMBERS)
+def test_a_damaged_geometry_is_refused_or_another_one(tmp_path: Path, field: str, damaged: object) -> None:
+    """Whatever it holds, no other exception comes out."""
+    entry = json.loads(json.dumps({**INDEX_OF_CANDIDATES, "cases": INDEX_OF_CANDIDATES["cases"][:1]}))
+    place, name = field.split()
+    (entry["geometry"] if place == "geometry" else entry["geometry"]["yarn"])[name] = damaged
+    (tmp_path / "index.json").write_text(json.dumps([entry]), encoding="utf-8")
+    shutil.copyfile(VECTORS / entry["file"], tmp_path / entry["file"])
+    with suppress(VectorsError):
+        next(check_vectors(tmp_path))
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "no numbers": lambda tensor: tensor.to(torch.complex64),
+    "a row fewer": lambda tensor: tensor[:0],
+    "no dimensions": lambda tensor: tensor.flatten(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_damaged_tensors_are_refused(tmp_path: Path, change: str) -> None:
+    """Those that every layer has, and those that some have."""
+    entry = {**INDEX_OF_CANDIDATES, "cases": INDEX_OF_CANDIDATES["cases"][:1]}
+    (tmp_path / "index.json").write_text(json.dumps([entry]), encoding="utf-8")
+    tensors = load_file(VECTORS / entry["file"])
+    names = {name.split(".", 2)[-1]: name for name in tensors if name.startswith("case0.")}
+    assert {"x", "y", "core.idx", "entries", "scores", "block_scores", "candidates", "picks"} <= set(names)
+    for name in names.values():
+        save_file({**tensors, name: CHANGES[change](tensors[name]).contiguous()}, tmp_path / entry["file"])
+        with pytest.raises(VectorsError, match=name):
+            list(check_vectors(tmp_path))
 
 
 def _copy_without(folder: Path, name: str) -> None:
