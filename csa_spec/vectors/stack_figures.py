@@ -58,9 +58,10 @@ def recorded_yarn(recorded: object) -> Yarn | None:
         return None
     if not isinstance(recorded, Mapping):
         raise TypeError(f"yarn is {shown(recorded)}, not an object")
-    numbers = {name: real(f"yarn.{name}", value) for name, value in recorded.items()}
-    length = numbers.pop("original_max_position", None)
-    return Yarn(**numbers) if length is None else Yarn(**numbers, original_max_position=_whole(length))
+    numbers: dict[str, Any] = {name: real(f"yarn.{name}", value) for name, value in recorded.items()}
+    if "original_max_position" in numbers:
+        numbers["original_max_position"] = _whole(numbers["original_max_position"])
+    return Yarn(**numbers)
 
 
 def _whole(number: float) -> int:
@@ -79,7 +80,7 @@ def stack_geometry(recorded: Mapping[str, Any]) -> StackGeometry:
     """
     fields = dict(recorded)
     constants = {"rope_theta": "theta", "compress_rope_theta": "compress_theta", "norm_eps": "norm_eps"}
-    numbers = {ours: real(theirs, fields.pop(theirs)) for ours, theirs in constants.items()}
+    numbers: dict[str, Any] = {ours: real(theirs, fields.pop(theirs)) for ours, theirs in constants.items()}
     yarn = recorded_yarn(fields.pop("yarn"))
     return StackGeometry(top_k=fields.pop("topk"), yarn=yarn, **numbers, **fields)
 
