@@ -160,8 +160,8 @@ def measure(command: Command, nth: int = 1) -> list[Measured]:
     return [*chain(*command.do(tasks))]
 
 
-def page(measured: Sequence[Measured], command: Command) -> str:
-    """Return the page."""
+def page(measured: Sequence[Measured], command: Command, nth: int = 1) -> str:
+    """Return the page, of every n-th bug."""
     failed = [one for one in measured if one.check]
     certain = [one for one in failed if one.held_out.certainty is Certainty.CERTAIN]
     likely = [one for one in failed if one.held_out.names and one not in certain]
@@ -171,7 +171,7 @@ def page(measured: Sequence[Measured], command: Command) -> str:
         f"specification, on at least {CERTAIN} of them, where no other bug does. Of several that do it says so. "
         f"Of one that agrees on at least {SHARE:.0%} of the cases, two or more, it says *resembles*; of others, "
         "nothing.",
-        f"{_which(command.options.nth)} was plugged in as a black box that shows its output alone, and made small: "
+        f"{_which(nth)} was plugged in as a black box that shows its output alone, and made small: "
         f"{_share([one for one in failed if one.known.first == one.title], failed)} "
         f"bugs are what the diagnosis names first; {_with_certainty(failed)} alone and with certainty. "
         "The others:",
@@ -195,7 +195,7 @@ def _share(some: Sequence[Any], of: Sequence[Any]) -> str:
 
 
 def _which(nth: int) -> str:
-    return "Every bug of the catalogue" if nth == 1 else f"One bug in {nth} of the catalogue"
+    return "Each bug of the catalogue" if nth == 1 else f"One bug in {nth} of the catalogue"
 
 
 def _with_certainty(failed: Sequence[Measured]) -> str:
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = read_command("names", options, arguments)
     measured = measure(command, command.options.nth)
     print(*map(details, measured), sep="\n")
-    command.finish(page(measured, command))
+    command.finish(page(measured, command, command.options.nth))
 
 
 if __name__ == "__main__":
