@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from csa_spec.spec.geometry import Geometry, LayerKind
+
+if TYPE_CHECKING:
+    from csa_spec.spec.v41.geometry import StackGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +84,30 @@ class LayerWeights:
                 tensors["indexer.weights_proj"],
                 _compressor(tensors, "indexer.compressor."),
             )
-        own = {name: tensors[name] for name in _OWN}
+        own = {name: tensors[name] for name in OWN}
         return cls(**own, compressor=compressor, indexer=indexer)
 
 
-_OWN = ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b", "attn_sink")
+OWN = ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b", "attn_sink")
+"""What every layer has, also in V4.1"""
 
 
 def weight_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of a layer by its official name."""
+    g, shapes = geometry, own_shapes(geometry)
+    if g.kind is not LayerKind.SLIDING:
+        shapes |= compressor_shapes("compressor.", g, g.head_dim)
+    if g.kind is LayerKind.CSA:
+        shapes["indexer.wq_b"] = (g.index_heads * g.index_head_dim, g.q_lora_rank)
+        shapes["indexer.weights_proj"] = (g.index_heads, g.hidden)
+        shapes |= compressor_shapes("indexer.compressor.", g, g.index_head_dim)
+    return shapes
+
+
+def own_shapes(geometry: Geometry | StackGeometry) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that every layer has, also in V4.1, by their official names."""
     g = geometry
-    shapes: dict[str, tuple[int, ...]] = {
+    return {
         "wq_a": (g.q_lora_rank, g.hidden),
         "q_norm": (g.q_lora_rank,),
         "wq_b": (g.heads * g.head_dim, g.q_lora_rank),
@@ -100,13 +117,6 @@ def weight_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
         "wo_b": (g.hidden, g.o_groups * g.o_lora_rank),
         "attn_sink": (g.heads,),
     }
-    if g.kind is not LayerKind.SLIDING:
-        shapes |= compressor_shapes("compressor.", g, g.head_dim)
-    if g.kind is LayerKind.CSA:
-        shapes["indexer.wq_b"] = (g.index_heads * g.index_head_dim, g.q_lora_rank)
-        shapes["indexer.weights_proj"] = (g.index_heads, g.hidden)
-        shapes |= compressor_shapes("indexer.compressor.", g, g.index_head_dim)
-    return shapes
 
 
 def compressor_shapes(prefix: str, geometry: Geometry, dim: int) -> dict[str, tuple[int, ...]]:

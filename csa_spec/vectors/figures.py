@@ -31,6 +31,7 @@ from csa_spec.spec import (
 from csa_spec.spec.v41 import STACK_SPEC, StackSpec
 from csa_spec.vectors.files import INDEX, VectorsError, read_tensors
 from csa_spec.vectors.stack_figures import (
+    DECODED,
     INTEGERS,
     StackFigures,
     check_stack,
@@ -46,9 +47,6 @@ TOLERANCE = 2e-5
 """Absolute. The figures are float32 runs of the official code; a float64 evaluation of the same formulas is
 closer to them than this."""
 
-
-DECODED = "y_prefill_then_decode"
-"""Tensor of a case that need not be there: its output, where it was made step by step."""
 
 STAGE = "attend"
 """The stage of candidates that can be compared with the figures."""

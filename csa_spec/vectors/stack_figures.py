@@ -27,6 +27,8 @@ from csa_spec.spec.v41 import (
 )
 from csa_spec.spec.v41.roles import entry_source
 
+DECODED = "y_prefill_then_decode"
+"""Tensor of a case that need not be there: its output, where it was made step by step."""
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 
@@ -145,8 +147,8 @@ def require_figures(figures: StackFigures) -> None:
         "core.q": heads,
         "core.o": heads,
     }
-    for layer, ratio in enumerate(g.compress_ratios):
-        optional = _optional_shapes(g, rows, length, length // ratio if ratio else 0)
+    for layer in range(g.layers):
+        optional = _optional_shapes(g, rows, length, _entries(g, layer, length))
         for name, shape in (shapes | optional).items():
             where, recorded = f"case{figures.case}.layer{layer}.{name}", figures.layer(layer, name)
             if recorded is None and name in optional:
@@ -180,8 +182,14 @@ def _optional_shapes(
         "scores": (rows, length, entries),
         "block_scores": (rows, length, _blocks(g, entries)),
         "candidates": (rows, length, entries),
-        "y_prefill_then_decode": (rows, length, g.hidden),
+        DECODED: (rows, length, g.hidden),
     }
+
+
+def _entries(geometry: StackGeometry, layer: int, length: int) -> int:
+    """Return how many entries a layer reads at the end of a document."""
+    ratio = geometry.compress_ratios[layer]
+    return length // ratio if ratio else 0
 
 
 def _blocks(geometry: StackGeometry, entries: int) -> int:
@@ -244,7 +252,7 @@ def _stages(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield name, ours and the recorded figure of each stage that was recorded of a layer."""
     context, queries = trace.context, trace.queries
-    length, entries = len(queries), _entries_read(trace, figures)
+    length, entries = len(queries), _entries(figures.geometry, layer, len(queries))
     nothing = context.hidden.new_zeros(0)
     ours = {
         "y": trace.out,
@@ -283,14 +291,9 @@ def _stages(
 
 def _decoded(out: Tensor, figures: StackFigures, row: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     for layer in range(figures.geometry.layers):
-        recorded = figures.layer(layer, "y_prefill_then_decode")
+        recorded = figures.layer(layer, DECODED)
         if recorded is not None:
             yield "decode", out[layer], recorded[row]
-
-
-def _entries_read(trace: LayerTrace, figures: StackFigures) -> int:
-    ratio = figures.geometry.compress_ratios[trace.context.layer]
-    return len(trace.queries) // ratio if ratio else 0
 
 
 def _rows(rows: list[dict[int, Any]], columns: int, fill: float) -> Tensor:
@@ -303,9 +306,6 @@ def _rows(rows: list[dict[int, Any]], columns: int, fill: float) -> Tensor:
 
 
 def _block_scores(trace: LayerTrace, figures: StackFigures, entries: int) -> Tensor:
-    size = figures.geometry.candidate_block_size
-    if not size:
-        return torch.zeros(0, dtype=torch.float64)
     scores = [dict(enumerate(query.blocks.scores if query.blocks else [])) for query in trace.queries]
     return _rows(scores, _blocks(figures.geometry, entries), -math.inf)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from csa_spec.spec.v41.geometry import StackGeometry
 from csa_spec.spec.v41.roles import LayerRole, layer_role
+from csa_spec.spec.weights import OWN, own_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,8 @@ class StackLayerWeights:
                 tensors.get("indexer.wk"),
                 tensors.get("indexer.k_norm"),
             )
-        own = {name: tensors[name] for name in _OWN}
+        own = {name: tensors[name] for name in OWN}
         return cls(**own, compressor=compressor, indexer=indexer)
-
-
-_OWN = ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b", "attn_sink")
 
 
 def stack_weights(
@@ -113,17 +111,7 @@ def stack_weights(
 
 def stack_weight_shapes(geometry: StackGeometry, layer: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of a layer by its official name."""
-    g, role = geometry, layer_role(geometry, layer)
-    shapes: dict[str, tuple[int, ...]] = {
-        "wq_a": (g.q_lora_rank, g.hidden),
-        "q_norm": (g.q_lora_rank,),
-        "wq_b": (g.heads * g.head_dim, g.q_lora_rank),
-        "wkv": (g.head_dim, g.hidden),
-        "kv_norm": (g.head_dim,),
-        "wo_a": (g.o_groups * g.o_lora_rank, g.heads * g.head_dim // g.o_groups),
-        "wo_b": (g.hidden, g.o_groups * g.o_lora_rank),
-        "attn_sink": (g.heads,),
-    }
+    g, role, shapes = geometry, layer_role(geometry, layer), own_shapes(geometry)
     if role is LayerRole.OWNER:
         shapes |= {"compressor.wkv": (g.head_dim, g.hidden), "compressor.norm": (g.head_dim,)}
         shapes |= {"indexer.wk": (g.index_head_dim, g.head_dim), "indexer.k_norm": (g.index_head_dim,)}
